@@ -1,0 +1,57 @@
+"""The command ``nullsmtpd``: from the shell to the server and back to an exit status."""
+
+# Before anything else is imported: the event loop takes a tenth of a second to load, and until then the default action
+# of SIGTERM would end us with a status that is not 0, or, as process 1 of a container, be lost. `_signal` and `posix`
+# are built in; the `signal` module that wraps the former is slow to load itself.
+import _signal  # type: ignore[import-not-found] # typeshed leaves it out
+import os
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    os._exit(0)
+
+
+_signal.signal(_signal.SIGTERM, _end_at_once)
+_signal.signal(_signal.SIGINT, _end_at_once)
+_signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
+
+import sys  # noqa: E402 - the handlers come first, see above
+
+from nullsmtpd import __version__  # noqa: E402
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command with the arguments and the environment of this process; return its exit status."""
+    from nullsmtpd.options import UsageError, help_text, parse_options
+
+    arguments = sys.argv[1:]
+    if "--help" in arguments:
+        sys.stdout.write(help_text())
+        return 0
+    if "--version" in arguments:
+        sys.stdout.write(f"nullsmtpd {__version__}\n")
+        return 0
+    try:
+        options = parse_options(arguments, os.environ)
+    except UsageError as error:
+        return _fail(2, error)
+
+    from nullsmtpd.listeners import ListenError
+    from nullsmtpd.server import serve
+
+    try:
+        serve(options)
+    except ListenError as error:
+        return _fail(1, error)
+    return 0
+
+
+def _fail(status: int, error: Exception) -> int:
+    sys.stderr.write(f"nullsmtpd: {error}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

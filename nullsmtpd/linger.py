@@ -1,0 +1,183 @@
+"""Which answered connections are kept half-closed, for how long, and how they are let go.
+
+A client that spoke before it was answered must not be reset before it has read the line, so a descriptor stays open
+after the FIN until the client has closed too, or its time is up. No socket here is registered with the event loop:
+arrival order is deadline order, so two queues and one timer do.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from socket import SocketType
+
+from nullsmtpd.counters import Counters
+from nullsmtpd.drain import Drains
+from nullsmtpd.tcp import is_finished
+
+__all__ = ["FIRST_LOOK", "Lingering"]
+
+#: Seconds after which one client that is still there no longer stands for those behind it. Most clients finish one
+#: round trip after the line, in the order in which they came, so the oldest is asked first and its "not yet" is taken
+#: for the others' too; 0.25 s covers a round trip around the Earth.
+FIRST_LOOK = 0.25
+
+# At once out of the receive queue of a socket that is to be closed: as much as a default window holds.
+_UNREAD = 1 << 16
+
+Batch = list[SocketType]
+
+
+class Lingering:
+    """The half-closed sockets, in batches of one accept burst each: ``(time of arrival, sockets)``.
+
+    ``seconds``: how long a client may take; 0 closes at once. ``limit``: how many sockets there may be, drained ones
+    included. ``drains`` takes over a socket whose client is still sending when its time is up.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, counters: Counters, drains: Drains, seconds: float, limit: int
+    ) -> None:
+        """Keep nothing yet."""
+        self.limit = limit
+        self._loop = loop
+        self._counters = counters
+        self._drains = drains
+        self._seconds = seconds
+        self._first_look = min(FIRST_LOOK, seconds)
+        self._count = 0
+        self._fresh: deque[tuple[float, Batch]] = deque()  # not looked at yet
+        self._slow: deque[tuple[float, Batch]] = deque()  # looked at once and still open; older than every fresh one
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Return how many sockets linger now."""
+        return self._count
+
+    def add(self, batch: Batch) -> None:
+        """Keep a burst of connections that were answered and half-closed just now."""
+        if self._seconds == 0:
+            for connection in batch:
+                connection.close()
+            return
+        self._count += len(batch)
+        self._fresh.append((self._loop.time(), batch))
+        self.let_go()
+
+    def make_room(self, wanted: int) -> int:
+        """Return how many of ``wanted`` further sockets may be added, at least one: the oldest make room for them."""
+        wanted = max(1, min(wanted, self.limit // 2))
+        if self._excess(wanted) > 0:
+            self._look_at_fresh(everything=True)
+            while (excess := self._excess(wanted)) > 0 and (queue := self._slow or self._fresh):
+                arrival, batch = queue.popleft()
+                if len(batch) > excess:
+                    queue.appendleft((arrival, batch[excess:]))
+                self._counters.cut_short += len(batch[:excess])
+                self._close(batch[:excess])
+        return wanted
+
+    def shed(self) -> None:
+        """Close the older half of what lingers: descriptors or memory have run out."""
+        for queue in (self._slow, self._fresh):
+            for _ in range((len(queue) + 1) // 2):
+                batch = queue.popleft()[1]
+                self._counters.cut_short += len(batch)
+                self._close(batch)
+
+    def let_go(self) -> None:
+        """Close what has finished and what has had its time; called with every burst, and by the timer in between."""
+        self._look_at_fresh()
+        horizon = self._loop.time() - self._seconds
+        while self._slow and self._slow[0][0] <= horizon:
+            self._expire(self._slow.popleft()[1])
+        if self._timer is None and (oldest := self._next_due()) is not None:
+            self._timer = self._loop.call_at(oldest, self._on_timer)
+
+    def look_at_all(self) -> None:
+        """Close every connection whose client has finished, however young."""
+        self._look_at_fresh(everything=True)
+        slow, self._slow = self._slow, deque()
+        for arrival, batch in slow:
+            if unfinished := self._close_finished(batch):
+                self._slow.append((arrival, unfinished))
+
+    def close_all(self) -> None:
+        """Close everything, unread input read first; the timer is stopped."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for queue in (self._slow, self._fresh):
+            while queue:
+                self._close(queue.popleft()[1])
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.let_go()
+
+    def _next_due(self) -> float | None:
+        due = [self._fresh[0][0] + self._first_look] if self._fresh else []
+        if self._slow:
+            due.append(self._slow[0][0] + self._seconds)
+        return min(due, default=None)
+
+    def _excess(self, wanted: int) -> int:
+        return self._count + len(self._drains) + wanted - self.limit
+
+    def _look_at_fresh(self, *, everything: bool = False) -> None:
+        horizon = self._loop.time() - self._first_look
+        while self._fresh:
+            arrival, batch = self._fresh[0]
+            if everything or arrival <= horizon:
+                del self._fresh[0]
+                if unfinished := self._close_finished(batch):
+                    self._slow.append((arrival, unfinished))
+            elif self._close_leading(batch):
+                del self._fresh[0]
+            else:
+                return
+
+    def _close_leading(self, batch: Batch) -> bool:
+        """Close the finished connections up to the first that is not; tell whether that was all of them."""
+        finished = 0
+        for connection in batch:
+            if not is_finished(connection):
+                break
+            connection.close()
+            finished += 1
+        del batch[:finished]
+        self._count -= finished
+        return not batch
+
+    def _close_finished(self, batch: Batch) -> Batch:
+        """Close the finished connections; return the others."""
+        unfinished = []
+        for connection in batch:
+            if is_finished(connection):
+                connection.close()
+            else:
+                unfinished.append(connection)
+        self._count -= len(batch) - len(unfinished)
+        return unfinished
+
+    def _expire(self, batch: Batch) -> None:
+        for connection in self._close_finished(batch):
+            if not _read_unread(connection):
+                connection.close()
+            elif not self._drains.take(connection):
+                # Every drain is taken: a further round of lingering, if the queue is long enough for it.
+                self._fresh.append((self._loop.time(), [connection]))
+                continue
+            self._count -= 1
+
+    def _close(self, batch: Batch) -> None:
+        for connection in batch:
+            _read_unread(connection)
+            connection.close()
+        self._count -= len(batch)
+
+
+def _read_unread(connection: SocketType) -> bool:
+    """Empty the receive queue, or a window's worth of it, so that close() sends no RST; tell whether it held any."""
+    try:
+        return bool(connection.recv(_UNREAD, socket.MSG_DONTWAIT))
+    except OSError:
+        return False

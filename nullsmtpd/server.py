@@ -1,0 +1,106 @@
+"""One process from start to end: descriptors, signals, sockets, and what is in between left to the responders."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+
+import uvloop
+
+from nullsmtpd.counters import Counters
+from nullsmtpd.drain import MAX_DRAINS, Drains
+from nullsmtpd.linger import Lingering
+from nullsmtpd.listeners import bind, format_address
+from nullsmtpd.log import log
+from nullsmtpd.options import Options
+from nullsmtpd.responder import Responder
+
+__all__ = ["serve"]
+
+#: Descriptors left alone for what is not a client: the event loop's own, a log that is reopened, a resolver.
+SPARE_DESCRIPTORS = 8
+
+#: Seconds between two looks at the remaining clients while the server ends.
+END_TICK = 0.01
+
+
+def serve(options: Options) -> None:
+    """Answer until SIGTERM or SIGINT. Raises `nullsmtpd.listeners.ListenError` when it cannot begin."""
+    loop = uvloop.new_event_loop()
+    loop.run_until_complete(_Server(loop, options).run())
+
+
+class _Server:
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: Options) -> None:
+        self._loop = loop
+        self._options = options
+        self._counters = Counters()
+        self._end = asyncio.Event()
+        self._drains = Drains(loop, self._counters, MAX_DRAINS)
+        self._lingering = Lingering(loop, self._counters, self._drains, options.linger, options.max_lingering)
+
+    async def run(self) -> None:
+        # Before the sockets: from listen(2) on, no signal may end the process with clients in the backlog.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_end_signal)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._log_stats)
+        listeners = [listener for address in self._options.listen for listener in bind(address, self._options.backlog)]
+        self._fit_into_descriptors()
+        responders = [
+            Responder(self._loop, listener, self._options.reply, self._counters, self._lingering)
+            for listener in listeners
+        ]
+        for responder, listener in zip(responders, listeners, strict=True):
+            responder.start()
+            log("listening", address=_own_address(listener))
+        await self._end.wait()
+        for responder in responders:
+            await responder.stop()
+        await self._let_clients_finish()
+        self._log_stats()
+
+    async def _let_clients_finish(self) -> None:
+        """Wait until the lingering and draining clients have closed, at most for the linger time."""
+        last = self._loop.time() + self._options.linger
+        while self._loop.time() < last and (self._lingering or self._drains):
+            self._lingering.look_at_all()
+            await asyncio.sleep(END_TICK)
+        self._lingering.close_all()
+
+    def _fit_into_descriptors(self) -> None:
+        """Raise the soft limit of open files to the hard one, and lower what may linger to what that leaves."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        left = max(1, soft - _open_descriptors() - SPARE_DESCRIPTORS)
+        wanted = self._lingering.limit
+        if soft != resource.RLIM_INFINITY and left < wanted:
+            self._lingering.limit = left
+            log("max-lingering-lowered", wanted=wanted, to=left, because=f"at most {soft} files may be open")
+        self._drains.limit = min(MAX_DRAINS, self._lingering.limit // 4)
+
+    def _on_end_signal(self) -> None:
+        if self._end.is_set():  # the second one: no more patience
+            self._log_stats()
+            os._exit(0)
+        self._end.set()
+
+    def _log_stats(self) -> None:
+        log("stats", lingering=len(self._lingering), draining=len(self._drains), **self._counters.fields())
+
+
+def _own_address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return format_address(host, port)
+
+
+def _open_descriptors() -> int:
+    directory = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+    try:
+        return len(os.listdir(directory))
+    except OSError:
+        return 16  # a process with a loop and some listeners; SPARE_DESCRIPTORS covers a mistake
