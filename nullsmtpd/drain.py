@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import socket
 from socket import SocketType
+from typing import cast
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.replies import REPLY
@@ -66,16 +67,15 @@ class DrainProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say the reply and its FIN; begin to drain if there is room."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        with contextlib.suppress(OSError, RuntimeError):
+        stream = self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
+        with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
             if self._reply:
-                transport.write(self._reply)
-                if transport.can_write_eof():
-                    transport.write_eof()
+                stream.write(self._reply)
+                if stream.can_write_eof():
+                    stream.write_eof()
         if self not in self._drains:
             if len(self._drains) >= self._max_drains:
-                transport.close()
+                stream.close()
                 return
             self._drains.add(self)
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._cut_off)

@@ -120,12 +120,11 @@ def _bind_all(address: Address, backlog: int) -> list[socket.socket]:
 
 
 def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, str]]:
+    if host is None:
+        return [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]  # noqa: S104 - what :PORT asks for
     # As octets: a str would be encoded as an IDN, which loads half a megabyte of tables.
-    found = socket.getaddrinfo(
-        host.encode("ascii") if host else None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    addresses = dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found)
-    return sorted(addresses, key=lambda found: found[0] != socket.AF_INET)
+    found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
 
 
 def _listen(family: socket.AddressFamily, host: str, port: int, backlog: int) -> socket.socket:

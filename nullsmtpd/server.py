@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import sys
+from typing import Any
 
 import uvloop
 
@@ -30,6 +31,7 @@ END_TICK = 0.01
 def serve(options: Options) -> None:
     """Answer until SIGTERM or SIGINT. Raises `nullsmtpd.listeners.ListenError` when it cannot begin."""
     loop = uvloop.new_event_loop()
+    loop.set_exception_handler(_on_internal_error)
     loop.run_until_complete(_Server(loop, options).run())
 
 
@@ -91,6 +93,11 @@ class _Server:
 
     def _log_stats(self) -> None:
         log("stats", lingering=len(self._lingering), draining=len(self._drains), **self._counters.fields())
+
+
+def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log a mistake of ours in one line; the next client is served all the same."""
+    log("internal-error", message=context.get("message"), exception=repr(context.get("exception")))
 
 
 def _own_address(listener: socket.socket) -> str:

@@ -1,0 +1,92 @@
+import errno
+import socket
+import sys
+
+import pytest
+
+from nullsmtpd import listeners
+from nullsmtpd.listeners import Address, ListenError, bind
+
+
+def closed(sockets: list[socket.socket]) -> list[tuple[str, int]]:
+    """Close the sockets and return where they listened."""
+    addresses = [listener.getsockname()[:2] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return addresses
+
+
+def test_all_addresses_share_one_port_in_both_families() -> None:
+    """ ":0" takes a port that is free in both families, IPv4 first."""
+    (v4, v4_port), (v6, v6_port) = closed(bind(Address(None, 0), 16))
+    assert (v4, v6) == ("0.0.0.0", "::")  # noqa: S104
+    assert v4_port == v6_port != 0
+
+
+def test_a_host_without_ipv6_is_no_error_for_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ ":PORT" takes the families that there are; an IPv6 address asked for by name is an error."""
+    real = socket.socket
+
+    def without_ipv6(family: int = -1, *rest: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, *rest)
+
+    monkeypatch.setattr(listeners.socket, "socket", without_ipv6)  # type: ignore[attr-defined]
+    assert [host for host, _ in closed(bind(Address(None, 0), 16))] == ["0.0.0.0"]  # noqa: S104
+    with pytest.raises(ListenError, match=r"--listen \[::1\]:0: Address family not supported"):
+        bind(Address("::1", 0), 16)
+
+
+def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel chose for IPv4 may be taken in IPv6; the next choice is tried, and nothing stays bound."""
+    real_listen, refusals = listeners._listen, []
+
+    def taken_once(family: socket.AddressFamily, host: str, port: int, backlog: int) -> socket.socket:
+        if family == socket.AF_INET6 and not refusals:
+            refusals.append(port)
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        return real_listen(family, host, port, backlog)
+
+    monkeypatch.setattr(listeners, "_listen", taken_once)
+    assert len(closed(bind(Address(None, 0), 16))) == 2
+    assert len(refusals) == 1
+    closed(bind(Address(None, refusals[0]), 16))
+
+
+def test_a_name_listens_on_each_of_its_addresses() -> None:
+    """A name is resolved once, at start; localhost is 127.0.0.1 at least."""
+    assert ("127.0.0.1") in [host for host, _ in closed(bind(Address("localhost", 0), 16))]
+
+
+def test_a_taken_port_says_so_and_leaves_nothing_bound() -> None:
+    """The message names the address, the reason and the way out."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"--listen 127\.0\.0\.1:{port}: Address already in use; .*another port"):
+            bind(Address("127.0.0.1", port), 16)
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    """192.0.2.1 (RFC 5737) belongs to nobody."""
+    with pytest.raises(ListenError, match=r"--listen 192\.0\.2\.1:0: .*this host does not have that address"):
+        bind(Address("192.0.2.1", 0), 16)
+
+
+def test_a_name_that_does_not_resolve_is_refused() -> None:
+    """The domain .invalid (RFC 6761) resolves nowhere."""
+    with pytest.raises(ListenError, match=r"--listen nowhere\.invalid:0: .*give a name that resolves"):
+        bind(Address("nowhere.invalid", 0), 16)
+
+
+def test_listeners_are_non_blocking_apart_by_family_and_corked() -> None:
+    """IPv6 does not take IPv4's connections; line and FIN will share a segment (Linux)."""
+    sockets = bind(Address(None, 0), 16)
+    try:
+        for listener in sockets:
+            assert listener.getblocking() is False
+            if sys.platform == "linux":
+                assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+        assert sockets[1].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    finally:
+        closed(sockets)
