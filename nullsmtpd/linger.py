@@ -87,8 +87,8 @@ class Lingering:
     def let_go(self) -> None:
         """Close what has finished and what has had its time; called with every burst, and by the timer in between."""
         self._look_at_fresh()
-        horizon = self._loop.time() - self._seconds
-        while self._slow and self._slow[0][0] <= horizon:
+        now = self._loop.time()
+        while self._slow and self._slow[0][0] + self._seconds <= now:
             self._expire(self._slow.popleft()[1])
         if self._timer is None and (oldest := self._next_due()) is not None:
             self._timer = self._loop.call_at(oldest, self._on_timer)
@@ -123,10 +123,10 @@ class Lingering:
         return self._count + len(self._drains) + wanted - self.limit
 
     def _look_at_fresh(self, *, everything: bool = False) -> None:
-        horizon = self._loop.time() - self._first_look
+        now = self._loop.time()
         while self._fresh:
             arrival, batch = self._fresh[0]
-            if everything or arrival <= horizon:
+            if everything or arrival + self._first_look <= now:
                 del self._fresh[0]
                 if unfinished := self._close_finished(batch):
                     self._slow.append((arrival, unfinished))

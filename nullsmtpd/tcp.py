@@ -51,22 +51,20 @@ def waiting(listener: socket.socket, otherwise: int) -> int:
     return count
 
 
-if sys.platform == "linux":
+def is_finished(connection: SocketType) -> bool:
+    """Tell whether the client of a half-closed connection has closed its side too, or reset it."""
+    if sys.platform != "linux":
+        return _has_closed(connection)
+    return connection.getsockopt(_IPPROTO_TCP, _TCP_INFO, 1) == _TCP_CLOSE
 
-    def is_finished(connection: SocketType) -> bool:
-        """Tell whether the client of a half-closed connection has closed its side too, or reset it."""
-        return connection.getsockopt(_IPPROTO_TCP, _TCP_INFO, 1) == _TCP_CLOSE
 
-else:
-
-    def is_finished(connection: SocketType) -> bool:
-        """Tell whether the client of a half-closed connection has closed its side too, or reset it."""
-        try:
-            return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+def _has_closed(connection: SocketType) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def refuse_handshakes(listener: socket.socket) -> None:

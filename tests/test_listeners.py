@@ -17,14 +17,14 @@ def closed(sockets: list[socket.socket]) -> list[tuple[str, int]]:
 
 
 def test_all_addresses_share_one_port_in_both_families() -> None:
-    """ ":0" takes a port that is free in both families, IPv4 first."""
+    """Port 0 of all addresses is one that is free in both families, IPv4 first."""
     (v4, v4_port), (v6, v6_port) = closed(bind(Address(None, 0), 16))
     assert (v4, v6) == ("0.0.0.0", "::")  # noqa: S104
     assert v4_port == v6_port != 0
 
 
 def test_a_host_without_ipv6_is_no_error_for_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ ":PORT" takes the families that there are; an IPv6 address asked for by name is an error."""
+    """All addresses are those of the families that there are; an IPv6 address asked for by name is an error."""
     real = socket.socket
 
     def without_ipv6(family: int = -1, *rest: int) -> socket.socket:
@@ -40,7 +40,8 @@ def test_a_host_without_ipv6_is_no_error_for_all_addresses(monkeypatch: pytest.M
 
 def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel chose for IPv4 may be taken in IPv6; the next choice is tried, and nothing stays bound."""
-    real_listen, refusals = listeners._listen, []
+    real_listen = listeners._listen
+    refusals: list[int] = []
 
     def taken_once(family: socket.AddressFamily, host: str, port: int, backlog: int) -> socket.socket:
         if family == socket.AF_INET6 and not refusals:
