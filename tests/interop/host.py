@@ -1,0 +1,30 @@
+"""The host that receives no mail: a nullsmtpd on port 25 of a network."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from conftest import Daemon
+from network import Network
+
+__all__ = ["refusing_host"]
+
+
+@contextlib.contextmanager
+def refusing_host(network: Network, directory: Path, mode: str = "close") -> Iterator[Daemon]:
+    """Run nullsmtpd in this mode as the MX of a network, its log in ``directory``."""
+    command = [*network.receiving_prefix, sys.executable, "-m", "nullsmtpd", "--listen", network.listen]
+    if mode != "close":  # the default is asked for by saying nothing, as its users do
+        command += ["--mode", mode]
+    log_path = directory / "nullsmtpd.log"
+    own = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
+    with log_path.open("wb") as log, subprocess.Popen(command, stderr=log, env=own) as process:
+        try:
+            daemon = Daemon(process, log_path)
+            daemon.wait_for(daemon.addresses, "a listening line")
+            yield daemon
+        finally:
+            process.kill()

@@ -1,0 +1,70 @@
+"""Real senders, each with one real message for a host where nullsmtpd answers.
+
+RFC 7504 §3 leaves to the sender what it makes of 521 at connection opening; these tests say what each one does, judged
+by its own log, its queue and the mailbox of the message's author. The README's table is the same records: see table.py.
+"""
+
+import pytest
+from attempt import TEXT, attempt
+from conftest import require_root, require_tools
+from network import NULL_MX
+from senders import CLIENTS, RELAYS, Client, Relay, Verdict
+
+_EXPECTED = {
+    "Postfix": Verdict.DEFERRED,
+    "Postfix, `smtp_skip_5xx_greeting=no`": Verdict.BOUNCED,
+    "Exim": Verdict.BOUNCED,
+}
+_STATUS = {"smtplib": 1, "curl": 8, "swaks": 21}
+_SAID = {
+    "smtplib": f"smtplib.SMTPConnectError: (521, b'{TEXT}')",
+    "curl": f"< 521 {TEXT}",
+    "swaks": f"<** 521 {TEXT}",
+}
+
+_relays = pytest.mark.parametrize("relay", RELAYS, ids=lambda relay: relay.name)
+_clients = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    require_root()
+    require_tools("ip", "nsenter", "unshare", "dnsmasq")
+
+
+@pytest.fixture
+def _needs_apt() -> None:
+    require_tools("apt-get", "dpkg-query", "debconf-set-selections", "tar")
+
+
+@pytest.mark.usefixtures("_needs_apt")
+@_relays
+def test_relay_bounces_at_once_or_keeps_trying(relay: Relay) -> None:
+    """A relay bounces the message at once and shows its author the text, or defers it and shows nothing."""
+    record = attempt(relay)
+    assert record.verdict is _EXPECTED[relay.name]
+    assert record.connections == 1
+    assert TEXT in record.log
+    assert record.tells == (record.verdict is Verdict.BOUNCED)
+    assert record.sent == ["QUIT\r\n"]
+
+
+@pytest.mark.usefixtures("_needs_apt")
+@_relays
+def test_relay_does_not_connect_to_a_domain_with_a_null_mx(relay: Relay) -> None:
+    """RFC 7505 §4.1: a null MX makes a relay bounce the message without a connection to anyone."""
+    record = attempt(relay, NULL_MX)
+    assert record.verdict is Verdict.BOUNCED
+    assert (record.connections, record.sent) == (0, [])
+
+
+@_clients
+def test_client_fails_at_once_and_shows_the_text(client: Client) -> None:
+    """A client without a queue ends with an error that carries the 521 and its text."""
+    if client.name != "smtplib":
+        require_tools(client.name)
+    record = attempt(client)
+    assert record.verdict is Verdict.FAILED
+    assert record.status == _STATUS[client.name]
+    assert _SAID[client.name] in record.told
+    assert record.connections == 1
