@@ -1,0 +1,142 @@
+"""What a connection costs nullsmtpd, beside other servers that can say the same: interleaved rounds on one machine."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bench import load, machine, report, rounds, servers
+from bench.client import Plan
+from bench.rounds import Round
+from bench.spread import Spread, ratios, spread
+
+__all__ = ["Comparison", "compare", "rows_of"]
+
+HEAD = ("server", "CPU µs", "user", "system", "ratio to {}", "switches", "per second", "p50 µs", "p99 µs", "RSS", "PSS")
+
+
+class Comparison(NamedTuple):
+    """What came of it: every round of every arm, why arms are missing, and whether Ctrl-C ended it early."""
+
+    rounds: dict[str, list[Round]]
+    missing: dict[str, str]
+    interrupted: bool
+
+    def ratio(self, arm: str, base: str) -> Spread | None:
+        """Return CPU time per connection of ``arm`` in relation to ``base``, taken round by round."""
+        count = min(len(self.rounds.get(arm, ())), len(self.rounds.get(base, ())))
+        ours = [one.cpu_us for one in self.rounds.get(arm, ())][:count]
+        theirs = [one.cpu_us for one in self.rounds.get(base, ())][:count]
+        return spread(ratios(ours, theirs))
+
+    def record(self) -> dict[str, object]:
+        """Return everything as JSON has it: the summary, the ratio of every pair, and the rounds themselves."""
+        names = list(self.rounds)
+        return {
+            "interrupted": self.interrupted,
+            "missing": self.missing,
+            "arms": {name: _summary(self.rounds[name]) for name in names},
+            "cpu_ratio": {
+                name: {base: ratio._asdict() for base in names if base != name and (ratio := self.ratio(name, base))}
+                for name in names
+            },
+            "rounds": {name: [one.record() for one in self.rounds[name]] for name in names},
+        }
+
+
+def compare(names: Sequence[str], *, count: int, plan: Plan, seed: int) -> Comparison:
+    """Measure the arms of these names in ``count`` interleaved rounds of ``plan`` each, targets left out.
+
+    All servers run all the time, on the first CPU; an idle one costs nothing. The generators have the other CPUs. A
+    round before the first, a tenth as long, is not counted. Raises `RuntimeError` if a server does not come up.
+    """
+    found, missing = servers.select(list(names))
+    results: dict[str, list[Round]] = {arm.name: [] for arm in found}
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(load.generators(generator_count(), machine.other_cpus()))
+        up = [stack.enter_context(servers.running(arm, cpus=machine.server_cpus())) for arm in found]
+        warm_up = plan._replace(connections=max(plan.clients, plan.connections // 10))
+
+        def one_round(number: int, server: servers.Server) -> None:
+            report.progress(f"round {number + 1} of {count}: {server.arm.name}")
+            results[server.arm.name].append(rounds.measure(server, group, plan))
+
+        interrupted = rounds.interleave(up, 1, seed, lambda _, server: _discard(rounds.measure(server, group, warm_up)))
+        interrupted = interrupted or rounds.interleave(up, count, seed, one_round)
+    report.progress_end()
+    return Comparison(results, missing, interrupted)
+
+
+def generator_count() -> int:
+    """Return how many generator processes the other CPUs have room for; more than 8 would be for another server."""
+    return min(len(machine.other_cpus()), 8)
+
+
+def rows_of(comparison: Comparison, base: str) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the table; ``base`` is the arm that ratios refer to."""
+    rows = []
+    for name, series in comparison.rounds.items():
+        cpu, share = rounds.spread_of(series, "cpu_us"), rounds.user_share(series)
+        user = cpu.median * share if cpu and share is not None else None
+        rows.append(
+            [
+                name,
+                report.with_spread(cpu),
+                report.number(user),
+                report.number(cpu.median - user if cpu and user is not None else None),
+                report.with_spread(comparison.ratio(name, base), 2),
+                report.number(_median(series, "switches"), 3),
+                report.number(_median(series, "rate"), 0),
+                report.number(_median(series, "p50_us"), 0),
+                report.number(_median(series, "p99_us"), 0),
+                report.number(max((one.peak_rss for one in series), default=None), 0),
+                report.number(max((one.pss for one in series), default=None), 0),
+            ]
+        )
+    return [title.format(base) for title in HEAD], rows
+
+
+def bars_of(comparison: Comparison) -> list[report.Bar]:
+    """Return what the chart shows, the cheapest first."""
+    bars: list[report.Bar] = []
+    for name, series in comparison.rounds.items():
+        cpu, share = rounds.spread_of(series, "cpu_us"), rounds.user_share(series)
+        if cpu:
+            user = cpu.median * (share or 0.0)
+            bars.append((name, user, cpu.median - user, cpu))
+    return sorted(bars, key=lambda bar: bar[3].median)
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """Return what a reader of the table must know beside it."""
+    notes = [
+        "CPU: of the server, per connection; median (quartiles) of the rounds. Ratios: taken round by round.",
+        "switches: context switches per connection. Times: until the FIN. RSS: peak, PSS: highest seen; KiB.",
+    ]
+    notes += [f"missing: {name}: {why}" for name, why in comparison.missing.items()]
+    for name, series in comparison.rounds.items():
+        if lost := rounds.unanswered(series):
+            notes.append(f"{name}: {lost} of {sum(one.started for one in series)} connections got no whole line")
+    busiest = max((one.generator_cpu for series in comparison.rounds.values() for one in series), default=0.0)
+    if busiest > load.BUSY:
+        notes.append(f"rates and times: the generator was the limit in some rounds (up to {busiest:.0%} of its CPU)")
+    return notes
+
+
+def _summary(series: Sequence[Round]) -> dict[str, object]:
+    names = ("cpu_us", "switches", "rate", "p50_us", "p99_us", "peak_rss", "pss", "generator_cpu")
+    spreads = {name: rounds.spread_of(series, name) for name in names}
+    return {
+        "rounds": len(series),
+        "started": sum(one.started for one in series),
+        "unanswered": rounds.unanswered(series),
+        "user_share": rounds.user_share(series),
+    } | {name: found._asdict() if found else None for name, found in spreads.items()}
+
+
+def _median(series: Sequence[Round], name: str) -> float | None:
+    found = rounds.spread_of(series, name)
+    return found.median if found else None
+
+
+def _discard(_: object) -> None:
+    """Take a result that is not counted."""

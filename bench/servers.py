@@ -1,0 +1,308 @@
+"""The servers that are measured: how each is found, started on its own CPU, recognised as ready, and ended."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import process
+
+__all__ = ["ARMS", "BACKLOG", "LINE", "PEERS", "Arm", "MissingError", "Server", "is_there", "running", "select"]
+
+LINE = "521 Host does not accept mail"
+
+#: The default of nullsmtpd, and of every other server here, so that none is given more room than another.
+BACKLOG = 4096
+
+_PATH = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/postfix/sbin"]
+)
+_NGINX_STREAM = "/usr/lib/nginx/modules/ngx_stream_module.so"
+_CONTROL = Path(__file__).with_name("control.py")
+_CONTROL_C = Path(__file__).with_name("control.c")
+_PORTS = range(20000, 32000)  # below the kernel's default range for clients, net.ipv4.ip_local_port_range
+_PATIENCE = 20.0
+
+
+class MissingError(Exception):
+    """A server cannot be had on this machine; the message says what it would take."""
+
+
+class Arm(NamedTuple):
+    """One kind of server. ``command`` makes a command line from the ports and a directory for its files."""
+
+    name: str
+    what: str
+    command: Callable[[list[int], Path], list[str]]
+    needs: Callable[[], object] = lambda: None  # raises MissingError
+    #: Whether a child of the process that is started does the work (nginx).
+    in_child: bool = False
+    #: The process says on stdout that it is ready, and listens nowhere.
+    silent: bool = False
+
+
+class Server:
+    """A running server. ``pids`` are the processes that answer, ``family`` all of them."""
+
+    def __init__(self, arm: Arm, started: subprocess.Popen[bytes], ports: list[int], ready_ms: float) -> None:
+        """Note what `running` has started."""
+        self.arm = arm
+        self.process = started
+        self.targets = tuple(("127.0.0.1", port) for port in ports)
+        self.ready_ms = ready_ms
+        self.family = [started.pid, *process.children(started.pid)]
+        self.pids = self.family[1:] if arm.in_child else [started.pid]
+
+    def settle(self, quiet: float = 0.4, patience: float = 3.0) -> None:
+        """Wait until the number of descriptors has not changed for ``quiet`` seconds.
+
+        What closing a connection costs belongs to that connection, and nullsmtpd may take 0.25 s to look at the last.
+        """
+        deadline = time.monotonic() + patience
+        count, since = -1, time.monotonic()
+        while time.monotonic() < min(since + quiet, deadline):
+            now = process.descriptors(self.pids)
+            if now != count:
+                count, since = now, time.monotonic()
+            time.sleep(0.05)
+
+
+def _tool(name: str, package: str) -> str:
+    path = shutil.which(name, path=_PATH)
+    if path is None:
+        raise MissingError(f"no {name} (Debian package {package})")
+    return path
+
+
+def _nullsmtpd(*arguments: str) -> Callable[[list[int], Path], list[str]]:
+    def command(ports: list[int], directory: Path) -> list[str]:
+        listen = [word for port in ports for word in ("--listen", f"127.0.0.1:{port}")]
+        return [sys.executable, "-m", "nullsmtpd", *listen, *arguments]
+
+    return command
+
+
+def _control(kind: str) -> Callable[[list[int], Path], list[str]]:
+    # -P: the directory of control.py has modules of this package in it, which are none of its business.
+    def command(ports: list[int], directory: Path) -> list[str]:
+        return [sys.executable, "-P", str(_CONTROL), kind, str(ports[0]), str(BACKLOG)]
+
+    return command
+
+
+def _bare(ports: list[int], directory: Path) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", "import posix, time; posix.write(1, b'.'); time.sleep(86400)"]
+
+
+def _c(keep: int) -> Callable[[list[int], Path], list[str]]:
+    def command(ports: list[int], directory: Path) -> list[str]:
+        binary = directory / "control"
+        subprocess.run([_tool("cc", "gcc"), "-O2", "-Wall", "-o", binary, _CONTROL_C], check=True)
+        return [str(binary), str(ports[0]), str(keep), str(BACKLOG)]
+
+    return command
+
+
+def _find_nginx() -> tuple[str, str]:
+    """Return the program and the line of configuration that loads its stream module, empty if it is built in."""
+    nginx = _tool("nginx", "nginx")
+    if Path(_NGINX_STREAM).exists():
+        return nginx, f"load_module {_NGINX_STREAM};"
+    built = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=False).stderr.split()
+    if "--with-stream" not in built:
+        raise MissingError("nginx has no stream module (Debian package libnginx-mod-stream)")
+    return nginx, ""
+
+
+def _nginx(ports: list[int], directory: Path) -> list[str]:
+    nginx, load = _find_nginx()
+    configuration = directory / "nginx.conf"
+    configuration.write_text(
+        f"""{load}
+daemon off;
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log stderr;
+events {{ worker_connections 8192; multi_accept on; }}
+stream {{
+    access_log off;
+    server {{ listen 127.0.0.1:{ports[0]} backlog={BACKLOG}; return "{LINE}\\r\\n"; }}
+}}
+"""
+    )
+    return [nginx, "-p", str(directory), "-c", str(configuration)]
+
+
+def _smtp_sink(ports: list[int], directory: Path) -> list[str]:
+    switch = ["-u", "nobody"] if os.geteuid() == 0 else []
+    sink = _tool("smtp-sink", "postfix")
+    return [sink, *switch, "-f", "CONNECT", "-B", LINE, f"127.0.0.1:{ports[0]}", str(BACKLOG)]
+
+
+def _tcpserver(ports: list[int], directory: Path) -> list[str]:
+    options = ["-q", "-H", "-R", "-l0", "-c", "4096", "-b", str(BACKLOG), "-B", f"{LINE}\r\n"]
+    return [_tool("tcpserver", "ucspi-tcp"), *options, "127.0.0.1", str(ports[0]), "true"]
+
+
+def _xinetd(ports: list[int], directory: Path) -> list[str]:
+    (directory / "banner").write_text(f"{LINE}\r\n")
+    configuration = directory / "xinetd.conf"
+    configuration.write_text(
+        f"""service refuse
+{{
+    type = UNLISTED
+    socket_type = stream
+    protocol = tcp
+    bind = 127.0.0.1
+    port = {ports[0]}
+    wait = no
+    user = {os.environ.get("USER", "root") if os.geteuid() else "nobody"}
+    instances = UNLIMITED
+    cps = 100000 1
+    banner = {directory}/banner
+    server = {shutil.which("true")}
+}}
+"""
+    )
+    directory.chmod(0o755)
+    return [_tool("xinetd", "xinetd"), "-dontfork", "-f", str(configuration), "-pidfile", str(directory / "pid")]
+
+
+#: What `compare` measures, nullsmtpd first.
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("nullsmtpd", "nullsmtpd, default options", _nullsmtpd()),
+        Arm("nullsmtpd-linger0", "nullsmtpd --linger 0", _nullsmtpd("--linger", "0")),
+        Arm("nginx", "nginx stream return, one worker, multi_accept", _nginx, _find_nginx, in_child=True),
+        Arm("smtp-sink", "Postfix smtp-sink -f CONNECT -B", _smtp_sink, lambda: _tool("smtp-sink", "postfix")),
+        Arm("tcpserver", "tcpserver -B, a process a connection", _tcpserver, lambda: _tool("tcpserver", "ucspi-tcp")),
+        Arm("xinetd", "xinetd banner, a process a connection", _xinetd, lambda: _tool("xinetd", "xinetd")),
+        Arm("asyncio", "stdlib asyncio Protocol, write and close", _control("asyncio")),
+        Arm("uvloop", "uvloop Protocol, write and close", _control("uvloop")),
+        Arm("c-fifo64", "C loop, half-close, FIFO of 64", _c(64), lambda: _tool("cc", "gcc")),
+        Arm("c-fifo0", "C loop, half-close, closed at once", _c(0), lambda: _tool("cc", "gcc")),
+    )
+}
+
+#: What `footprint` measures beside nullsmtpd and nginx.
+PEERS = {
+    arm.name: arm
+    for arm in (
+        Arm("empty-uvloop", "uvloop, one listening socket, nothing else", _control("empty")),
+        Arm("python", "python3 -I -S, asleep", _bare, silent=True),
+    )
+}
+
+
+def is_there(arm: Arm) -> str | None:
+    """Return why an arm is missing on this machine, or None."""
+    try:
+        arm.needs()
+    except MissingError as missing:
+        return str(missing)
+    return None
+
+
+def select(names: list[str]) -> tuple[list[Arm], dict[str, str]]:
+    """Return the arms of these names that are here, and why the others are missing."""
+    missing = {name: why for name in names if (why := is_there(ARMS[name]))}
+    return [ARMS[name] for name in names if name not in missing], missing
+
+
+@contextlib.contextmanager
+def running(arm: Arm, *, addresses: int = 1, cpus: set[int] | None = None) -> Iterator[Server]:
+    """Start a server on ``addresses`` ports of 127.0.0.1, pinned to ``cpus``, and end it afterwards.
+
+    Raises `RuntimeError` with the server's own words if it does not come up.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        ports = _free_ports(addresses)
+        command = arm.command(ports, Path(name))
+        log_path = Path(name, "log")
+        with log_path.open("wb") as log, _pinned(cpus):
+            begun = time.perf_counter()
+            # A session of its own: Ctrl-C is for us, and we end it then.
+            started = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if arm.silent else log,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,
+            )
+        try:
+            _wait_until_ready(arm, started, ports, log_path)
+            ready_ms = (time.perf_counter() - begun) * 1000
+            yield Server(arm, started, ports, ready_ms)
+        finally:
+            _end(started)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
+
+
+@contextlib.contextmanager
+def _pinned(cpus: set[int] | None) -> Iterator[None]:
+    """Start what is started meanwhile on ``cpus``: a child inherits them, with all its threads."""
+    if cpus is None or sys.platform != "linux":
+        yield
+        return
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
+
+
+def _wait_until_ready(arm: Arm, started: subprocess.Popen[bytes], ports: list[int], log_path: Path) -> None:
+    if started.stdout is not None:
+        started.stdout.read(1)
+        return
+    deadline = time.monotonic() + _PATIENCE
+    for port in ports:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if started.poll() is not None or time.monotonic() > deadline:
+                said = log_path.read_text(errors="replace").strip()
+                raise RuntimeError(f"{arm.name} does not listen: {said[-400:] or 'no word of why'}")
+            time.sleep(0.0005)
+
+
+def _end(started: subprocess.Popen[bytes]) -> None:
+    started.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        started.wait(5)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    if started.stdout is not None:
+        started.stdout.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    ports: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError(f"not {count} free ports in {_PORTS}")
