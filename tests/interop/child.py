@@ -1,40 +1,30 @@
-"""A child process that lives as long as a block."""
+"""A child process that lives as long as a block, and no longer than this process."""
 
 import contextlib
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-__all__ = ["Child", "child"]
+__all__ = ["UNTIL_WE_END", "child"]
 
-
-class Child:
-    """A running child; ``said`` is the first line that it printed, if it was asked for one."""
-
-    def __init__(self, popen: subprocess.Popen[str], said: str) -> None:
-        self.pid = popen.pid
-        self.said = said
-        self._popen = popen
-
-    def has_ended(self) -> bool:
-        """Tell whether it is no longer running."""
-        return self._popen.poll() is not None
+#: What to put before a command that must not survive this process, not even if it is killed (setpriv(1), util-linux).
+UNTIL_WE_END = ("setpriv", "--pdeathsig", "KILL")
 
 
 @contextlib.contextmanager
-def child(command: Sequence[str], *, speaks: bool, log: IO[bytes] | None = None) -> Iterator[Child]:
-    """Start a command and kill it at the end; one that ``speaks`` is ready when it has printed a line.
+def child(command: Sequence[str], log: IO[bytes] | None = None) -> Iterator[str]:
+    """Start a command and kill it at the end; yield the line that it says when it is ready.
 
-    Its standard input is a pipe from here, so a command that lives as long as that cannot outlive this process. Its
-    errors go to ``log``.
+    Its standard input is a pipe from here, its errors go to ``log``.
     """
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE if speaks else log, stderr=log, text=True
+        [*UNTIL_WE_END, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
     ) as popen:
         try:
-            said = popen.stdout.readline().strip() if popen.stdout else ""
-            if speaks and not said:
-                raise RuntimeError(f"not ready: {' '.join(command)}")
-            yield Child(popen, said)
+            assert popen.stdout
+            said = popen.stdout.readline().strip()
+            if not said:
+                raise RuntimeError(f"{command[0]} ended with {popen.wait()}")
+            yield said
         finally:
             popen.kill()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from child import UNTIL_WE_END
 from conftest import Daemon
 from network import Network
 
@@ -16,7 +17,7 @@ __all__ = ["refusing_host"]
 @contextlib.contextmanager
 def refusing_host(network: Network, directory: Path, mode: str = "close") -> Iterator[Daemon]:
     """Run nullsmtpd in this mode as the MX of a network, its log in ``directory``."""
-    command = [*network.receiving_prefix, sys.executable, "-m", "nullsmtpd", "--listen", network.listen]
+    command = [*UNTIL_WE_END, *network.receiving_prefix, sys.executable, "-m", "nullsmtpd", "--listen", network.listen]
     if mode != "close":  # the default is asked for by saying nothing, as its users do
         command += ["--mode", mode]
     log_path = directory / "nullsmtpd.log"
@@ -26,5 +27,6 @@ def refusing_host(network: Network, directory: Path, mode: str = "close") -> Ite
             daemon = Daemon(process, log_path)
             daemon.wait_for(daemon.addresses, "a listening line")
             yield daemon
+            assert daemon.stop() == 0
         finally:
             process.kill()

@@ -116,8 +116,8 @@ def _boot(prefix: Sequence[str], layer: Path | None, resolv_conf: str) -> Iterat
     unshare = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", _BOOT, "sh")
     with tempfile.TemporaryDirectory(prefix="nullsmtpd-machine-") as directory:
         arguments = (directory, str(layer or ""), SENDING, resolv_conf)
-        with child((*prefix, *unshare, *arguments), speaks=True) as shell:
-            yield Machine(int(shell.said)), directory
+        with child((*prefix, *unshare, *arguments)) as pid:
+            yield Machine(int(pid)), directory
 
 
 def build_layer(name: str, packages: Sequence[str], selections: str = "") -> Path:

@@ -21,13 +21,22 @@ _MX_ADDRESS = "192.0.2.25"  # RFC 5737: never an address of anyone
 _SENDER_ADDRESS = "192.0.2.1"
 _PATIENCE = 20.0
 
-# Lives as long as its standard input: if the test is killed, the namespaces go with it, and nothing has to be cleaned
-# up by name. That is why it is not `ip netns add`, which leaves a name and files in /etc/netns behind.
-_OPEN = 'ip link set lo up; mount --bind "$1" /etc/resolv.conf; echo ready; exec cat'
+# A host is a network namespace, and a process namespace whose process 1 lives as long as its standard input: nothing
+# has a name that somebody would have to remove, as what `ip netns add` makes, and nothing survives a killed test.
+# Arguments: the file to use as resolv.conf, and what to run beside. The shell reads its own process id from the /proc
+# of its parent.
+_HOST = """
+read -r pid rest < /proc/self/stat
+ip link set lo up
+mount --bind "$1" /etc/resolv.conf
+shift
+"$@" > /dev/null &
+echo "$pid"
+exec cat
+"""
 
 # Two hosts and a cable: a relay refuses to send to an address of its own.
 _CONNECT = f"""
-set -e
 ip link add name cable type veth peer name cable netns "$1"
 ip address add {_SENDER_ADDRESS}/24 dev cable
 ip link set cable up
@@ -64,6 +73,7 @@ class Network:
 
     def __init__(self, sending: int, receiving: int) -> None:
         self._sending = sending
+        self._receiving = receiving
         #: What to put before a command to run it on the sending host.
         self.prefix = ("nsenter", f"--target={sending}", "--net", "--mount", "--")
         #: The same for the receiving host.
@@ -71,9 +81,7 @@ class Network:
 
     def connect(self) -> None:
         """Lay the cable; the kernel takes it away with the hosts."""
-        subprocess.run(
-            [*self.prefix, "sh", "-c", _CONNECT, "sh", self.receiving_prefix[1].partition("=")[2]], check=True
-        )
+        subprocess.run([*self.prefix, "sh", "-e", "-c", _CONNECT, "sh", str(self._receiving)], check=True)
 
     def has_dns(self) -> bool:
         """Tell whether something is bound to 127.0.0.1:53/udp on the sending host."""
@@ -85,19 +93,19 @@ def open_network(directory: Path) -> Iterator[Network]:
     """Make a network, its files in ``directory``, and take it down with everything in it that this module started."""
     resolv_conf = directory / "resolv.conf"
     resolv_conf.write_text("nameserver 127.0.0.1\n")
-    command = ("unshare", "--net", "--mount", "sh", "-e", "-c", _OPEN, "sh", str(resolv_conf))
+    unshare = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-e", "-c", _HOST, "sh")
+    command = (*unshare, str(resolv_conf))
     log_path = directory / "network.log"
     with (
         log_path.open("wb") as log,
-        child(command, speaks=True, log=log) as sending,
-        child(command, speaks=True, log=log) as receiving,
+        child((*command, *_DNS), log) as sending,
+        child((*command, "true"), log) as receiving,
     ):
-        network = Network(sending.pid, receiving.pid)
+        network = Network(int(sending), int(receiving))
         network.connect()
-        with child((*network.prefix, *_DNS), speaks=False, log=log) as dns:
-            deadline = time.monotonic() + _PATIENCE
-            while not network.has_dns():
-                if dns.has_ended() or time.monotonic() > deadline:
-                    raise RuntimeError(f"no DNS: {log_path.read_text()}")
-                time.sleep(0.005)
-            yield network
+        deadline = time.monotonic() + _PATIENCE
+        while not network.has_dns():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no DNS: {log_path.read_text()}")
+            time.sleep(0.005)
+        yield network

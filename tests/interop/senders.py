@@ -13,7 +13,8 @@ from network import SENDING, Network
 
 __all__ = ["CLIENTS", "RELAYS", "SENDERS", "Client", "Outcome", "Relay", "Sender", "Verdict"]
 
-_PATIENCE = 20.0  # seconds; "at once" is a small part of it, and the shortest retry interval of a relay a multiple
+# Seconds. OpenSMTPD alone takes 11 to say that it defers; a relay that retries does so after minutes.
+_PATIENCE = 60.0
 
 _FROM = f"alice@{SENDING}"
 
@@ -167,10 +168,46 @@ _EXIM = Relay(
     },
 )
 
+# For those that log to syslog alone, and a wait for those that take mail only over SMTP to themselves.
+_SYSLOG = "busybox syslogd -O /var/log/mail.log\n"
+_LISTENING = "until grep -q ':0019 00000000:0000 0A' /proc/net/tcp; do sleep 0.02; done\n"
+
+_SENDMAIL = Relay(
+    name="Sendmail",
+    packages=("sendmail", "busybox"),
+    selections="",
+    set_up=f"{_SYSLOG}/etc/init.d/sendmail start\n{_LISTENING}",
+    submit=("sendmail", "-i", "-f", _FROM),
+    queue="find /var/spool/mqueue /var/spool/mqueue-client -name 'qf*'",
+    log="/var/log/mail.log",
+    patterns={
+        Verdict.BOUNCED: r"sm-mta\[.* to=<bob@.* dsn=5\.",
+        Verdict.DEFERRED: r"sm-mta\[.* to=<bob@.* dsn=4\.",
+        Verdict.DELIVERED: r"sm-mta\[.* to=<bob@.* dsn=2\.",
+    },
+)
+
+_OPENSMTPD = Relay(
+    name="OpenSMTPD",
+    packages=("opensmtpd", "busybox"),
+    selections=f"opensmtpd opensmtpd/mailname string {SENDING}\n",
+    set_up=f"{_SYSLOG}smtpd\n{_LISTENING}",
+    submit=("sendmail", "-i", "-f", _FROM),
+    queue="smtpctl show queue",
+    log="/var/log/mail.log",
+    patterns={
+        Verdict.BOUNCED: r"delivery evpid=.* to=<bob@.* result=\"PermFail\"",
+        Verdict.DEFERRED: r"delivery evpid=.* to=<bob@.* result=\"TempFail\"",
+        Verdict.DELIVERED: r"delivery evpid=.* to=<bob@.* result=\"Ok\"",
+    },
+)
+
 RELAYS: tuple[Relay, ...] = (
     _postfix("Postfix"),
     _postfix("Postfix, `smtp_skip_5xx_greeting=no`", "smtp_skip_5xx_greeting=no"),
     _EXIM,
+    _SENDMAIL,
+    _OPENSMTPD,
 )
 
 _SMTPLIB = """

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from child import UNTIL_WE_END
 from network import Network
 
 __all__ = ["Capture", "capture"]
@@ -40,7 +41,7 @@ class Capture:
 @contextlib.contextmanager
 def capture(network: Network) -> Iterator[Capture]:
     """Capture for the length of the block what reaches port 25 of a network's receiving host."""
-    command = [*network.receiving_prefix, sys.executable, __file__]
+    command = [*UNTIL_WE_END, *network.receiving_prefix, sys.executable, __file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
         try:
             assert popen.stdout
