@@ -38,6 +38,8 @@ def main() -> int:
     except UsageError as error:
         return _fail(2, error)
 
+    _open_standard_descriptors()
+
     from nullsmtpd.listeners import ListenError
     from nullsmtpd.server import serve
 
@@ -46,6 +48,15 @@ def main() -> int:
     except ListenError as error:
         return _fail(1, error)
     return 0
+
+
+def _open_standard_descriptors() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed: a client's socket must never become our log."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
 
 
 def _fail(status: int, error: Exception) -> int:

@@ -73,14 +73,13 @@ class Responder:
 
     async def stop(self) -> None:
         """Answer every connection that the kernel has completed, then close the listener."""
-        self._loop.remove_reader(self._listener)
+        self._ask_no_more()
         refuse_handshakes(self._listener)
         for _ in range(2):  # handshakes that had begun before the refusal end between the two rounds
             while self._answer_burst(at_least=0):
                 pass
             await asyncio.sleep(0.01)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._ask_no_more()  # an accept error may have set the timer again
         self._listener.close()
 
     def _on_readable(self) -> None:
@@ -96,8 +95,14 @@ class Responder:
         elif self._timer is None:
             self.start()
 
-    def _look_again_in(self, seconds: float) -> None:
+    def _ask_no_more(self) -> None:
         self._loop.remove_reader(self._listener)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_again_in(self, seconds: float) -> None:
+        self._ask_no_more()
         self._timer = self._loop.call_later(seconds, self._on_clock)
 
     def _answer_burst(self, at_least: int) -> int:

@@ -46,7 +46,8 @@ async def blasts_64_kib(loop: asyncio.AbstractEventLoop, connection: socket.sock
 
 
 async def blasts_1_mib(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-    """Send 1 MiB, which fits no window, then read."""
+    """Send 1 MiB with a small buffer of its own, so that it cannot read before the server has; then read."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
     await loop.sock_sendall(connection, b"x" * (1 << 20))
 
 
