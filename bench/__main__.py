@@ -4,11 +4,12 @@ import argparse
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from bench import compare, load, machine, report, servers
+from bench import compare, footprint, load, machine, report, rounds, servers, soak, sweep
 from bench.client import Plan
 from bench.latency import PERCENTILES
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted before there was anything to report", INTERRUPTED)
     except (load.NotLoopbackError, ValueError) as error:
         return _complain(str(error), 2)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, servers.MissingError) as error:
         report.progress_end()
         return _complain(str(error), 1)
 
@@ -40,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_load(commands)
     _add_compare(commands)
+    _add_sweep(commands)
+    _add_footprint(commands)
+    _add_soak(commands)
     return parser
 
 
@@ -65,9 +69,10 @@ def _add_load(commands: _Commands) -> None:
     parser.add_argument("--duration", type=_positive, default=10.0, metavar="S", help="seconds of starting connections")
     parser.add_argument("--connections", type=_count, default=1_000_000, metavar="N", help="the most to start")
     parser.add_argument("--early", type=_fraction, default=0.0, metavar="SHARE", help="share that speaks first, 0 to 1")
+    parser.add_argument("--quit", action="store_true", help="say QUIT after the reply, for a server that waits for it")
     parser.add_argument("--timeout", type=_positive, default=10.0, metavar="S", help="seconds for one connection")
     parser.add_argument("--sources", type=_count, default=16, metavar="N", help="IPv4 loopback: addresses to come from")
-    parser.add_argument("--processes", type=_count, default=compare.generator_count(), metavar="N", help="generators")
+    parser.add_argument("--processes", type=_count, default=load.default_processes(), metavar="N", help="generators")
     parser.add_argument("--max-open", type=_count, default=16384, metavar="N", help="connections at once, per process")
     parser.add_argument("--expect", default="521", metavar="TEXT", help="what a right reply begins with")
     parser.add_argument("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
@@ -81,6 +86,34 @@ def _add_compare(commands: _Commands) -> None:
     parser.add_argument("--base", choices=servers.ARMS, default="nginx", metavar="ARM", help="what ratios refer to")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the chart there")
+
+
+def _add_sweep(commands: _Commands) -> None:
+    parser = _add(commands, "sweep", _sweep, "Measure how the cost of a connection grows as the work grows.")
+    _add_rounds(parser, 10)
+    parser.add_argument("--only", type=_parts, default=list(_PARTS), metavar="A,B", help="of " + ",".join(_PARTS))
+    parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="for the rate alone")
+    parser.add_argument("--first-rate", type=_positive, default=500.0, metavar="R", help="connections a second")
+    parser.add_argument("--factor", type=_factor, default=1.4, metavar="X", help="from one rate to the next")
+    parser.add_argument("--step", type=_positive, default=5.0, metavar="S", help="seconds of each rate")
+    parser.add_argument("--steps", type=_count, default=20, metavar="N", help="the most rates to offer")
+    parser.add_argument("--lingering", type=_counts, default=list(sweep.LINGERING), metavar="N,N", help="sockets")
+    parser.add_argument("--addresses", type=_counts, default=list(sweep.ADDRESSES), metavar="N,N", help="to listen on")
+
+
+def _add_footprint(commands: _Commands) -> None:
+    parser = _add(commands, "footprint", _footprint, "Measure what a server costs while nobody asks.")
+    parser.add_argument("--starts", type=_count, default=10, metavar="N", help="of each server, interleaved")
+    parser.add_argument("--idle", type=_seconds, default=30.0, metavar="SECONDS", help="to watch; 0 leaves it out")
+    parser.add_argument("--seed", type=int, default=521, metavar="N", help="of the random order")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+
+
+def _add_soak(commands: _Commands) -> None:
+    parser = _add(commands, "soak", _soak, "Send clients of every habit; fail on a lost line or on growth.")
+    parser.add_argument("--duration", type=_positive, default=300.0, metavar="S", help="seconds")
+    parser.add_argument("--rate", type=_positive, default=500.0, metavar="R", help="clients a second")
+    parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="which server")
 
 
 def _add_rounds(parser: argparse.ArgumentParser, count: int) -> None:
@@ -117,6 +150,7 @@ def _load(options: argparse.Namespace) -> int:
         connections=options.connections,
         seconds=options.duration,
         early=options.early,
+        quits=options.quit,
         sources=min(options.sources, 254) if on_loopback4 and options.sources > 1 else 0,
         timeout=options.timeout,
         expect=options.expect.encode("ascii"),
@@ -178,15 +212,123 @@ def _compare(options: argparse.Namespace) -> int:
     notes = compare.notes_of(result)
     print("\n".join([report.table(head, rows), "", *notes, facts]))
     if options.markdown:
-        options.markdown.write_text(
-            "\n".join([report.markdown(head, rows), *(f"{note}  " for note in [*notes, facts]), ""])
-        )
+        options.markdown.write_text(_markdown(head, rows, [*notes, facts]))
     if options.svg:
         title = "CPU time to answer one connection"
         report.bars(options.svg, title, facts, compare.bars_of(result))
     settings = {"connections": options.connections, "clients": options.clients, "early": options.early}
     record = {"settings": {**settings, "seed": options.seed, "backlog": servers.BACKLOG}, **result.record()}
     return _done(options, record, interrupted=result.interrupted)
+
+
+_PARTS = ("rate", "lingering", "addresses")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    _need_linux()
+    record: dict[str, object] = {}
+    interrupted = False
+    plan = _round_plan(options)
+    if "rate" in options.only:
+        arm = servers.ARMS[options.arm]
+        arm.needs()
+        steps, interrupted = sweep.find_knee(
+            arm, first=options.first_rate, factor=options.factor, seconds=options.step, most=options.steps
+        )
+        record["rate"] = [step.record() for step in steps]
+        print(_steps_text(arm.name, steps))
+    works = {
+        "lingering": [sweep.Point(held=held) for held in options.lingering],
+        "addresses": [sweep.Point(addresses=addresses) for addresses in options.addresses],
+    }
+    for part, points in works.items():
+        if part in options.only and not interrupted:
+            grown = sweep.grow(points, count=options.rounds, plan=plan, seed=options.seed)
+            interrupted = grown.interrupted
+            record[part] = grown.record()
+            print(_growth_text(part, points, grown))
+    return _done(options, record, interrupted=interrupted)
+
+
+def _steps_text(name: str, steps: Sequence[sweep.Step]) -> str:
+    head = [
+        "offered",
+        "started",
+        "completed",
+        "unanswered",
+        "p50 µs",
+        "p99 µs",
+        "CPU µs",
+        "server CPU",
+        "generator CPU",
+    ]
+    rows = []
+    for step in steps:
+        whole = (step.offered, step.started, step.completed, step.unanswered, step.p50_us, step.p99_us)
+        shares = [f"{step.server_cpu:.0%}", f"{step.generator_cpu:.0%}"]
+        rows.append([*(report.number(value, 0) for value in whole), report.number(step.cpu_us), *shares])
+    knee = steps[-1].reason if steps and steps[-1].reason else "not reached"
+    return "\n".join([f"{name}, open loop, connections a second", report.table(head, rows), f"knee: {knee}", ""])
+
+
+def _growth_text(part: str, points: Sequence[sweep.Point], grown: sweep.Growth) -> str:
+    rows = []
+    for point in points:
+        size = f"{point.held if part == 'lingering' else point.addresses:,}"
+        if point in grown.missing:
+            rows.append([size, "missing: " + grown.missing[point], "", ""])
+            continue
+        series = grown.rounds.get(point, [])
+        rate = rounds.spread_of(series, "rate")
+        cells = [report.with_spread(rounds.spread_of(series, "cpu_us")), report.with_spread(grown.ratio(point), 3)]
+        rows.append([size, *cells, report.number(rate.median if rate else None, 0)])
+    return report.table([part, "CPU µs per connection", "ratio to the first", "per second"], rows) + "\n"
+
+
+def _footprint(options: argparse.Namespace) -> int:
+    _need_linux()
+    found, missing, interrupted = footprint.footprint(starts=options.starts, idle=options.idle, seed=options.seed)
+    if not found:
+        raise KeyboardInterrupt
+    head, rows = footprint.rows_of(found)
+    notes = [
+        f"Ratios: to {footprint.BASE}, start by start; medians (quartiles) of {options.starts} starts.",
+        f"wake-ups: context switches in {options.idle:g} s without a client. nginx: master and worker together.",
+        "start: until a connection succeeds; of python, until its first statement.",
+        *(f"missing: {name}: {why}" for name, why in missing.items()),
+        machine.one_line(machine.describe()),
+    ]
+    print("\n".join([report.table(head, rows), "", *notes]))
+    if options.markdown:
+        options.markdown.write_text(_markdown(head, rows, notes))
+    record = {"servers": {name: one.record() for name, one in found.items()}, "missing": missing}
+    return _done(options, {"starts": options.starts, "idle_seconds": options.idle, **record}, interrupted=interrupted)
+
+
+def _soak(options: argparse.Namespace) -> int:
+    _need_linux()
+    arm = servers.ARMS[options.arm]
+    arm.needs()
+    found = soak.soak(arm, duration=options.duration, rate=options.rate)
+    rows = []
+    for name in soak.BEHAVIOURS:
+        lost = found.lost.get(name, Counter())
+        instead = ", ".join(f"{what}: {count}" for what, count in lost.items()) or "-"
+        rows.append([name, f"{found.clients[name]:,}", f"{lost.total():,}", instead])
+    lines = [report.table(["behaviour", "clients", "failed", "instead"], rows), ""]
+    memory = [sample.rss for sample in found.samples]
+    if memory:
+        lines.append(f"memory KiB: first {memory[0]:,}, highest {max(memory):,}, last {memory[-1]:,}")
+    if found.descriptors:
+        lines.append(f"descriptors: {found.descriptors[0]} before, {found.descriptors[1]} after")
+    lines += [*(f"remark: {text}" for text in found.remarks), *(f"FAILED: {text}" for text in found.failures)]
+    print("\n".join([*lines, *([] if found.failures or found.interrupted else ["passed"])]))
+    record = {"arm": arm.name, "duration": options.duration, "rate": options.rate, **found.record()}
+    return _done(options, record, interrupted=found.interrupted, passed=not found.failures)
+
+
+def _markdown(head: Sequence[str], rows: report.Rows, notes: Sequence[str]) -> str:
+    return "\n".join([report.markdown(head, rows), *(f"{note}  " for note in notes), ""])
 
 
 def _done(options: argparse.Namespace, record: dict[str, object], *, interrupted: bool, passed: bool = True) -> int:
@@ -231,6 +373,28 @@ def _fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!a} is not a share from 0 to 1")
     return value
+
+
+def _seconds(text: str) -> float:
+    return 0.0 if text == "0" else _positive(text)
+
+
+def _factor(text: str) -> float:
+    value = _positive(text)
+    if value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number above 1")
+    return value
+
+
+def _counts(text: str) -> list[int]:
+    return [0 if part == "0" else _count(part) for part in text.split(",")]
+
+
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    if unknown := [part for part in parts if part not in _PARTS]:
+        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; there are {', '.join(_PARTS)}")
+    return parts
 
 
 def _arms(text: str) -> list[str]:

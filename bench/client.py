@@ -26,6 +26,8 @@ __all__ = ["EARLY", "Plan", "Tally", "run"]
 #: What a client that speaks first says.
 EARLY = b"EHLO bench.example\r\n"
 
+_QUIT = b"QUIT\r\n"
+
 _IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h: let connect() choose the port, by the whole 4-tuple
 _RECEIVE = 4096  # a reply is at most 512 octets (RFC 5321 §4.5.3.1.5)
 _MAX_REPLY = 1 << 16  # nothing that goes on beyond this is a reply
@@ -58,6 +60,7 @@ class Plan(NamedTuple):
     connections: int = 1_000_000  # the most to start
     seconds: float = 10.0  # when to stop starting them
     early: float = 0.0  # share of clients that speak first
+    quits: bool = False  # say QUIT after the reply: what a server that stays for it is left by
     sources: int = 0  # source addresses 127.0.0.1 … .N in turn; 0: the kernel's choice
     timeout: float = 10.0  # how long one connection may take
     expect: bytes = b"521"  # what the reply begins with
@@ -82,7 +85,7 @@ class Tally(NamedTuple):
 
 
 class _Connection:
-    __slots__ = ("connected", "data", "early", "first", "since", "socket", "started")
+    __slots__ = ("connected", "data", "early", "first", "quit", "since", "socket", "started")
 
     def __init__(self, connection: SocketType, since: int, started: int, early: bool) -> None:  # noqa: FBT001
         self.socket = connection
@@ -92,6 +95,7 @@ class _Connection:
         self.connected = 0
         self.first = 0
         self.data = b""
+        self.quit = False
 
 
 def run(plan: Plan, stopped: Callable[[], bool]) -> Tally:
@@ -255,7 +259,10 @@ class _Run:
                 if not connection.data:
                     connection.first = now
                     self._first.append(now - connection.since)
-                connection.data += data
+                if self._plan.quits:
+                    self._say_quit(connection, data)
+                else:
+                    connection.data += data
                 if len(connection.data) > _MAX_REPLY:
                     return Ending.FIN
                 if not mask & _GONE and len(data) < _RECEIVE:
@@ -269,6 +276,17 @@ class _Run:
         except OSError:
             return Ending.RESET
         return Ending.FIN
+
+    @staticmethod
+    def _say_quit(connection: _Connection, data: bytes) -> None:
+        """Say it once, after the reply; the answer to it is no part of the reply."""
+        if connection.quit:
+            return
+        connection.data += data
+        if data.endswith(b"\n"):
+            connection.quit = True
+            with contextlib.suppress(OSError):
+                connection.socket.send(_QUIT)
 
     def _finish(self, descriptor: int, connection: _Connection, ending: Ending, now: int) -> None:
         del self._open[descriptor]

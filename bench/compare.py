@@ -52,23 +52,17 @@ def compare(names: Sequence[str], *, count: int, plan: Plan, seed: int) -> Compa
     found, missing = servers.select(list(names))
     results: dict[str, list[Round]] = {arm.name: [] for arm in found}
     with contextlib.ExitStack() as stack:
-        group = stack.enter_context(load.generators(generator_count(), machine.other_cpus()))
+        group = stack.enter_context(load.generators(load.default_processes(), machine.other_cpus()))
         up = [stack.enter_context(servers.running(arm, cpus=machine.server_cpus())) for arm in found]
-        warm_up = plan._replace(connections=max(plan.clients, plan.connections // 10))
 
         def one_round(number: int, server: servers.Server) -> None:
             report.progress(f"round {number + 1} of {count}: {server.arm.name}")
             results[server.arm.name].append(rounds.measure(server, group, plan))
 
-        interrupted = rounds.interleave(up, 1, seed, lambda _, server: _discard(rounds.measure(server, group, warm_up)))
+        interrupted = rounds.warm_up(up, group, plan)
         interrupted = interrupted or rounds.interleave(up, count, seed, one_round)
     report.progress_end()
     return Comparison(results, missing, interrupted)
-
-
-def generator_count() -> int:
-    """Return how many generator processes the other CPUs have room for; more than 8 would be for another server."""
-    return min(len(machine.other_cpus()), 8)
 
 
 def rows_of(comparison: Comparison, base: str) -> tuple[list[str], list[list[str]]]:
@@ -136,7 +130,3 @@ def _summary(series: Sequence[Round]) -> dict[str, object]:
 def _median(series: Sequence[Round], name: str) -> float | None:
     found = rounds.spread_of(series, name)
     return found.median if found else None
-
-
-def _discard(_: object) -> None:
-    """Take a result that is not counted."""

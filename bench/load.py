@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from bench.latency import Latencies
 
-__all__ = ["Generators", "Hold", "NotLoopbackError", "Target", "findings", "generators", "resolve"]
+__all__ = [
+    "Generators",
+    "Hold",
+    "NotLoopbackError",
+    "Target",
+    "default_processes",
+    "findings",
+    "generators",
+    "open_limit",
+    "resolve",
+]
 
 #: Beyond this share of a CPU the generator, not the server, decides what is measured.
 BUSY = 0.9
@@ -49,10 +59,9 @@ class Target(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Connections to open, not to read from, and to keep until `Generators.release`."""
+    """IPv4 connections to open, not to read from, and to keep as long as the process lives."""
 
     target: tuple[str, int]
-    family: int
     connections: int
 
 
@@ -113,15 +122,10 @@ class Generators:
         tallies: list[Tally] = [self._receive(pipe, plan.seconds + plan.timeout + _PATIENCE) for pipe in self._pipes]
         return functools.reduce(_merge, tallies), interrupted
 
-    def hold(self, target: Target, count: int) -> int:
+    def hold(self, target: tuple[str, int], count: int) -> int:
         """Open ``count`` connections that read nothing, from the first process; return how many there are."""
-        self._pipes[0].send(Hold((target.host, target.port), target.family, count))
+        self._pipes[0].send(Hold(target, count))
         return int(self._receive(self._pipes[0], _PATIENCE * 4))
-
-    def release(self) -> None:
-        """Close what `hold` opened."""
-        self._pipes[0].send(None)
-        self._receive(self._pipes[0], _PATIENCE)
 
     def close(self) -> None:
         """End the processes."""
@@ -210,6 +214,11 @@ def _limits(plan: Plan, tally: Tally) -> list[str]:
     return limits
 
 
+def default_processes() -> int:
+    """Return how many generator processes the CPUs beside the server's have room for, 8 at most."""
+    return min(len(machine.other_cpus()), 8)
+
+
 def open_limit(wanted: int) -> int:
     """Return how many connections one process may have open, raising its limit of open files first."""
     return max(1, min(wanted, machine.raise_nofile() - _SPARE_DESCRIPTORS))
@@ -260,23 +269,18 @@ def _serve(pipe: Connection, cpus: set[int] | None) -> None:
         while True:
             job = pipe.recv()
             stops.clear()
-            if isinstance(job, Plan):
-                pipe.send(client.run(job, lambda: bool(stops)))
-            elif isinstance(job, Hold):
+            if isinstance(job, Hold):
                 held += _open(job)
                 pipe.send(len(held))
             else:
-                for connection in held:
-                    connection.close()
-                held.clear()
-                pipe.send(0)
+                pipe.send(client.run(job, lambda: bool(stops)))
 
 
 def _open(job: Hold) -> list[socket.socket]:
     opened = []
     with contextlib.suppress(OSError):
         for _ in range(job.connections):
-            connection = socket.socket(job.family)
+            connection = socket.socket()
             opened.append(connection)
             connection.settimeout(_PATIENCE)
             connection.connect(job.target)

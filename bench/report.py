@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.spread import Spread
 
-__all__ = ["Bar", "bars", "markdown", "number", "progress", "progress_end", "table", "with_spread"]
+__all__ = ["Bar", "Rows", "bars", "markdown", "number", "progress", "progress_end", "table", "with_spread"]
 
 #: Name, user and system microseconds, and the quartiles of their sum.
 Bar = tuple[str, float, float, Spread]

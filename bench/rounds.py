@@ -12,7 +12,7 @@ from bench.outcomes import ANSWERED
 from bench.servers import Server
 from bench.spread import Spread, spread
 
-__all__ = ["Round", "interleave", "measure", "spread_of", "unanswered", "user_share"]
+__all__ = ["Round", "interleave", "measure", "spread_of", "unanswered", "user_share", "warm_up"]
 
 _T = TypeVar("_T")
 
@@ -43,7 +43,7 @@ class Round:
 def measure(server: Server, group: Generators, plan: Plan) -> Round:
     """Run the plan against the server. Raises KeyboardInterrupt if Ctrl-C ends it early."""
     before = process.usage(server.pids)
-    tally, interrupted = group.run(plan._replace(targets=server.targets))
+    tally, interrupted = group.run(plan._replace(targets=server.targets, quits=server.arm.wants_quit))
     if interrupted:
         raise KeyboardInterrupt
     server.settle()
@@ -66,7 +66,7 @@ def measure(server: Server, group: Generators, plan: Plan) -> Round:
     )
 
 
-def interleave(arms: Sequence[_T], rounds: int, seed: int, each: Callable[[int, _T], None]) -> bool:
+def interleave(arms: Sequence[_T], rounds: int, seed: int, each: Callable[[int, _T], object]) -> bool:
     """Call ``each(round, arm)`` for every arm in every round, in a new random order; return whether Ctrl-C ended it.
 
     The order is random because the arm that is measured after another one inherits its caches and its TIME_WAITs.
@@ -81,6 +81,12 @@ def interleave(arms: Sequence[_T], rounds: int, seed: int, each: Callable[[int, 
     except KeyboardInterrupt:
         return True
     return False
+
+
+def warm_up(running: Sequence[Server], group: Generators, plan: Plan) -> bool:
+    """Run a tenth of the plan against each server, uncounted; return whether Ctrl-C ended it."""
+    short = plan._replace(connections=max(plan.clients, plan.connections // 10))
+    return interleave(running, 1, 0, lambda _, server: measure(server, group, short))
 
 
 def user_share(rounds: Sequence[Round]) -> float | None:

@@ -16,7 +16,19 @@ from typing import NamedTuple
 
 from bench import process
 
-__all__ = ["ARMS", "BACKLOG", "LINE", "PEERS", "Arm", "MissingError", "Server", "is_there", "running", "select"]
+__all__ = [
+    "ARMS",
+    "BACKLOG",
+    "LINE",
+    "PEERS",
+    "Arm",
+    "MissingError",
+    "Server",
+    "is_there",
+    "nullsmtpd",
+    "running",
+    "select",
+]
 
 LINE = "521 Host does not accept mail"
 
@@ -48,6 +60,8 @@ class Arm(NamedTuple):
     in_child: bool = False
     #: The process says on stdout that it is ready, and listens nowhere.
     silent: bool = False
+    #: It says the line and waits for QUIT.
+    wants_quit: bool = False
 
 
 class Server:
@@ -177,6 +191,11 @@ def _xinetd(ports: list[int], directory: Path) -> list[str]:
     return [_tool("xinetd", "xinetd"), "-dontfork", "-f", str(configuration), "-pidfile", str(directory / "pid")]
 
 
+def nullsmtpd(*arguments: str) -> Arm:
+    """Return nullsmtpd with these options, beside where it listens."""
+    return Arm("nullsmtpd", " ".join(["nullsmtpd", *arguments]), _nullsmtpd(*arguments))
+
+
 #: What `compare` measures, nullsmtpd first.
 ARMS = {
     arm.name: arm
@@ -184,7 +203,13 @@ ARMS = {
         Arm("nullsmtpd", "nullsmtpd, default options", _nullsmtpd()),
         Arm("nullsmtpd-linger0", "nullsmtpd --linger 0", _nullsmtpd("--linger", "0")),
         Arm("nginx", "nginx stream return, one worker, multi_accept", _nginx, _find_nginx, in_child=True),
-        Arm("smtp-sink", "Postfix smtp-sink -f CONNECT -B", _smtp_sink, lambda: _tool("smtp-sink", "postfix")),
+        Arm(
+            "smtp-sink",
+            "Postfix smtp-sink -f CONNECT -B; stays, so its clients say QUIT",
+            _smtp_sink,
+            lambda: _tool("smtp-sink", "postfix"),
+            wants_quit=True,
+        ),
         Arm("tcpserver", "tcpserver -B, a process a connection", _tcpserver, lambda: _tool("tcpserver", "ucspi-tcp")),
         Arm("xinetd", "xinetd banner, a process a connection", _xinetd, lambda: _tool("xinetd", "xinetd")),
         Arm("asyncio", "stdlib asyncio Protocol, write and close", _control("asyncio")),
