@@ -1,12 +1,14 @@
 """One message, one sender, one host that refuses mail: what becomes of it."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from host import refusing_host
-from network import REFUSING, open_network
+from network import REFUSING, SPARED, open_network
 from senders import Sender, Verdict
+from spare import spare_host
 from wire import capture
 
 __all__ = ["TEXT", "Record", "attempt"]
@@ -18,7 +20,8 @@ class Record(NamedTuple):
     """What was seen.
 
     ``status``: exit status of a sender without a queue. ``told``: what the user got to read, in one line. ``log``: what
-    the sender noted. ``sent``: what it said, for each connection. ``connections``: how many nullsmtpd counted.
+    the sender noted. ``sent``: what it said to nullsmtpd, for each connection. ``connections``: how many nullsmtpd
+    counted.
     """
 
     sender: str
@@ -45,6 +48,7 @@ def attempt(sender: Sender, domain: str = REFUSING, mode: str = "close") -> Reco
         with (
             open_network(directory) as network,
             refusing_host(network, directory, mode) as daemon,
+            spare_host(network) if domain == SPARED else contextlib.nullcontext(),
             capture(network) as wire,
         ):
             outcome = sender.deliver(network, domain)

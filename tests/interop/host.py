@@ -17,7 +17,15 @@ __all__ = ["refusing_host"]
 @contextlib.contextmanager
 def refusing_host(network: Network, directory: Path, mode: str = "close") -> Iterator[Daemon]:
     """Run nullsmtpd in this mode as the MX of a network, its log in ``directory``."""
-    command = [*UNTIL_WE_END, *network.receiving_prefix, sys.executable, "-m", "nullsmtpd", "--listen", network.listen]
+    command = [
+        *UNTIL_WE_END,
+        *network.receiving_prefix,
+        sys.executable,
+        "-m",
+        "nullsmtpd",
+        "--listen",
+        f"{network.address}:25",
+    ]
     if mode != "close":  # the default is asked for by saying nothing, as its users do
         command += ["--mode", mode]
     log_path = directory / "nullsmtpd.log"

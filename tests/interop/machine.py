@@ -53,13 +53,16 @@ printf '%s' "$4" > etc/resolv.conf
 exec chroot . /bin/sh -c "echo $pid; exec cat"
 """
 
-# Run in the machine, with the packages as arguments and the answers to their questions on standard input. Package
-# lists are fetched only when there are none or they are too old. A policy of 101 keeps every service from starting.
+# Run in the machine, with the packages as arguments and the answers to their questions on standard input. A policy of
+# 101 keeps every service from starting. A mail server that is installed outside goes first: its settings are somebody's
+# own, not the stock ones. Package lists are fetched only when there are none or they are too old.
 _INSTALL = """
 set -e
 export DEBIAN_FRONTEND=noninteractive
 printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d
 chmod 755 /usr/sbin/policy-rc.d
+dpkg-query --show --showformat='${Package}\\n' postfix exim4-base exim4-config sendmail-base opensmtpd 2> /dev/null |
+    xargs --no-run-if-empty apt-get purge --yes
 hostname > /etc/mailname
 debconf-set-selections
 getent passwd alice || useradd --create-home alice

@@ -8,16 +8,19 @@ from pathlib import Path
 
 from child import child
 
-__all__ = ["NULL_MX", "REFUSING", "SENDING", "Network", "open_network"]
+__all__ = ["NULL_MX", "REFUSING", "SENDING", "SPARED", "Network", "open_network"]
 
 #: Its MX is the host on which nullsmtpd answers.
 REFUSING = "refusing.example"
 #: Its MX is the null MX of RFC 7505, and its address is that host's: who does not heed the MX is caught there.
 NULL_MX = "null.example"
+#: Its first MX is that host; its second one takes mail.
+SPARED = "spared.example"
 #: The host that the mail comes from, and that its bounces go to.
 SENDING = "mail.sending.example"
 
 _MX_ADDRESS = "192.0.2.25"  # RFC 5737: never an address of anyone
+_SPARE_ADDRESS = "192.0.2.26"
 _SENDER_ADDRESS = "192.0.2.1"
 _PATIENCE = 20.0
 
@@ -41,6 +44,7 @@ ip link add name cable type veth peer name cable netns "$1"
 ip address add {_SENDER_ADDRESS}/24 dev cable
 ip link set cable up
 nsenter --target="$1" --net -- ip address add {_MX_ADDRESS}/24 dev cable
+nsenter --target="$1" --net -- ip address add {_SPARE_ADDRESS}/24 dev cable
 nsenter --target="$1" --net -- ip link set cable up
 """
 
@@ -58,6 +62,9 @@ _DNS = (
     "--local=/example/",
     f"--host-record=mx.{REFUSING},{_MX_ADDRESS}",
     f"--mx-host={REFUSING},mx.{REFUSING},10",
+    f"--host-record=mx.{SPARED},{_SPARE_ADDRESS}",
+    f"--mx-host={SPARED},mx.{REFUSING},10",
+    f"--mx-host={SPARED},mx.{SPARED},20",
     f"--dns-rr={NULL_MX},15,000000",  # MX, preference 0, the root: dnsmasq has no option for a null MX
     f"--host-record={NULL_MX},{_MX_ADDRESS}",
     f"--host-record={SENDING},{_SENDER_ADDRESS}",
@@ -68,8 +75,10 @@ _DNS = (
 class Network:
     """An open network of two hosts: one that sends, where the DNS is, and the one that its mail is for."""
 
-    #: Where nullsmtpd belongs on the receiving host, as its option wants it.
-    listen = f"{_MX_ADDRESS}:25"
+    #: Where nullsmtpd belongs on the receiving host; the port is 25.
+    address = _MX_ADDRESS
+    #: Where the second MX of `SPARED` belongs.
+    spare_address = _SPARE_ADDRESS
 
     def __init__(self, sending: int, receiving: int) -> None:
         self._sending = sending

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from machine import boot, build_layer
 from network import SENDING, Network
 
-__all__ = ["CLIENTS", "RELAYS", "SENDERS", "Client", "Outcome", "Relay", "Sender", "Verdict"]
+__all__ = ["CLIENTS", "RELAYS", "Client", "Outcome", "Relay", "Sender", "Verdict"]
 
 # Seconds. OpenSMTPD alone takes 11 to say that it defers; a relay that retries does so after minutes.
 _PATIENCE = 60.0
@@ -244,5 +244,3 @@ CLIENTS: tuple[Client, ...] = (
         version=("swaks", "--version"),
     ),
 )
-
-SENDERS: tuple[Sender, ...] = (*RELAYS, *CLIENTS)

@@ -9,17 +9,18 @@ import re
 import pytest
 from attempt import TEXT, attempt
 from conftest import require_root, require_tools
-from network import NULL_MX
+from network import NULL_MX, SPARED
 from senders import CLIENTS, RELAYS, Client, Relay, Verdict
 
-# What becomes of the message, and what is said after the greeting.
+# What becomes of the message, the same if there is a second MX that works, and what is said after the greeting.
 _EXPECTED = {
-    "Postfix": (Verdict.DEFERRED, "QUIT\r\n"),
-    "Postfix, `smtp_skip_5xx_greeting=no`": (Verdict.BOUNCED, "QUIT\r\n"),
-    "Exim": (Verdict.BOUNCED, "QUIT\r\n"),
-    "Sendmail": (Verdict.BOUNCED, "QUIT\r\n"),
-    "OpenSMTPD": (Verdict.DEFERRED, ""),
+    "Postfix": (Verdict.DEFERRED, Verdict.DELIVERED, "QUIT\r\n"),
+    "Postfix, `smtp_skip_5xx_greeting=no`": (Verdict.BOUNCED, Verdict.BOUNCED, "QUIT\r\n"),
+    "Exim": (Verdict.BOUNCED, Verdict.DELIVERED, "QUIT\r\n"),
+    "Sendmail": (Verdict.BOUNCED, Verdict.DELIVERED, "QUIT\r\n"),
+    "OpenSMTPD": (Verdict.DEFERRED, Verdict.DELIVERED, ""),
 }
+
 # Exit status, what the user reads, and what is said after the greeting.
 _FAILURE = {
     "smtplib": (1, f"smtplib.SMTPConnectError: (521, b'{TEXT}')", ""),
@@ -47,12 +48,22 @@ def _needs_apt() -> None:
 def test_relay_bounces_at_once_or_keeps_trying(relay: Relay) -> None:
     """A relay bounces the message at once and shows its author the text, or defers it and shows nothing."""
     record = attempt(relay)
-    verdict, sent = _EXPECTED[relay.name]
+    verdict, _, sent = _EXPECTED[relay.name]
     assert record.verdict is verdict
     assert record.connections == 1
     assert TEXT in record.log
     assert record.tells == (record.verdict is Verdict.BOUNCED)
     assert record.sent == [sent]
+
+
+@pytest.mark.usefixtures("_needs_apt")
+@_relays
+def test_relay_goes_on_to_a_second_mx(relay: Relay) -> None:
+    """RFC 5321 §5.1: a relay refused by the first MX tries the next, unless it takes the 5 for the last word."""
+    record = attempt(relay, SPARED)
+    _, verdict, sent = _EXPECTED[relay.name]
+    assert record.verdict is verdict
+    assert (record.connections, record.sent) == (1, [sent])
 
 
 @pytest.mark.usefixtures("_needs_apt")

@@ -1,8 +1,8 @@
 """What a sender puts on the wire to port 25, as the receiving host's network card sees it.
 
-The default mode of nullsmtpd never looks at it, so nothing but a capture can tell. Run as a program, this file captures
-until its standard input ends and every connection that it saw begin has ended, and then prints a JSON list: for each
-connection, in order, what the client sent.
+The default mode of nullsmtpd never looks at it, so nothing but a capture can tell. Run as a program with
+an address as argument, this file captures until its standard input ends and every connection that it saw begin has
+ended, and then prints a JSON list: for each connection, in order, what the client sent.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ class Capture:
 
 @contextlib.contextmanager
 def capture(network: Network) -> Iterator[Capture]:
-    """Capture for the length of the block what reaches port 25 of a network's receiving host."""
-    command = [*UNTIL_WE_END, *network.receiving_prefix, sys.executable, __file__]
+    """Capture for the length of the block what reaches port 25 of a network's nullsmtpd."""
+    command = [*UNTIL_WE_END, *network.receiving_prefix, sys.executable, __file__, network.address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
         try:
             assert popen.stdout
@@ -66,9 +66,9 @@ class _Connection:
         return b"".join(self._segments.values()).decode("latin-1")
 
 
-def _note(packet: bytes, connections: dict[bytes, _Connection]) -> None:
+def _note(packet: bytes, address: bytes, connections: dict[bytes, _Connection]) -> None:
     tcp = packet[(packet[0] & 15) * 4 : struct.unpack_from("!H", packet, 2)[0]]
-    if packet[9] != socket.IPPROTO_TCP or struct.unpack_from("!H", tcp, 2)[0] != 25:
+    if packet[9] != socket.IPPROTO_TCP or packet[16:20] != address or struct.unpack_from("!H", tcp, 2)[0] != 25:
         return
     client = packet[12:16] + tcp[:2]
     sequence, offset, flags = struct.unpack_from("!I4xBB", tcp, 4)
@@ -79,6 +79,7 @@ def _note(packet: bytes, connections: dict[bytes, _Connection]) -> None:
 
 
 def _main() -> None:
+    address = socket.inet_aton(sys.argv[1])
     connections: dict[bytes, _Connection] = {}
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP)) as card:
         print("ready", flush=True)  # noqa: T201 - this is a program
@@ -88,7 +89,7 @@ def _main() -> None:
                 [card] if deadline else [card, sys.stdin], [], [], 0.05 if deadline else None
             )
             if card in readable:
-                _note(card.recv(65536), connections)
+                _note(card.recv(65536), address, connections)
             elif deadline is None:
                 deadline = time.monotonic() + _PATIENCE
             elif time.monotonic() > deadline or not any(c.is_open for c in connections.values()):
