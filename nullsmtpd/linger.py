@@ -14,12 +14,16 @@ from nullsmtpd.counters import Counters
 from nullsmtpd.drain import Drains
 from nullsmtpd.tcp import is_finished
 
-__all__ = ["FIRST_LOOK", "Lingering"]
+__all__ = ["FIRST_LOOK", "KEPT_AT_LEAST", "Lingering"]
 
 #: Seconds after which one client that is still there no longer stands for those behind it. Most clients finish one
 #: round trip after the line, in the order in which they came, so the oldest is asked first and its "not yet" is taken
 #: for the others' too; 0.25 s covers a round trip around the Earth.
 FIRST_LOOK = 0.25
+
+#: Seconds that a client is kept even when there are too many: one that was about to speak when it was answered would be
+#: reset before it reads. Others wait in the backlog meanwhile; 4096 clients that stay still let 40,000 a second pass.
+KEPT_AT_LEAST = 0.1
 
 # At once out of the receive queue of a socket that is to be closed: as much as a default window holds.
 _UNREAD = 1 << 16
@@ -44,6 +48,7 @@ class Lingering:
         self._drains = drains
         self._seconds = seconds
         self._first_look = min(FIRST_LOOK, seconds)
+        self._kept_at_least = min(KEPT_AT_LEAST, seconds)
         self._count = 0
         self._fresh: deque[tuple[float, Batch]] = deque()  # not looked at yet
         self._slow: deque[tuple[float, Batch]] = deque()  # looked at once and still open; older than every fresh one
@@ -64,25 +69,22 @@ class Lingering:
         self.let_go()
 
     def make_room(self, wanted: int) -> int:
-        """Return how many of ``wanted`` further sockets may be added, at least one: the oldest make room for them."""
+        """Return how many of ``wanted`` further sockets may be added now: the oldest, once old enough, make room."""
         wanted = max(1, min(wanted, self.limit // 2))
         if self._excess(wanted) > 0:
             self._look_at_fresh(everything=True)
-            while (excess := self._excess(wanted)) > 0 and (queue := self._slow or self._fresh):
-                arrival, batch = queue.popleft()
-                if len(batch) > excess:
-                    queue.appendleft((arrival, batch[excess:]))
-                self._counters.cut_short += len(batch[:excess])
-                self._close(batch[:excess])
-        return wanted
+            self._cut_short(self._excess(wanted), until=self._loop.time() - self._kept_at_least)
+        if self._excess(wanted) > 0:
+            self.look_at_all()
+        return wanted - max(0, min(wanted, self._excess(wanted)))
+
+    def hurry(self) -> None:
+        """From now on make room at once, however young the oldest is: the process is to end."""
+        self._kept_at_least = 0.0
 
     def shed(self) -> None:
         """Close the older half of what lingers: descriptors or memory have run out."""
-        for queue in (self._slow, self._fresh):
-            for _ in range((len(queue) + 1) // 2):
-                batch = queue.popleft()[1]
-                self._counters.cut_short += len(batch)
-                self._close(batch)
+        self._cut_short((self._count + 1) // 2, until=self._loop.time())
 
     def let_go(self) -> None:
         """Close what has finished and what has had its time; called with every burst, and by the timer in between."""
@@ -121,6 +123,17 @@ class Lingering:
 
     def _excess(self, wanted: int) -> int:
         return self._count + len(self._drains) + wanted - self.limit
+
+    def _cut_short(self, count: int, until: float) -> None:
+        """Close the oldest ``count`` sockets, as far as they arrived at ``until`` or before."""
+        while count > 0 and (queue := self._slow or self._fresh) and queue[0][0] <= until:
+            arrival, batch = queue.popleft()
+            if batch[count:]:
+                queue.appendleft((arrival, batch[count:]))
+            del batch[count:]
+            count -= len(batch)
+            self._counters.cut_short += len(batch)
+            self._close(batch)
 
     def _look_at_fresh(self, *, everything: bool = False) -> None:
         now = self._loop.time()

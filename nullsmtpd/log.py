@@ -33,5 +33,6 @@ def log(event: str, **values: object) -> None:
 def _quoted(value: str) -> str:
     if value and _PLAIN.issuperset(value):
         return value
-    escaped = value.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    # Not the codec "unicode_escape": Python would load it now, and there may be no descriptor left to load it with.
+    escaped = ascii(value)[1:-1].replace('"', '\\"')
     return f'"{escaped}"'

@@ -10,7 +10,7 @@ from nullsmtpd.linger import Batch, Lingering
 from nullsmtpd.log import log
 from nullsmtpd.tcp import refuse_handshakes, waiting
 
-__all__ = ["BURST", "CAPACITY_PAUSE", "PACE", "Responder"]
+__all__ = ["BURST", "CAPACITY_PAUSE", "FULL_PAUSE", "PACE", "Responder"]
 
 #: Connections answered before the event loop gets its turn: about 4 ms of work, so signals and timers stay prompt.
 BURST = 256
@@ -19,6 +19,9 @@ BURST = 256
 #: a listener that had several connections waiting is looked at on a clock, and epoll is asked again only once a look
 #: finds none. A lone client never waits; under load one waits 1 ms at most (bench/ has the comparison).
 PACE = 0.001
+
+#: Seconds until the next look when as many clients linger as may, all of them young.
+FULL_PAUSE = 0.01
 
 #: Seconds to leave a listener alone when descriptors or memory have run out; what waits keeps its place in the backlog.
 CAPACITY_PAUSE = 0.1
@@ -111,9 +114,13 @@ class Responder:
         if not count:
             self._lingering.let_go()
             return 0
+        room = self._lingering.make_room(count)
+        if not room:
+            self._look_again_in(FULL_PAUSE)
+            return 0
         batch: Batch = []
         try:
-            self._answer(batch, self._lingering.make_room(count))
+            self._answer(batch, room)
         except BlockingIOError:
             pass  # a client that gave up, or another process on the same socket, was first
         except OSError as error:

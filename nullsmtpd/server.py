@@ -59,6 +59,7 @@ class _Server:
             responder.start()
             log("listening", address=_own_address(listener))
         await self._end.wait()
+        self._lingering.hurry()
         for responder in responders:
             await responder.stop()
         await self._let_clients_finish()

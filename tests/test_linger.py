@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nullsmtpd import tcp
 from nullsmtpd.counters import Counters
 from nullsmtpd.drain import Drains
-from nullsmtpd.linger import FIRST_LOOK, Lingering
+from nullsmtpd.linger import FIRST_LOOK, KEPT_AT_LEAST, Lingering
 
 
 class Clock:
@@ -181,10 +181,24 @@ def test_when_full_the_oldest_make_room(bench: Make) -> None:
     """As many of the oldest as there is no room for are closed, counted, and the rest stay."""
     b = bench(2.0, limit=8)
     clients = [b.arrive()[0] for _ in range(4)] + b.arrive(4)
+    b.clock.advance(KEPT_AT_LEAST)
     assert b.lingering.make_room(3) == 3
     assert len(b.lingering) == 5
     assert b.counters.cut_short == 3
     assert [is_let_go(client) for client in clients] == [True] * 3 + [False] * 5
+
+
+def test_nobody_is_cut_short_before_having_had_a_chance(bench: Make) -> None:
+    """While all are young the next ones wait in the backlog; when the process ends there is no more waiting."""
+    b = bench(2.0, limit=4)
+    b.arrive(3)
+    assert b.lingering.make_room(2) == 1
+    b.arrive()
+    assert b.lingering.make_room(1) == 0
+    assert b.counters.cut_short == 0
+    b.lingering.hurry()
+    assert b.lingering.make_room(1) == 1
+    assert b.counters.cut_short == 1
 
 
 def test_clients_that_have_finished_make_room_first(bench: Make) -> None:
@@ -210,6 +224,7 @@ def test_a_client_that_is_cut_short_reads_the_line_all_the_same(bench: Make) -> 
     client = b.arrive()[0]
     client.sendall(b"EHLO client.example\r\n")
     b.arrive()
+    b.clock.advance(KEPT_AT_LEAST)
     b.lingering.make_room(1)
     assert read_all(client) == b"line"
 
@@ -250,7 +265,8 @@ def test_the_count_is_right_after_any_history(events: list[str]) -> None:
         waiting: list[socket.socket] = []
         for event in events:
             if event in {"arrive", "burst"}:
-                waiting += b.arrive(b.lingering.make_room(1 if event == "arrive" else 3))
+                if room := b.lingering.make_room(1 if event == "arrive" else 3):
+                    waiting += b.arrive(room)
             elif event == "close" and waiting:
                 waiting.pop(0).close()
             elif event == "send" and waiting:
