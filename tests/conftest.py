@@ -20,7 +20,7 @@ settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile(
     "thorough", max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.load_profile("thorough" if os.environ.get("CI") else "quick")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "thorough" if os.environ.get("CI") else "quick"))
 
 LINE = b"521 Host does not accept mail\r\n"
 PATIENCE = 20.0  # seconds; how long any single step of a test may take before it has failed
