@@ -8,7 +8,7 @@ __all__ = ["Counters"]
 class Counters:
     """Totals since the process started."""
 
-    __slots__ = ("accept_errors", "connections", "cut_short", "drained", "send_errors")
+    __slots__ = ("accept_errors", "connections", "cut_short", "drained", "send_errors", "sessions")
 
     def __init__(self) -> None:
         """Start at nothing."""
@@ -18,6 +18,8 @@ class Counters:
         self.cut_short = 0
         #: Clients that were still sending when their linger was up, and whose input was then discarded.
         self.drained = 0
+        #: Dialogues begun (modes session and mail).
+        self.sessions = 0
         #: Clients that were gone before the line could be sent.
         self.send_errors = 0
         #: Failed accepts by errno.
@@ -35,6 +37,7 @@ class Counters:
             "connections": self.connections,
             "cut_short": self.cut_short,
             "drained": self.drained,
+            "sessions": self.sessions,
             "send_errors": self.send_errors,
             "accept_errors": by_errno or 0,
         }

@@ -6,10 +6,10 @@ it has not read yet. Reading what it sends, for a while, lets it get there.
 
 import asyncio
 import contextlib
-import socket
 from socket import SocketType
 from typing import cast
 
+from nullsmtpd.attach import Attached
 from nullsmtpd.counters import Counters
 from nullsmtpd.replies import REPLY
 
@@ -106,36 +106,18 @@ class DrainProtocol(asyncio.BufferedProtocol):
             self._transport.abort()
 
 
-class Drains:
-    """The clients of one server that are being drained, ``limit`` of them at most."""
+class Drains(Attached[DrainProtocol]):
+    """The clients of one server that are being drained."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, limit: int) -> None:
         """Drain nobody yet."""
-        self._loop = loop
+        super().__init__(loop, limit)
         self._counters = counters
-        self.limit = limit
-        self._open: set[DrainProtocol] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def __len__(self) -> int:
-        """Return how many clients are being drained now."""
-        return len(self._open)
 
     def take(self, connection: SocketType) -> bool:
         """Take over a connection that was answered and half-closed; False when there are enough of them."""
-        if len(self._open) >= self.limit:
+        if self.is_full:
             return False
         self._counters.drained += 1
-        protocol = DrainProtocol(b"", drains=self._open, max_drains=self.limit)
-        self._open.add(protocol)
-        task = self._loop.create_task(self._attach(protocol, socket.socket(fileno=connection.detach())))
-        self._tasks.add(task)  # the loop itself keeps only a weak reference
-        task.add_done_callback(self._tasks.discard)
+        self.attach(connection, DrainProtocol(b"", drains=self.open, max_drains=self.limit))
         return True
-
-    async def _attach(self, protocol: DrainProtocol, connection: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection)
-        except OSError:  # out of memory for a transport, or the connection is gone
-            self._open.discard(protocol)
-            connection.close()

@@ -82,15 +82,16 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def bind(address: Address, backlog: int) -> list[socket.socket]:
-    """Return listening sockets, one for each address of ``address.host``: non-blocking, corked, IPv6 apart from IPv4.
+def bind(address: Address, backlog: int, *, cork: bool = True) -> list[socket.socket]:
+    """Return listening sockets, one for each address of ``address.host``: non-blocking, IPv6 apart from IPv4.
 
-    ``backlog`` is what listen(2) gets; the kernel lowers it to net.core.somaxconn. A family that this host lacks is
-    left out as long as another remains. Raises `ListenError`; nothing stays bound then.
+    ``backlog`` is what listen(2) gets; the kernel lowers it to net.core.somaxconn. ``cork`` makes a connection's only
+    reply and its FIN one segment, see `cork_replies`. A family that this host lacks is left out as long as another
+    remains. Raises `ListenError`; nothing stays bound then.
     """
     for last_try in [False] * (_PORT_TRIES - 1) + [True]:
         try:
-            return _bind_all(address, backlog)
+            return _bind_all(address, backlog, cork=cork)
         except OSError as error:
             # Port 0: what the kernel chose for the first family can be taken in the second.
             if address.port or last_try or error.errno != errno.EADDRINUSE:
@@ -98,14 +99,14 @@ def bind(address: Address, backlog: int) -> list[socket.socket]:
     raise AssertionError("unreachable")
 
 
-def _bind_all(address: Address, backlog: int) -> list[socket.socket]:
+def _bind_all(address: Address, backlog: int, *, cork: bool) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     refusal: OSError | None = None
     try:
         for family, host in _resolve(address.host):
             port = listeners[0].getsockname()[1] if listeners else address.port
             try:
-                listeners.append(_listen(family, host, port, backlog))
+                listeners.append(_listen(family, host, port, backlog, cork=cork))
             except OSError as error:
                 if error.errno not in _NO_SUCH_FAMILY:
                     raise
@@ -127,13 +128,14 @@ def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, str]]:
     return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
 
 
-def _listen(family: socket.AddressFamily, host: str, port: int, backlog: int) -> socket.socket:
+def _listen(family: socket.AddressFamily, host: str, port: int, backlog: int, *, cork: bool) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        cork_replies(listener)
+        if cork:
+            cork_replies(listener)
         sockaddr = socket.getaddrinfo(host.encode("ascii"), port, family, flags=socket.AI_NUMERICHOST)[0][4]
         listener.bind(sockaddr)
         listener.listen(backlog)

@@ -5,11 +5,19 @@ stand beside it anyway. One table feeds flags, variables and --help.
 """
 
 import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from nullsmtpd.listeners import Address, parse_address
-from nullsmtpd.replies import DEFAULT_TEXT, MAX_REPLY_OCTETS, reply_line
+from nullsmtpd.replies import (
+    DEFAULT_TEXT,
+    MAX_REPLY_OCTETS,
+    Dialogue,
+    mail_dialogue,
+    reply_line,
+    session_dialogue,
+)
 
 __all__ = ["Options", "UsageError", "help_text", "parse_options"]
 
@@ -18,7 +26,11 @@ _PREFIX = "NULLSMTPD_"
 # A Kubernetes Service named "nullsmtpd" puts these beside ours, into every pod of its namespace.
 _SERVICE_LINK = re.compile(_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 
+MODES = ("close", "session", "mail")
+
 _MAX_SECONDS = 3600.0
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = rf"(?=.{{1,255}}\Z){_LABEL}(\.{_LABEL})*"
 _MAX_INT = 2**31 - 1  # listen(2) takes an int
 _MAX_SHOWN = 80  # characters of a wrong value that a message repeats
 
@@ -32,8 +44,11 @@ class Options(NamedTuple):
 
     listen: tuple[Address, ...]
     reply: bytes
+    dialogue: Dialogue | None  # None: mode close
     linger: float
     max_lingering: int
+    max_sessions: int
+    timeout: float
     backlog: int
 
 
@@ -56,6 +71,31 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _positive_seconds(text: str) -> float:
+    if not (seconds := _seconds(text)):
+        raise ValueError(f"is not a number of seconds above 0 and up to {_MAX_SECONDS:.0f}")
+    return seconds
+
+
+def _mode(text: str) -> str:
+    if text not in MODES:
+        raise ValueError(f"is not a mode; give {', '.join(MODES[:-1])} or {MODES[-1]}")
+    return text
+
+
+def _domain(text: str) -> str:
+    """Check a domain name, RFC 5321 §2.3.5: labels of letters, digits and hyphens, 255 octets at most."""
+    if not re.fullmatch(_DOMAIN, text):
+        raise ValueError("is not a domain name; give labels of letters, digits and hyphens, parted by dots")
+    return text
+
+
+def _own_name() -> str:
+    """Return the host's name, without asking DNS; a name that no domain name can be is left out."""
+    name = socket.gethostname()
+    return name if re.fullmatch(_DOMAIN, name) else "localhost"
+
+
 _TABLE = {
     "listen": _Option(
         "ADDR",
@@ -63,10 +103,21 @@ _TABLE = {
         "where to listen: HOST:PORT, [v6]:PORT, or :PORT for all addresses of both families; port 0 picks a free one; "
         "for more than one, repeat the flag, or separate them by commas in the variable",
     ),
+    "mode": _Option(
+        "MODE",
+        "close",
+        "close: say 521 and close. session: say 521 to every command until QUIT. mail: greet with 220 and say 521 to "
+        "MAIL, which Postfix, OpenSMTPD and qmail bounce at once instead of trying again for days",
+    ),
     "text": _Option(
         "TEXT",
         DEFAULT_TEXT,
         f"what follows the code 521: one line of printable ASCII, {MAX_REPLY_OCTETS} octets with code and CRLF at most",
+    ),
+    "hostname": _Option(
+        "NAME",
+        "",
+        "the domain name in the greeting of mode mail and in goodbyes (default: the host's own name)",
     ),
     "linger": _Option(
         "SECONDS",
@@ -78,6 +129,12 @@ _TABLE = {
         "4096",
         "how many such clients to keep: past that the oldest go first; lowered to what the limit of open files allows",
     ),
+    "max-sessions": _Option(
+        "N",
+        "1000",
+        "how many clients may talk at once in the modes session and mail: past that a client gets the answer of close",
+    ),
+    "timeout": _Option("SECONDS", "300", "how long a client in those modes may stay silent"),
     "backlog": _Option(
         "N",
         "4096",
@@ -97,13 +154,19 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     value that its option cannot take.
     """
     given: dict[str, _Given] = {name: [("the default", option.default)] for name, option in _TABLE.items()}
+    given["hostname"] = []
     given |= _read_variables(environment)
     given |= _read_flags(arguments)
+    mode = _last(given["mode"], _mode)
+    hostname = _last(given["hostname"], _domain) if given["hostname"] else _own_name()
     return Options(
         listen=tuple(dict.fromkeys(_several(given["listen"], parse_address))),
         reply=_last(given["text"], reply_line),
+        dialogue=_last(given["text"], lambda text: _dialogue(mode, text, hostname)),
         linger=_last(given["linger"], _seconds),
         max_lingering=_last(given["max-lingering"], _count),
+        max_sessions=_last(given["max-sessions"], _count),
+        timeout=_last(given["timeout"], _positive_seconds),
         backlog=_last(given["backlog"], _count),
     )
 
@@ -138,6 +201,12 @@ def _read_variables(environment: Mapping[str, str]) -> dict[str, _Given]:
     return variables
 
 
+def _dialogue(mode: str, text: str, hostname: str) -> Dialogue | None:
+    if mode == "close":
+        return None
+    return (session_dialogue if mode == "session" else mail_dialogue)(text, hostname)
+
+
 def _several(given: _Given, parse: Callable[[str], _T]) -> list[_T]:
     return [_last([item], parse) for item in given]
 
@@ -168,7 +237,8 @@ def help_text() -> str:
         "",
     ]
     for name, option in _TABLE.items():
-        lines += [f"  --{name} {option.metavar}", *_indented(f"{option.help} (default: {option.default})")]
+        default = f" (default: {option.default})" if option.default else ""
+        lines += [f"  --{name} {option.metavar}", *_indented(option.help + default)]
     lines += [
         "  --version",
         *_indented("print the version and exit"),

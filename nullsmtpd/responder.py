@@ -8,9 +8,10 @@ from socket import SocketType
 from nullsmtpd.counters import Counters
 from nullsmtpd.linger import Batch, Lingering
 from nullsmtpd.log import log
+from nullsmtpd.session import Sessions
 from nullsmtpd.tcp import refuse_handshakes, waiting
 
-__all__ = ["BURST", "CAPACITY_PAUSE", "FULL_PAUSE", "PACE", "Responder"]
+__all__ = ["BURST", "CAPACITY_PAUSE", "FULL_PAUSE", "PACE", "DialogueResponder", "Responder"]
 
 #: Connections answered before the event loop gets its turn: about 4 ms of work, so signals and timers stay prompt.
 BURST = 256
@@ -120,30 +121,35 @@ class Responder:
             return 0
         batch: Batch = []
         try:
-            self._answer(batch, room)
+            self._accept(batch, room)
         except BlockingIOError:
             pass  # a client that gave up, or another process on the same socket, was first
         except OSError as error:
             self._on_accept_error(error)
+        self._counters.connections += (accepted := len(batch))
         if batch:
-            self._counters.connections += len(batch)
-            self._lingering.add(batch)
-        return len(batch)
+            self._answer(batch)
+        return accepted
 
-    def _answer(self, batch: Batch, count: int) -> None:
-        """Accept and answer ``count`` connections into ``batch``: accept4, getsockname, sendto, shutdown, each time."""
+    def _accept(self, batch: Batch, count: int) -> None:
+        """Accept ``count`` connections into ``batch``: accept4 and the constructor's own getsockname, each time."""
         accept = self._listener._accept  # type: ignore[attr-defined] # noqa: SLF001 - typeshed leaves it out
-        family, reply = self._family, self._reply
+        family = self._family
         for _ in range(count):
-            # What socket.accept() does, less the wrapper. getsockname() is the constructor's own.
+            # What socket.accept() does, less its wrapper.
             descriptor, _peer = accept()
-            connection = SocketType(family, _SOCK_STREAM, 0, descriptor)
-            batch.append(connection)
+            batch.append(SocketType(family, _SOCK_STREAM, 0, descriptor))
+
+    def _answer(self, batch: Batch) -> None:
+        """Say the line and the FIN to each: sendto and shutdown, which leave as one segment from a corked socket."""
+        reply = self._reply
+        for connection in batch:
             try:
                 connection.send(reply, _DONTWAIT)
                 connection.shutdown(_SHUT_WR)
             except OSError:  # ECONNRESET, EPIPE, ENOTCONN: the client has gone already
                 self._counters.send_errors += 1
+        self._lingering.add(batch)
 
     def _on_accept_error(self, error: OSError) -> None:
         """Count it; if it is not the fault of one connection, make room and leave the listener alone for a moment."""
@@ -158,3 +164,25 @@ class Responder:
         self._lingering.shed()
         if self._timer is None:
             self._look_again_in(CAPACITY_PAUSE)
+
+
+class DialogueResponder(Responder):
+    """One listening socket whose connections are handed to ``sessions``; when those are full, they are answered 521."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - those of the base class, and the sessions
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: socket.socket,
+        reply: bytes,
+        counters: Counters,
+        lingering: Lingering,
+        sessions: Sessions,
+    ) -> None:
+        """Take the listener over; `stop` closes it."""
+        super().__init__(loop, listener, reply, counters, lingering)
+        self._sessions = sessions
+
+    def _answer(self, batch: Batch) -> None:
+        """Begin a dialogue with each, as long as there is room; the others hear what mode ``close`` says."""
+        if too_many := [connection for connection in batch if not self._sessions.take(connection)]:
+            super()._answer(too_many)

@@ -17,7 +17,8 @@ from nullsmtpd.linger import Lingering
 from nullsmtpd.listeners import bind, format_address
 from nullsmtpd.log import log
 from nullsmtpd.options import Options
-from nullsmtpd.responder import Responder
+from nullsmtpd.responder import DialogueResponder, Responder
+from nullsmtpd.session import Sessions
 
 __all__ = ["serve"]
 
@@ -44,17 +45,23 @@ class _Server:
         self._drains = Drains(loop, self._counters, MAX_DRAINS)
         self._lingering = Lingering(loop, self._counters, self._drains, options.linger, options.max_lingering)
 
+        self._sessions: Sessions | None = None
+        if options.dialogue is not None:
+            self._sessions = Sessions(
+                loop, self._counters, self._drains, options.dialogue, options.timeout, options.max_sessions
+            )
+
     async def run(self) -> None:
         # Before the sockets: from listen(2) on, no signal may end the process with clients in the backlog.
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_end_signal)
         self._loop.add_signal_handler(signal.SIGUSR1, self._log_stats)
-        listeners = [listener for address in self._options.listen for listener in bind(address, self._options.backlog)]
-        self._fit_into_descriptors()
-        responders = [
-            Responder(self._loop, listener, self._options.reply, self._counters, self._lingering)
-            for listener in listeners
+        cork = self._sessions is None
+        listeners = [
+            listener for address in self._options.listen for listener in bind(address, self._options.backlog, cork=cork)
         ]
+        self._fit_into_descriptors()
+        responders = [self._responder(listener) for listener in listeners]
         for responder, listener in zip(responders, listeners, strict=True):
             responder.start()
             log("listening", address=_own_address(listener))
@@ -62,13 +69,19 @@ class _Server:
         self._lingering.hurry()
         for responder in responders:
             await responder.stop()
+        if self._sessions is not None:
+            self._sessions.close()
         await self._let_clients_finish()
         self._log_stats()
+
+    def _responder(self, listener: socket.socket) -> Responder:
+        given = (self._loop, listener, self._options.reply, self._counters, self._lingering)
+        return Responder(*given) if self._sessions is None else DialogueResponder(*given, self._sessions)
 
     async def _let_clients_finish(self) -> None:
         """Wait until the lingering and draining clients have closed, at most for the linger time."""
         last = self._loop.time() + self._options.linger
-        while self._loop.time() < last and (self._lingering or self._drains):
+        while self._loop.time() < last and (self._lingering or self._drains or self._sessions):
             self._lingering.look_at_all()
             await asyncio.sleep(END_TICK)
         self._lingering.close_all()
@@ -79,12 +92,19 @@ class _Server:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        left = max(1, soft - _open_descriptors() - SPARE_DESCRIPTORS)
-        wanted = self._lingering.limit
-        if soft != resource.RLIM_INFINITY and left < wanted:
-            self._lingering.limit = left
-            log("max-lingering-lowered", wanted=wanted, to=left, because=f"at most {soft} files may be open")
+        left = soft - _open_descriptors() - SPARE_DESCRIPTORS if soft != resource.RLIM_INFINITY else sys.maxsize
+        if self._sessions is not None:
+            self._sessions.limit = self._lowered("max-sessions", self._sessions.limit, left // 2, soft)
+            left -= self._sessions.limit
+        self._lingering.limit = self._lowered("max-lingering", self._lingering.limit, left, soft)
         self._drains.limit = min(MAX_DRAINS, self._lingering.limit // 4)
+
+    @staticmethod
+    def _lowered(option: str, wanted: int, left: int, files: int) -> int:
+        if wanted <= left:
+            return wanted
+        log(f"{option}-lowered", wanted=wanted, to=max(1, left), because=f"at most {files} files may be open")
+        return max(1, left)
 
     def _on_end_signal(self) -> None:
         if self._end.is_set():  # the second one: no more patience
@@ -93,7 +113,10 @@ class _Server:
         self._end.set()
 
     def _log_stats(self) -> None:
-        log("stats", lingering=len(self._lingering), draining=len(self._drains), **self._counters.fields())
+        levels = {"lingering": len(self._lingering), "draining": len(self._drains)}
+        if self._sessions is not None:
+            levels["talking"] = len(self._sessions)
+        log("stats", **levels, **self._counters.fields())
 
 
 def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -43,11 +43,11 @@ def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch:
     real_listen = listeners._listen
     refusals: list[int] = []
 
-    def taken_once(family: socket.AddressFamily, host: str, port: int, backlog: int) -> socket.socket:
+    def taken_once(family: socket.AddressFamily, host: str, port: int, backlog: int, *, cork: bool) -> socket.socket:
         if family == socket.AF_INET6 and not refusals:
             refusals.append(port)
             raise OSError(errno.EADDRINUSE, "Address already in use")
-        return real_listen(family, host, port, backlog)
+        return real_listen(family, host, port, backlog, cork=cork)
 
     monkeypatch.setattr(listeners, "_listen", taken_once)
     assert len(closed(bind(Address(None, 0), 16))) == 2

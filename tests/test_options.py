@@ -13,11 +13,14 @@ PORTS = st.integers(0, 65535)
 DEFAULTS = Options(
     listen=(Address(None, 25),),
     reply=b"521 Host does not accept mail\r\n",
+    dialogue=None,
     linger=2.0,
     max_lingering=4096,
+    max_sessions=1000,
+    timeout=300.0,
     backlog=4096,
 )
-FLAGS = ["listen", "text", "linger", "max-lingering", "backlog"]
+FLAGS = ["listen", "mode", "text", "hostname", "linger", "max-lingering", "max-sessions", "timeout", "backlog"]
 
 
 def variable(name: str) -> str:

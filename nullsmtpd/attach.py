@@ -1,0 +1,52 @@
+"""How accepted connections come to asyncio Protocols: a bounded number, each with its place from the start."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from socket import SocketType
+from typing import Generic, TypeVar
+
+__all__ = ["Attached"]
+
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
+
+
+class Attached(Generic[_P]):
+    """The Protocols that serve connections of one kind, ``limit`` of them at most.
+
+    ``open`` is the set of them. A Protocol is in it from `attach` on, and takes itself out when its connection is lost.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+        """Serve nobody yet."""
+        self.limit = limit
+        self.open: set[_P] = set()
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Return how many connections are served now."""
+        return len(self.open)
+
+    def __iter__(self) -> Iterator[_P]:
+        """Go through those served now; they may leave meanwhile."""
+        return iter(self.open.copy())
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether there is no place left."""
+        return len(self.open) >= self.limit
+
+    def attach(self, connection: SocketType, protocol: _P) -> None:
+        """Give the connection to the Protocol; where the loop cannot take it, it is closed."""
+        self.open.add(protocol)
+        task = self._loop.create_task(self._attach(socket.socket(fileno=connection.detach()), protocol))
+        self._tasks.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._tasks.discard)
+
+    async def _attach(self, connection: socket.socket, protocol: _P) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError:  # no memory for a transport, or the client is gone
+            self.open.discard(protocol)
+            connection.close()
