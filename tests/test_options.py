@@ -149,11 +149,71 @@ def test_counts_are_read_as_written(count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "2147483648", "99999999999999999999", "nan", "1_0", "+1", "٣"])
-@pytest.mark.parametrize("name", ["max-lingering", "backlog"])
+@pytest.mark.parametrize("name", ["max-lingering", "max-sessions", "backlog"])
 def test_counts_that_are_none_are_refused(name: str, text: str) -> None:
     """The message names the option and the range."""
     with pytest.raises(UsageError, match=rf"^--{name}: .* is not a whole number from 1 to 2147483647$"):
         parse_options([f"--{name}", text], {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "-a",
+        "a-",
+        "a b",
+        "a_b",
+        "bücher.example",
+        "[127.0.0.1]",
+        "a" * 64,
+        "a." * 128 + "a",
+    ],
+)
+def test_a_hostname_that_is_no_domain_name_is_refused(name: str) -> None:
+    """RFC 5321 §2.3.5: labels of letters, digits and hyphens."""
+    with pytest.raises(UsageError, match=r"^--hostname: .* is not a domain name"):
+        parse_options(["--hostname", name], {})
+
+
+def test_modes_make_their_dialogues() -> None:
+    """Mode close has none; the other two answer from a table with the operator's text and name."""
+    assert parse_options(["--mode", "close"], {}).dialogue is None
+    options = ["--text", "No", "--hostname", "a.example"]
+    mail = parse_options(["--mode", "mail", *options], {}).dialogue
+    session = parse_options(["--mode=session", *options], {}).dialogue
+    assert mail is not None
+    assert session is not None
+    assert (mail.greeting, mail.otherwise) == (b"220 a.example ESMTP\r\n", b"521 5.3.2 No\r\n")
+    assert session.greeting == session.otherwise == b"521 No\r\n"
+    with pytest.raises(UsageError, match=r"^--mode: 'smtp' is not a mode; give close, session or mail$"):
+        parse_options(["--mode", "smtp"], {})
+
+
+def test_in_mode_mail_the_enhanced_code_counts_too() -> None:
+    """The text may be six octets shorter there."""
+    assert parse_options(["--text", "x" * 506], {}).dialogue is None
+    with pytest.raises(UsageError, match="at most 500 fit"):
+        parse_options(["--text", "x" * 501, "--mode", "mail"], {})
+
+
+@pytest.mark.parametrize("name", ["my_host", "", "x" * 300])
+def test_a_host_whose_name_is_no_domain_name_calls_itself_localhost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default must not make a reply that a strict client refuses."""
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+    dialogue = parse_options(["--mode", "mail"], {}).dialogue
+    assert dialogue is not None
+    assert dialogue.greeting == b"220 localhost ESMTP\r\n"
+
+
+def test_a_timeout_of_nothing_is_refused() -> None:
+    """A client must have some time to speak."""
+    with pytest.raises(UsageError, match=r"^--timeout: '0' is not a number of seconds above 0"):
+        parse_options(["--timeout", "0"], {})
 
 
 @pytest.mark.parametrize("name", FLAGS)
