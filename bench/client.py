@@ -21,14 +21,16 @@ from typing import NamedTuple
 from bench.latency import Latencies
 from bench.outcomes import ANSWERED, Ending, Outcome, classify
 
-__all__ = ["EARLY", "Plan", "Tally", "run"]
+__all__ = ["EARLY", "IP_BIND_ADDRESS_NO_PORT", "Plan", "Tally", "run"]
 
 #: What a client that speaks first says.
 EARLY = b"EHLO bench.example\r\n"
 
 _QUIT = b"QUIT\r\n"
 
-_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h: let connect() choose the port, by the whole 4-tuple
+#: linux/in.h: let connect() choose the port, by the whole 4-tuple.
+IP_BIND_ADDRESS_NO_PORT = 24
+
 _RECEIVE = 4096  # a reply is at most 512 octets (RFC 5321 §4.5.3.1.5)
 _MAX_REPLY = 1 << 16  # nothing that goes on beyond this is a reply
 _TURN = 256  # connections started before the sockets get their turn again
@@ -214,7 +216,7 @@ class _Run:
                 connection.setblocking(False)
             if self._sources:
                 if sys.platform == "linux":
-                    connection.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                    connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 connection.bind(self._sources[number % len(self._sources)])
             failure = connection.connect_ex(plan.targets[number % len(plan.targets)])
         except OSError as error:

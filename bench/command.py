@@ -1,4 +1,4 @@
-"""The command ``python -m bench``: from the shell to a measurement and back to a report."""
+"""The five commands: from their arguments to a measurement and back to a report."""
 
 import argparse
 import json
@@ -13,27 +13,28 @@ from bench import compare, footprint, load, machine, report, rounds, servers, so
 from bench.client import Plan
 from bench.latency import PERCENTILES
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 #: What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status: 0 done, 1 not possible or not passed, 2 usage, 130 interrupted."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0 done, 1 not possible or not passed, 2 usage, 130 interrupted.
+
+    Raises KeyboardInterrupt if there was nothing to report yet.
+    """
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _end)
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         return command(options)
-    except KeyboardInterrupt:
-        report.progress_end()
-        return _complain("interrupted before there was anything to report", INTERRUPTED)
     except (load.NotLoopbackError, ValueError) as error:
         return _complain(str(error), 2)
     except (OSError, RuntimeError, servers.MissingError) as error:
-        report.progress_end()
         return _complain(str(error), 1)
+    finally:
+        report.progress_end()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -403,7 +404,3 @@ def _arms(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; there are {', '.join(servers.ARMS)}")
     return names
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,9 +6,10 @@ import signal
 import socket
 import statistics
 import struct
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bench import machine, process, report, servers
@@ -28,6 +29,7 @@ LEAST_SAMPLES = 16
 _LATE = 1.0  # seconds that some clients let pass; less than the 2 s for which nullsmtpd keeps early talkers
 _SILENT = 4.0  # more than that: the line is in the client's own buffer by then
 _PATIENCE = 10.0
+_LET_GO = 15.0  # nullsmtpd: 2 s of linger, 5 s of draining, and room
 _BLAST = bytes(1 << 16)
 _MOST_OPEN = 8192
 
@@ -112,7 +114,14 @@ class Soak:
 
     def record(self) -> dict[str, object]:
         """Return it as JSON has it."""
-        return asdict(self) | {"samples": [sample._asdict() for sample in self.samples]}
+        return {
+            "clients": dict(self.clients),
+            "lost": {behaviour: dict(instead) for behaviour, instead in self.lost.items()},
+            "samples": [sample._asdict() for sample in self.samples],
+            "descriptors": self.descriptors,
+            "failures": self.failures,
+            "remarks": self.remarks,
+        }
 
     def lose(self, behaviour: str, instead: str) -> None:
         """Note a client that stayed to read and did not get the whole line."""
@@ -137,7 +146,7 @@ def soak(arm: servers.Arm, *, duration: float, rate: float) -> Soak:
         try:
             asyncio.run(_run(server, found, duration, rate))
             report.progress("waiting for the server to let go")
-            server.settle(quiet=3.0, patience=15.0)
+            _wait_for(lambda: process.descriptors(server.pids) <= before)
         except KeyboardInterrupt:
             found.interrupted = True
         if server.process.poll() is None:
@@ -147,6 +156,12 @@ def soak(arm: servers.Arm, *, duration: float, rate: float) -> Soak:
     report.progress_end()
     _judge(found, status, server.arm.name)
     return found
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _LET_GO
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 async def _run(server: servers.Server, found: Soak, duration: float, rate: float) -> None:

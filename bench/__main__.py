@@ -1,0 +1,18 @@
+"""The command ``python -m bench``; everything is imported under the guard, so that Ctrl-C never shows a traceback."""
+
+import sys
+
+
+def main() -> int:
+    """Run the command of this process's arguments; return its exit status."""
+    try:
+        from bench.command import run
+
+        return run()
+    except KeyboardInterrupt:
+        sys.stderr.write("bench: interrupted before there was anything to report\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,384 @@
+"""The load and cost harness: each command within tiny bounds, and what its numbers rest on; no time is asserted."""
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LINE, PATIENCE, Daemon, require_tools
+from hypothesis import given
+from hypothesis import strategies as st
+
+if not os.environ.get("CI"):  # in CI nothing may be missing
+    if sys.platform != "linux":
+        pytest.skip("needs Linux: what a process costs is read from /proc", allow_module_level=True)
+    if importlib.util.find_spec("hdrh") is None:
+        pytest.skip("needs the extra `bench`", allow_module_level=True)
+
+from bench import load, report, servers, soak, sweep
+from bench.latency import Latencies
+from bench.outcomes import Ending, Outcome, classify
+from bench.spread import Spread, ratios, spread
+
+ROOT = Path(__file__).parent.parent
+TOTAL = "whole line + FIN"
+
+
+def bench(tmp_path: Path, *arguments: str, status: int = 0) -> tuple[str, dict[str, Any]]:
+    """Run a command, expect its exit status, return what it printed and its JSON."""
+    path = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments, "--json", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=4 * PATIENCE,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr, json.loads(path.read_text()) if path.exists() else {}
+
+
+def at(daemon: Daemon) -> str:
+    host, port = daemon.address
+    return f"{host}:{port}"
+
+
+# load
+
+
+def test_closed_loop_load_counts_every_connection_once(daemon: Daemon, tmp_path: Path) -> None:
+    """`load --clients` starts as many connections as asked for, and each has one outcome and one time."""
+    text, found = bench(
+        tmp_path, "load", at(daemon), *("--clients", "8", "--connections", "300", "--early", "0.5", "--processes", "2")
+    )
+    assert found["outcomes"][TOTAL] == found["started"] == found["completed"] == sum(found["outcomes"].values()) == 300
+    assert [found[name]["count"] for name in ("connect_us", "first_octet_us", "fin_us")] == [300] * 3
+    assert found["generator"]["late_us"]["count"] == 0
+    assert int(daemon.stats()["connections"]) == 300
+    assert "time to FIN" in text
+    assert "ListenDrops" in text
+    assert found["machine"]["python"]
+
+
+def test_open_loop_load_offers_its_rate_and_counts_from_the_schedule(daemon: Daemon, tmp_path: Path) -> None:
+    """`load --rate` starts rate x duration connections and says how late each of them started."""
+    _, found = bench(tmp_path, "load", at(daemon), *("--rate", "200", "--duration", "1", "--processes", "2"))
+    assert found["outcomes"][TOTAL] == found["started"] == 200
+    assert found["offered_rate"] == 200
+    assert found["generator"]["late_us"]["count"] == 200
+
+
+def test_clients_that_say_quit_measure_a_server_that_waits_for_it(tmp_path: Path) -> None:
+    """With --quit the answer to QUIT is no part of the reply, and the FIN after it ends the connection."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(LINE)
+        if connection.recv(99) == b"QUIT\r\n":
+            connection.sendall(b"221 Bye\r\n")
+
+    with server(answer) as target:
+        _, found = bench(tmp_path, "load", target, *("--clients", "1", "--connections", "5", "--quit"))
+    assert found["outcomes"][TOTAL] == 5
+
+
+def _half(connection: socket.socket) -> None:
+    connection.sendall(LINE[:10])
+
+
+def _wrong(connection: socket.socket) -> None:
+    connection.sendall(b"220 welcome\r\n")
+
+
+def _nothing(connection: socket.socket) -> None:
+    pass
+
+
+def _reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _line_and_reset(connection: socket.socket) -> None:
+    connection.sendall(LINE)
+    _reset(connection)
+
+
+def _silence(connection: socket.socket) -> None:
+    connection.recv(99)  # until the client has had enough
+
+
+class server:  # noqa: N801 - used as a function
+    """Serve each connection with a function, one after the other, until the block ends."""
+
+    def __init__(self, answer: Callable[[socket.socket], None]) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(PATIENCE)
+                self._answer(connection)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (_half, "EOF without line"),
+        (_nothing, "EOF without line"),
+        (_wrong, "wrong octets"),
+        (_reset, "RST without line"),
+        (_line_and_reset, "whole line + RST"),
+        (_silence, "timed out"),
+    ],
+)
+def test_load_tells_outcomes_apart(answer: Callable[[socket.socket], None], outcome: str, tmp_path: Path) -> None:
+    """Whatever a server does wrong has a line of its own in the report."""
+    arguments = ("--clients", "1", "--connections", "2", "--duration", "2", "--timeout", "0.3")
+    with server(answer) as target:
+        text, found = bench(tmp_path, "load", target, *arguments)
+    assert {name for name, count in found["outcomes"].items() if count} == {outcome}
+    assert outcome in text
+
+
+def test_load_counts_refused_connections(tmp_path: Path) -> None:
+    """A port where nobody listens gives the outcome `refused`, and the run ends by itself."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{nobody.getsockname()[1]}"
+        _, found = bench(tmp_path, "load", target, "--connections", "20")
+    assert found["outcomes"]["refused"] == found["started"] == 20
+
+
+@pytest.mark.parametrize("target", ["192.0.2.1:25", "[2001:db8::1]:25", "0.0.0.0:25"])
+def test_load_refuses_a_target_that_is_not_loopback(target: str, tmp_path: Path) -> None:
+    """Another host is not loaded unless the user says that they run it."""
+    text, found = bench(tmp_path, "load", target, status=2)
+    assert "--yes-i-run-this-server" in text
+    assert not found
+    assert load.resolve(target, allow_any=True).port == 25
+
+
+def test_ctrl_c_reports_what_there_was(daemon: Daemon, tmp_path: Path) -> None:
+    """SIGINT to the whole group, as a terminal sends it, ends a run at once with its report and no traceback."""
+    path = tmp_path / "bench.json"
+    arguments = ["load", at(daemon), "--rate", "100", "--duration", "60", "--processes", "2", "--json", str(path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    ) as process:
+        daemon.wait_for(lambda: int(daemon.stats()["connections"]) > 20, "some load")
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err == "bench: interrupted: this is what there was until then\n"
+    assert "time to FIN" in out
+    assert json.loads(path.read_text())["outcomes"][TOTAL] > 20
+
+
+# compare
+
+
+def test_compare_reports_cost_ratio_and_chart(tmp_path: Path) -> None:
+    """`compare` measures each arm in each round, and writes the table, the Markdown, the chart and the rounds."""
+    require_tools("cc")
+    markdown, chart = tmp_path / "table.md", tmp_path / "chart.svg"
+    text, found = bench(
+        tmp_path,
+        *("compare", "--arms", "nullsmtpd,asyncio,uvloop,c-fifo64", "--base", "c-fifo64"),
+        *("--rounds", "2", "--connections", "60", "--clients", "4", "--markdown", str(markdown), "--svg", str(chart)),
+    )
+    assert set(found["rounds"]) == set(found["arms"])
+    assert len(found["arms"]) == 4
+    for arm in found["arms"].values():
+        assert arm["started"] == 120
+        assert arm["unanswered"] == 0
+        assert arm["cpu_us"]["median"] > 0
+    assert found["cpu_ratio"]["nullsmtpd"]["c-fifo64"]["values"] == 2
+    assert "ratio to c-fifo64" in text
+    assert "| nullsmtpd |" in markdown.read_text()
+    assert "nullsmtpd</text>" in chart.read_text()
+
+
+def test_compare_measures_the_nginx_worker(tmp_path: Path) -> None:
+    """Nginx's cost is that of the process that answers, not of the one that was started."""
+    require_tools("nginx")
+    _, found = bench(tmp_path, "compare", "--arms", "nginx", "--rounds", "1", "--connections", "200", "--clients", "4")
+    assert found["arms"]["nginx"]["unanswered"] == 0
+    assert found["arms"]["nginx"]["cpu_us"]["median"] > 1
+
+
+def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is not installed is left out, with the reason, and is no error."""
+    monkeypatch.setattr(servers, "_PATH", str(tmp_path))
+    found, missing = servers.select(["nullsmtpd", "nginx", "smtp-sink"])
+    assert [arm.name for arm in found] == ["nullsmtpd"]
+    assert missing == {
+        "nginx": "no nginx (Debian package nginx)",
+        "smtp-sink": "no smtp-sink (Debian package postfix)",
+    }
+
+
+def test_a_server_that_does_not_come_up_is_one_line(tmp_path: Path) -> None:
+    """A server that fails to start is reported in its own words."""
+    with (
+        pytest.raises(RuntimeError, match="unknown argument '--no-such'"),
+        servers.running(servers.nullsmtpd("--no-such", "1")),
+    ):
+        pytest.fail("it started")
+
+
+# sweep, footprint, soak
+
+
+def test_sweep_raises_the_rate_and_the_work(tmp_path: Path) -> None:
+    """`sweep` offers rising rates, and measures cost with sockets held open and with more addresses."""
+    _, found = bench(
+        tmp_path,
+        *("sweep", "--first-rate", "50", "--factor", "2", "--steps", "2", "--step", "0.5", "--rounds", "1"),
+        *("--connections", "40", "--clients", "4", "--lingering", "0,50,90000000", "--addresses", "1,2"),
+    )
+    assert [step["offered"] for step in found["rate"]][:2] in ([50, 100], [50])
+    assert found["rate"][0]["started"] > 0
+    assert [point["held"] for point in found["lingering"]] == [0, 50, 90000000]
+    assert [bool(point.get("rounds")) for point in found["lingering"]] == [True, True, False]
+    assert "open files" in found["lingering"][2]["missing"]
+    assert [point["rounds"][0]["answered"] for point in found["addresses"]] == [40, 40]
+
+
+def test_footprint_compares_with_an_empty_uvloop_server(tmp_path: Path) -> None:
+    """`footprint` tells memory, start and idle wake-ups of each server that is here, in relation to an empty one."""
+    text, found = bench(tmp_path, "footprint", "--starts", "1", "--idle", "0.5")
+    measured = found["servers"]
+    assert {"nullsmtpd", "empty-uvloop", "python"} <= set(measured)
+    assert measured["empty-uvloop"]["rss_ratio"]["median"] == 1
+    assert 0 < measured["python"]["rss_ratio"]["median"] < measured["nullsmtpd"]["rss_ratio"]["median"]
+    assert measured["nullsmtpd"]["wakeups"] is not None
+    assert measured["nullsmtpd"]["descriptors"] > 3
+    assert "wake-ups" in text
+
+
+def test_soak_passes_a_server_that_loses_nothing(tmp_path: Path) -> None:
+    """`soak` sends clients of every habit and passes nullsmtpd."""
+    text, found = bench(tmp_path, "soak", "--duration", "1", "--rate", "80")
+    assert set(found["clients"]) == set(soak.BEHAVIOURS)
+    assert not found["failures"]
+    assert "passed" in text
+
+
+def test_soak_fails_a_server_that_loses_lines(tmp_path: Path) -> None:
+    """A server that closes without waiting loses the line of a client that speaks twice, and fails."""
+    text, found = bench(tmp_path, "soak", "--duration", "0.5", "--rate", "80", "--arm", "asyncio", status=1)
+    assert found["lost"]["speaks twice"]
+    assert "FAILED" in text
+
+
+# what the numbers rest on
+
+
+def test_growth_of_memory_is_seen() -> None:
+    """A steady leak shows, an early rise to a plateau does not, and a few samples prove nothing."""
+    assert soak.growth([1000 + 100 * n for n in range(40)]) == 2000
+    assert soak.growth([1000 + min(n, 5) for n in range(40)]) == 0
+    assert soak.growth([1000] * 8) is None
+
+
+def test_the_knee_has_a_reason() -> None:
+    """The generator's own limit comes before what the server did; a first step has no p99 to be compared with."""
+    step = sweep.Step(1000, 1000, 990, 0, 50, 100, 20, 0.2, 0.5, None)
+    assert sweep.knee_reason(step, None, []) is None
+    assert "11.0 times" in (
+        sweep.knee_reason(sweep.Step(*(1000, 1000, 990, 0, 50, 1100, 20, 0.2, 0.5, None)), 100, []) or ""
+    )
+    slow = sweep.Step(1000, 1000, 900, 0, 50, 100, 20, 0.2, 0.5, None)
+    assert "90.0%" in (sweep.knee_reason(slow, 100, []) or "")
+    assert "generator" in (sweep.knee_reason(slow, 100, ["it was busy"]) or "")
+
+
+@given(st.binary(max_size=40), st.sampled_from(Ending))
+def test_octets_that_begin_no_reply_are_wrong(data: bytes, ending: Ending) -> None:
+    """Invariant: data is answered, cut off or wrong; and it is answered only if a CRLF ends it."""
+    outcome = classify(data, ending, b"521")
+    if outcome in {Outcome.LINE_FIN, Outcome.LINE_RESET}:
+        assert data.startswith(b"521")
+        assert data.endswith(b"\r\n")
+    if data[:3] != b"521"[: len(data)]:
+        assert outcome is Outcome.WRONG
+
+
+@given(
+    st.lists(st.from_regex(r"[ -~]{0,20}", fullmatch=True), max_size=3), st.from_regex(r"[ -~]{0,20}", fullmatch=True)
+)
+def test_every_cut_of_a_reply_is_told_from_the_whole(more: list[str], last: str) -> None:
+    """Invariant: a reply of any number of lines is whole at its end and nowhere before; with more after it, wrong."""
+    reply = "".join(f"521-{text}\r\n" for text in more).encode() + f"521 {last}\r\n".encode()
+    assert classify(reply, Ending.FIN, b"521") is Outcome.LINE_FIN
+    assert classify(reply, Ending.RESET, b"521") is Outcome.LINE_RESET
+    for cut in range(len(reply)):
+        assert classify(reply[:cut], Ending.FIN, b"521") is Outcome.EOF
+    assert classify(reply + b"521 again\r\n", Ending.FIN, b"521") is Outcome.WRONG
+
+
+@given(st.lists(st.integers(0, 10**11)), st.integers(1, 5))
+def test_merged_histograms_are_the_histogram_of_all(durations: list[int], parts: int) -> None:
+    """Invariant: it makes no difference which process has recorded a duration."""
+    merged = Latencies()
+    for part in range(parts):
+        merged.add(Latencies(durations[part::parts]))
+    assert merged.summary() == Latencies(durations).summary()
+    assert merged.count == len(durations)
+    if durations:
+        assert merged.maximum == max(durations)
+        exact = sorted(durations)[max(0, -(-len(durations) // 2) - 1)] / 1000
+        assert merged.percentile(50) == pytest.approx(exact, rel=0.002, abs=0.13)
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=1), st.floats(0.001, 1e3))
+def test_a_spread_lies_within_its_values(values: list[float], factor: float) -> None:
+    """Invariant: low <= median <= high, all within the values, in any order; a constant ratio is found exactly."""
+    found = spread(values)
+    assert found
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+    assert spread(random.Random(1).sample(values, len(values))) == found
+    ratio = spread(ratios([value * factor for value in values], values))
+    assert ratio
+    assert ratio.median == pytest.approx(factor)
+    assert ratio.high - ratio.low == pytest.approx(0, abs=factor * 1e-6)
+
+
+def test_the_same_rows_give_the_same_chart(tmp_path: Path) -> None:
+    """A chart changes in version control only when its numbers do."""
+    rows = [("one", 1.0, 2.0, Spread(3.0, 2.5, 3.5, 9)), ("two", 2.0, 4.0, Spread(6.0, 5.5, 6.5, 9))]
+    for name in ("a", "b"):
+        report.bars(tmp_path / name, "title", "subtitle", rows)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert ">6.0</text>" in (tmp_path / "a").read_text().replace(" ", "")
