@@ -121,6 +121,9 @@ def _add_rounds(parser: argparse.ArgumentParser, count: int) -> None:
     parser.add_argument("--rounds", type=_count, default=count, metavar="N", help="interleaved rounds")
     parser.add_argument("--connections", type=_count, default=4000, metavar="N", help="connections a round")
     parser.add_argument("--clients", type=_count, default=64, metavar="N", help="closed-loop clients")
+    parser.add_argument(
+        "--rate", type=_positive, metavar="R", help="an open loop instead: the same load for every server"
+    )
     parser.add_argument("--early", type=_fraction, default=0.0, metavar="SHARE", help="share that speaks first, 0 to 1")
     parser.add_argument("--seed", type=int, default=521, metavar="N", help="of the random order")
 
@@ -128,12 +131,13 @@ def _add_rounds(parser: argparse.ArgumentParser, count: int) -> None:
 def _round_plan(options: argparse.Namespace) -> Plan:
     return Plan(
         targets=(),
-        clients=options.clients,
+        clients=0 if options.rate else options.clients,
+        rate=options.rate or 0.0,
         connections=options.connections,
         early=options.early,
         seconds=60.0,
         sources=16,
-        max_open=load.open_limit(options.clients),
+        max_open=load.open_limit(16384),
     )
 
 
@@ -217,7 +221,8 @@ def _compare(options: argparse.Namespace) -> int:
     if options.svg:
         title = "CPU time to answer one connection"
         report.bars(options.svg, title, facts, compare.bars_of(result))
-    settings = {"connections": options.connections, "clients": options.clients, "early": options.early}
+    load_kind = {"rate": options.rate} if options.rate else {"clients": options.clients}
+    settings = {"connections": options.connections, **load_kind, "early": options.early}
     record = {"settings": {**settings, "seed": options.seed, "backlog": servers.BACKLOG}, **result.record()}
     return _done(options, record, interrupted=result.interrupted)
 

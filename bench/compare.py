@@ -110,6 +110,8 @@ def notes_of(comparison: Comparison) -> list[str]:
     for name, series in comparison.rounds.items():
         if lost := rounds.unanswered(series):
             notes.append(f"{name}: {lost} of {sum(one.started for one in series)} connections got no whole line")
+    if machine.other_cpus() == machine.server_cpus():
+        notes.append("only one CPU: servers and generators had to share it, which makes every figure worse")
     busiest = max((one.generator_cpu for series in comparison.rounds.values() for one in series), default=0.0)
     if busiest > load.BUSY:
         notes.append(f"rates and times: the generator was the limit in some rounds (up to {busiest:.0%} of its CPU)")

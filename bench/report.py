@@ -1,6 +1,7 @@
 """What a person sees: tables for the terminal and for Markdown, progress, and the chart."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def bars(path: Path, title: str, subtitle: str, rows: Sequence[Bar]) -> None:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nullsmtpd", "font.family": "sans-serif"})
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.42 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.42 * len(rows)), layout="constrained")
     names = [row[0] for row in rows]
     user, system = [row[1] for row in rows], [row[2] for row in rows]
     axes.barh(names, system, color=_SYSTEM, label="system")
@@ -77,9 +78,11 @@ def bars(path: Path, title: str, subtitle: str, rows: Sequence[Bar]) -> None:
         axes.text(max(user_us + system_us, quartiles.high), place, f"  {quartiles.median:.1f}", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel(f"CPU µs per connection; line: middle half of the rounds\n{subtitle}", fontsize=8)
+    axes.set_xlabel(
+        f"CPU µs per connection; line: middle half of the rounds\n{textwrap.fill(subtitle, 100)}", fontsize=8
+    )
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     figure.savefig(path, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -268,6 +268,8 @@ def running(arm: Arm, *, addresses: int = 1, cpus: set[int] | None = None) -> It
         try:
             _wait_until_ready(arm, started, ports, log_path)
             ready_ms = (time.perf_counter() - begun) * 1000
+            if arm.in_child:
+                _wait_for_child(arm, started)
             yield Server(arm, started, ports, ready_ms)
         finally:
             _end(started)
@@ -305,6 +307,15 @@ def _wait_until_ready(arm: Arm, started: subprocess.Popen[bytes], ports: list[in
                 said = log_path.read_text(errors="replace").strip()
                 raise RuntimeError(f"{arm.name} does not listen: {said[-400:] or 'no word of why'}")
             time.sleep(0.0005)
+
+
+def _wait_for_child(arm: Arm, started: subprocess.Popen[bytes]) -> None:
+    """Wait for the process that does the work: nginx listens before it forks."""
+    deadline = time.monotonic() + _PATIENCE
+    while not process.children(started.pid):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{arm.name} has no worker")
+        time.sleep(0.001)
 
 
 def _end(started: subprocess.Popen[bytes]) -> None:
