@@ -88,7 +88,7 @@ def test_clients_that_say_quit_measure_a_server_that_waits_for_it(tmp_path: Path
         if connection.recv(99) == b"QUIT\r\n":
             connection.sendall(b"221 Bye\r\n")
 
-    with server(answer) as target:
+    with serving(answer) as target:
         _, found = bench(tmp_path, "load", target, *("--clients", "1", "--connections", "5", "--quit"))
     assert found["outcomes"][TOTAL] == 5
 
@@ -118,7 +118,7 @@ def _silence(connection: socket.socket) -> None:
     connection.recv(99)  # until the client has had enough
 
 
-class server:  # noqa: N801 - used as a function
+class serving:  # noqa: N801 - used as a function
     """Serve each connection with a function, one after the other, until the block ends."""
 
     def __init__(self, answer: Callable[[socket.socket], None]) -> None:
@@ -160,7 +160,7 @@ class server:  # noqa: N801 - used as a function
 def test_load_tells_outcomes_apart(answer: Callable[[socket.socket], None], outcome: str, tmp_path: Path) -> None:
     """Whatever a server does wrong has a line of its own in the report."""
     arguments = ("--clients", "1", "--connections", "2", "--duration", "2", "--timeout", "0.3")
-    with server(answer) as target:
+    with serving(answer) as target:
         text, found = bench(tmp_path, "load", target, *arguments)
     assert {name for name, count in found["outcomes"].items() if count} == {outcome}
     assert outcome in text
@@ -232,9 +232,18 @@ def test_compare_reports_cost_ratio_and_chart(tmp_path: Path) -> None:
 def test_compare_measures_the_nginx_worker(tmp_path: Path) -> None:
     """Nginx's cost is that of the process that answers, not of the one that was started."""
     require_tools("nginx")
-    _, found = bench(tmp_path, "compare", "--arms", "nginx", "--rounds", "1", "--connections", "200", "--clients", "4")
+    _, found = bench(tmp_path, "compare", "--arms", "nginx", "--rounds", "1", "--connections", "200", "--rate", "400")
     assert found["arms"]["nginx"]["unanswered"] == 0
     assert found["arms"]["nginx"]["cpu_us"]["median"] > 1
+
+
+def test_nginx_is_measured_once_its_worker_is_there() -> None:
+    """Nginx listens before it forks: whoever measures too early measures nothing, and would call it free."""
+    require_tools("nginx")
+    for _ in range(5):
+        with servers.running(servers.ARMS["nginx"]) as server:
+            assert len(server.pids) == 1
+            assert server.pids != [server.process.pid]
 
 
 def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
