@@ -51,20 +51,23 @@ def waiting(listener: socket.socket, otherwise: int) -> int:
     return count
 
 
-def is_finished(connection: SocketType) -> bool:
+def _is_closed(connection: SocketType) -> bool:
     """Tell whether the client of a half-closed connection has closed its side too, or reset it."""
-    if sys.platform != "linux":
-        return _has_closed(connection)
     return connection.getsockopt(_IPPROTO_TCP, _TCP_INFO, 1) == _TCP_CLOSE
 
 
-def _has_closed(connection: SocketType) -> bool:
+def _has_ended(connection: SocketType) -> bool:
+    """Tell the same where TCP_INFO is missing: whether the client's end of input can be read."""
     try:
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError:
         return True
+
+
+#: Chosen once: it is asked for every connection.
+is_finished = _is_closed if sys.platform == "linux" else _has_ended
 
 
 def refuse_handshakes(listener: socket.socket) -> None:

@@ -297,7 +297,7 @@ def test_the_portable_look_agrees_with_the_kernel(*, closes: bool) -> None:
         connection = SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, server.detach())
         if closes:
             client.close()
-        assert tcp._has_closed(connection) is closes
+        assert tcp._has_ended(connection) is closes
         assert tcp.is_finished(connection) is closes
         connection.close()
         client.close()
