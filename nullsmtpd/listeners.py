@@ -134,8 +134,7 @@ def _listen(family: socket.AddressFamily, host: str, port: int, backlog: int, *,
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if cork:
-            cork_replies(listener)
+        cork_replies(listener, on=cork)
         sockaddr = socket.getaddrinfo(host.encode("ascii"), port, family, flags=socket.AI_NUMERICHOST)[0][4]
         listener.bind(sockaddr)
         listener.listen(backlog)

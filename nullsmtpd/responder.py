@@ -75,10 +75,14 @@ class Responder:
         """Answer from now on, whenever the event loop says that someone is there."""
         self._loop.add_reader(self._listener, self._on_readable)
 
-    async def stop(self) -> None:
-        """Answer every connection that the kernel has completed, then close the listener."""
+    async def stop(self, *, for_good: bool = True) -> None:
+        """Answer every connection that the kernel has completed, then close the listener.
+
+        Not ``for_good`` is for a listener that another process keeps open: whoever comes late waits for the next of us.
+        """
         self._ask_no_more()
-        refuse_handshakes(self._listener)
+        if for_good:
+            refuse_handshakes(self._listener)
         for _ in range(2):  # handshakes that had begun before the refusal end between the two rounds
             while self._answer_burst(at_least=0):
                 pass

@@ -16,6 +16,7 @@ from nullsmtpd.drain import MAX_DRAINS, Drains
 from nullsmtpd.linger import Lingering
 from nullsmtpd.listeners import bind, format_address
 from nullsmtpd.log import log
+from nullsmtpd.manager import Notifier, inherited_listeners
 from nullsmtpd.options import Options
 from nullsmtpd.responder import DialogueResponder, Responder
 from nullsmtpd.session import Sessions
@@ -42,9 +43,9 @@ class _Server:
         self._options = options
         self._counters = Counters()
         self._end = asyncio.Event()
+        self._notifier = Notifier(os.environ)
         self._drains = Drains(loop, self._counters, MAX_DRAINS)
         self._lingering = Lingering(loop, self._counters, self._drains, options.linger, options.max_lingering)
-
         self._sessions: Sessions | None = None
         if options.dialogue is not None:
             self._sessions = Sessions(
@@ -56,23 +57,37 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_end_signal)
         self._loop.add_signal_handler(signal.SIGUSR1, self._log_stats)
-        cork = self._sessions is None
-        listeners = [
-            listener for address in self._options.listen for listener in bind(address, self._options.backlog, cork=cork)
-        ]
+        listeners, inherited = self._listeners()
         self._fit_into_descriptors()
         responders = [self._responder(listener) for listener in listeners]
         for responder, listener in zip(responders, listeners, strict=True):
             responder.start()
             log("listening", address=_own_address(listener))
+        self._notifier.tell("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
+        self._watch()
         await self._end.wait()
+        self._notifier.tell("STOPPING=1", "STATUS=Letting clients finish")
         self._lingering.hurry()
         for responder in responders:
-            await responder.stop()
+            await responder.stop(for_good=not inherited)
         if self._sessions is not None:
             self._sessions.close()
         await self._let_clients_finish()
         self._log_stats()
+
+    def _listeners(self) -> tuple[list[socket.socket], bool]:
+        """Return the sockets to listen on, and whether they were passed to us: those replace --listen."""
+        cork = self._sessions is None
+        if inherited := inherited_listeners(os.environ, cork=cork):
+            return inherited, True
+        backlog = self._options.backlog
+        return [one for address in self._options.listen for one in bind(address, backlog, cork=cork)], False
+
+    def _watch(self) -> None:
+        """Tell the service manager that the loop turns, as often as it wants to hear it."""
+        if seconds := self._notifier.watchdog_seconds:
+            self._notifier.tell("WATCHDOG=1")
+            self._loop.call_later(seconds, self._watch)
 
     def _responder(self, listener: socket.socket) -> Responder:
         given = (self._loop, listener, self._options.reply, self._counters, self._lingering)

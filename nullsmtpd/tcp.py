@@ -30,13 +30,14 @@ _NO_NEW_SYN = (
 _SO_ATTACH_FILTER = 26
 
 
-def cork_replies(listener: socket.socket) -> None:
+def cork_replies(listener: socket.socket, *, on: bool = True) -> None:
     """Make a send and the shutdown after it leave as one segment on every connection that this listener accepts.
 
-    TCP_CORK is inherited; shutdown() pushes the corked octets with the FIN on them. One packet less each way.
+    TCP_CORK is inherited; shutdown() pushes the corked octets with the FIN on them. One packet less each way. Not for a
+    dialogue: a corked socket holds any further reply back for 200 ms.
     """
     if sys.platform == "linux":
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
 
 def waiting(listener: socket.socket, otherwise: int) -> int:

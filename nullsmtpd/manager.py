@@ -1,0 +1,77 @@
+"""What a service manager hands us and wants to hear: sockets, and how we are (sd_listen_fds(3), sd_notify(3))."""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import MutableMapping
+
+from nullsmtpd.listeners import ListenError
+from nullsmtpd.tcp import cork_replies
+
+__all__ = ["Notifier", "inherited_listeners"]
+
+# sd_listen_fds(3): the first descriptor that is passed.
+_FIRST = 3
+
+
+def inherited_listeners(environment: MutableMapping[str, str], *, cork: bool) -> list[socket.socket]:
+    """Return the listening sockets that were passed to this process, non-blocking; none when none were.
+
+    LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES are taken out of ``environment``, so that no child believes to have been
+    meant. ``cork`` as for `nullsmtpd.listeners.bind`. Raises `ListenError` for what is no listening TCP socket.
+    """
+    pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()):
+        return []
+    if not (count.isascii() and count.isdigit()):
+        raise ListenError(f"LISTEN_FDS: {count!a} is not a number of sockets")
+    return [_adopt(descriptor, cork=cork) for descriptor in range(_FIRST, _FIRST + int(count))]
+
+
+def _adopt(descriptor: int, *, cork: bool) -> socket.socket:
+    wanted = "pass listening TCP sockets, ListenStream= with a port"
+    try:
+        listener = socket.socket(fileno=descriptor)
+        is_tcp = listener.family in {socket.AF_INET, socket.AF_INET6} and listener.type == socket.SOCK_STREAM
+        if not (is_tcp and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+            raise ListenError(f"LISTEN_FDS: descriptor {descriptor} is not a listening TCP socket; {wanted}")
+        listener.set_inheritable(False)
+        listener.setblocking(False)
+        cork_replies(listener, on=cork)  # the last process on this socket may have had another mode
+    except OSError as error:
+        raise ListenError(f"LISTEN_FDS: descriptor {descriptor}: {error.strerror}; {wanted}") from None
+    return listener
+
+
+class Notifier:
+    """Tells the service manager how we are, where it listens for that; what it does not hear is no fault of ours.
+
+    NOTIFY_SOCKET is taken out of ``environment``: a path, or ``@`` and a name in the abstract namespace.
+    """
+
+    def __init__(self, environment: MutableMapping[str, str]) -> None:
+        """Look for the manager's socket, and for whether it wants to be told regularly."""
+        path = environment.pop("NOTIFY_SOCKET", "")
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        self.watchdog_seconds = _watchdog_seconds(environment)
+
+    def tell(self, *states: str) -> None:
+        """Send ``states`` such as ``READY=1``; never wait, never raise."""
+        if not self._address or sys.platform != "linux":
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
+            messenger.setblocking(False)
+            messenger.sendto("\n".join(states).encode(), self._address)
+
+
+def _watchdog_seconds(environment: MutableMapping[str, str]) -> float | None:
+    """Return how often to say WATCHDOG=1: twice in the time after which we count as dead (sd_watchdog_enabled(3))."""
+    microseconds, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
+    if not (microseconds.isascii() and microseconds.isdigit() and int(microseconds)) or pid not in {
+        "",
+        str(os.getpid()),
+    }:
+        return None
+    return int(microseconds) / 2_000_000
