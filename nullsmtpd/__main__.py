@@ -15,7 +15,8 @@ _signal.signal(_signal.SIGTERM, _end_at_once)
 _signal.signal(_signal.SIGINT, _end_at_once)
 _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
 
-import sys  # noqa: E402 - the handlers come first, see above
+import contextlib  # noqa: E402 - the handlers come first, see above
+import sys  # noqa: E402
 
 from nullsmtpd import __version__  # noqa: E402
 
@@ -28,15 +29,13 @@ def main() -> int:
 
     arguments = sys.argv[1:]
     if "--help" in arguments:
-        sys.stdout.write(help_text())
-        return 0
+        return _say(1, help_text(), 0)
     if "--version" in arguments:
-        sys.stdout.write(f"nullsmtpd {__version__}\n")
-        return 0
+        return _say(1, f"nullsmtpd {__version__}\n", 0)
     try:
         options = parse_options(arguments, os.environ)
     except UsageError as error:
-        return _fail(2, error)
+        return _say(2, f"nullsmtpd: {error}\n", 2)
 
     _open_standard_descriptors()
 
@@ -46,7 +45,9 @@ def main() -> int:
     try:
         serve(options)
     except ListenError as error:
-        return _fail(1, error)
+        return _say(2, f"nullsmtpd: {error}\n", 1)
+    except OSError as error:  # no descriptor or memory left for the event loop itself
+        return _say(2, f"nullsmtpd: cannot start: {error.strerror}; see the limits of this process\n", 1)
     return 0
 
 
@@ -59,8 +60,10 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
 
 
-def _fail(status: int, error: Exception) -> int:
-    sys.stderr.write(f"nullsmtpd: {error}\n")
+def _say(descriptor: int, text: str, status: int) -> int:
+    """Write to stdout or stderr, whether or not anyone listens there; return the exit status."""
+    with contextlib.suppress(OSError):
+        os.write(descriptor, text.encode())
     return status
 
 

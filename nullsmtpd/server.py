@@ -31,10 +31,22 @@ END_TICK = 0.01
 
 
 def serve(options: Options) -> None:
-    """Answer until SIGTERM or SIGINT. Raises `nullsmtpd.listeners.ListenError` when it cannot begin."""
+    """Answer until SIGTERM or SIGINT.
+
+    Raises `nullsmtpd.listeners.ListenError` when there is nothing to listen on, `OSError` when the event loop itself
+    lacks descriptors or memory.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that it does not let us have
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     loop = uvloop.new_event_loop()
     loop.set_exception_handler(_on_internal_error)
-    loop.run_until_complete(_Server(loop, options).run())
+    served = _Server(loop, options).run()
+    try:
+        loop.run_until_complete(served)
+    finally:
+        served.close()
+    # The loop stays open: closing it gives the signals their default action back, and a late one would end us with it.
 
 
 class _Server:
@@ -102,10 +114,7 @@ class _Server:
         self._lingering.close_all()
 
     def _fit_into_descriptors(self) -> None:
-        """Raise the soft limit of open files to the hard one, and lower what may linger to what that leaves."""
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        """Lower what may talk and linger to what the limit of open files leaves."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         left = soft - _open_descriptors() - SPARE_DESCRIPTORS if soft != resource.RLIM_INFINITY else sys.maxsize
         if self._sessions is not None:

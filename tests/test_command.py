@@ -171,6 +171,26 @@ def test_sigterm_and_sigint_end_it_promptly_with_status_0(start: Start, number: 
         connect(address)
 
 
+def test_too_few_descriptors_for_an_event_loop_is_one_line_and_status_1() -> None:
+    """The process cannot even begin, and says so without a traceback."""
+    result = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -n 11; exec "$0" -m nullsmtpd --listen 127.0.0.1:0', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(r"nullsmtpd: [^\n]*Too many open files[^\n]*\n", result.stderr)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [("--help", 0), ("--version", 0), ("--wrong", 2)])
+def test_closed_outputs_change_no_exit_status(arguments: str, status: int) -> None:
+    """Nobody hears what it says, and it ends as if somebody did."""
+    command = ["/bin/sh", "-c", f'exec "$0" -m nullsmtpd {arguments} >&- 2>&-', sys.executable]
+    assert subprocess.run(command, check=False, timeout=PATIENCE).returncode == status
+
+
 def test_stderr_may_be_closed_from_the_start() -> None:
     """A daemon without a log still answers, and ends as asked."""
     with socket.create_server(("127.0.0.1", 0)) as other:
