@@ -19,9 +19,9 @@ TEXT = "Host does not accept mail"
 class Record(NamedTuple):
     """What was seen.
 
-    ``status``: exit status of a sender without a queue. ``told``: what the user got to read, in one line. ``log``: what
-    the sender noted. ``sent``: what it said to nullsmtpd, for each connection. ``connections``: how many nullsmtpd
-    counted.
+    ``days``: how long the sender keeps on trying if the message is deferred. ``status``: exit status of a sender
+    without a queue. ``told``: what the user got to read, in one line. ``log``: what the sender noted. ``sent``: what it
+    said to nullsmtpd, for each connection. ``connections``: how many nullsmtpd counted.
     """
 
     sender: str
@@ -29,6 +29,7 @@ class Record(NamedTuple):
     mode: str
     domain: str
     verdict: Verdict
+    days: float | None
     status: int | None
     told: str
     log: str
@@ -51,13 +52,14 @@ def attempt(sender: Sender, domain: str = REFUSING, mode: str = "close") -> Reco
             spare_host(network) if domain == SPARED else contextlib.nullcontext(),
             capture(network) as wire,
         ):
-            outcome = sender.deliver(network, domain)
+            outcome = sender.deliver(network, domain, wire.stop)
             return Record(
                 sender=sender.name,
                 version=outcome.version,
                 mode=mode,
                 domain=domain,
                 verdict=outcome.verdict,
+                days=outcome.days,
                 status=outcome.status,
                 told=" ".join(outcome.told.split()),  # a bounce is wrapped wherever it likes
                 log=outcome.log,

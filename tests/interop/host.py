@@ -9,7 +9,7 @@ from pathlib import Path
 
 from child import UNTIL_WE_END
 from conftest import Daemon
-from network import Network
+from network import REFUSING, Network
 
 __all__ = ["refusing_host"]
 
@@ -27,7 +27,7 @@ def refusing_host(network: Network, directory: Path, mode: str = "close") -> Ite
         f"{network.address}:25",
     ]
     if mode != "close":  # the default is asked for by saying nothing, as its users do
-        command += ["--mode", mode]
+        command += ["--mode", mode, "--hostname", f"mx.{REFUSING}"]
     log_path = directory / "nullsmtpd.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
     with log_path.open("wb") as log, subprocess.Popen(command, stderr=log, env=own) as process:

@@ -12,6 +12,8 @@ import hashlib
 import os
 import subprocess
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +24,8 @@ __all__ = ["Machine", "boot", "build_layer"]
 
 _PATIENCE = 20.0
 _BUILD_PATIENCE = 300.0  # seconds for apt
+
+_building: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the layer's name
 
 # Arguments: a directory to mount on, the layer's archive or nothing, the host's name, the contents of resolv.conf.
 # The shell reads its own process id from the /proc of its parent, and becomes process 1 of the machine: when it ends,
@@ -133,15 +137,16 @@ def build_layer(name: str, packages: Sequence[str], selections: str = "") -> Pat
     key = hashlib.sha256(recipe + state).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nullsmtpd-tests"
     archive = cache / f"{name}-{key}.tar"
-    if not archive.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        outdated = list(cache.glob(f"{name}-*.tar"))
-        with tempfile.TemporaryDirectory(dir=cache) as directory:
-            new = Path(directory) / "layer.tar"
-            _install(new, packages, selections)
-            new.replace(archive)
-        for path in outdated:
-            path.unlink(missing_ok=True)
+    with _building[name]:
+        if not archive.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            outdated = list(cache.glob(f"{name}-*.tar"))
+            with tempfile.TemporaryDirectory(dir=cache) as directory:
+                new = Path(directory) / "layer.tar"
+                _install(new, packages, selections)
+                new.replace(archive)
+            for path in outdated:
+                path.unlink(missing_ok=True)
     return archive
 
 

@@ -1,41 +1,49 @@
-"""Real senders: how each is installed and set up, how it is given one message, and how it tells what became of it."""
+"""Relays: how each is installed and set up, how it is given one message, and how it tells what became of it."""
 
 import re
-import subprocess
-import sys
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from machine import boot, build_layer
 from network import SENDING, Network
 
-__all__ = ["CLIENTS", "RELAYS", "Client", "Outcome", "Relay", "Sender", "Verdict"]
+__all__ = ["PATIENCE", "RELAYS", "SENDER", "Outcome", "Relay", "Sender", "Verdict", "message_to"]
 
-# Seconds. OpenSMTPD alone takes 11 to say that it defers; a relay that retries does so after minutes.
-_PATIENCE = 60.0
+#: Seconds. OpenSMTPD alone takes 11 to say that it defers; a relay that retries does so after minutes.
+PATIENCE = 60.0
 
-_FROM = f"alice@{SENDING}"
+#: Who writes, and gets the bounce.
+SENDER = f"alice@{SENDING}"
+
+
+# What the author of the message got: OpenSMTPD, as Debian has it, delivers to a Maildir, the others to a file.
+_MAILBOX = "cat /var/mail/alice ~alice/Maildir/new/* 2> /dev/null || true"
 
 
 class Verdict(StrEnum):
     """What becomes of a message, in the words of the README's table."""
 
-    BOUNCED = "bounced at once"
+    BOUNCED = "bounced"
     DEFERRED = "deferred"
     DELIVERED = "delivered"
-    FAILED = "failed at once"
+    FAILED = "failed"
 
 
 class Outcome(NamedTuple):
-    """``told``: all that the user gets to read. ``log``: what the sender noted, for the postmaster."""
+    """``told``: all that the user gets to read. ``log``: what the sender noted, for the postmaster.
+
+    ``days``: how long a message that is deferred will be tried again, as the sender's own settings or queue have it.
+    """
 
     version: str
     verdict: Verdict
     told: str
     log: str
     status: int | None = None
+    days: float | None = None
 
 
 class Sender(Protocol):
@@ -45,8 +53,18 @@ class Sender(Protocol):
     def name(self) -> str:
         """The name in the table."""
 
-    def deliver(self, network: Network, domain: str) -> Outcome:
-        """Try to deliver one message to bob at this domain, and wait until it is clear what becomes of it."""
+    @property
+    def setting(self) -> str:
+        """What is not as it comes, if anything; the name and this tell the senders apart."""
+
+    def missing(self) -> str:
+        """Return what this machine lacks to run it, or nothing."""
+
+    def deliver(self, network: Network, domain: str, hear_out: Callable[[], object]) -> Outcome:
+        """Try to deliver one message to bob at this domain, and wait until it is clear what becomes of it.
+
+        ``hear_out`` waits until its connections are closed: who is switched off may have had something left to say.
+        """
 
 
 class Relay(NamedTuple):
@@ -54,7 +72,8 @@ class Relay(NamedTuple):
 
     ``set_up``: a shell script on top of Debian's stock configuration that also starts it. ``submit``: a command that
     takes a message on standard input; the recipient is appended. ``queue``: a shell command that prints what is queued,
-    or nothing. ``patterns``: how its log at ``log`` tells the verdict.
+    or nothing. ``patterns``: how its log at ``log`` tells the verdict. ``keeps``: a shell command that prints for how
+    many days it keeps a deferred message by its settings; none where that has not been seen to happen.
     """
 
     name: str
@@ -65,23 +84,33 @@ class Relay(NamedTuple):
     queue: str
     log: str
     patterns: dict[Verdict, str]
+    keeps: str = ""
+    setting: str = ""
 
-    def deliver(self, network: Network, domain: str) -> Outcome:
+    def missing(self) -> str:
+        """Return what is needed to install it and is not there; any relay can be installed where Debian's tools are."""
+        tools = ("apt-get", "dpkg-query", "debconf-set-selections", "tar")
+        return ", ".join(tool for tool in tools if not shutil.which(tool))
+
+    def deliver(self, network: Network, domain: str, hear_out: Callable[[], object]) -> Outcome:
         """Submit a message locally, and wait until log, queue and the author's mailbox agree on what became of it."""
         layer = build_layer(self.packages[0], self.packages, self.selections)
         with boot(network, layer) as machine:
             machine.run("sh", "-e", "-c", self.set_up)
-            machine.run(*self.submit, f"bob@{domain}", stdin=_message(domain))
-            deadline = time.monotonic() + _PATIENCE
+            machine.run(*self.submit, f"bob@{domain}", stdin=message_to(domain))
+            deadline = time.monotonic() + PATIENCE
             while True:
                 log, queue, mailbox = (
                     machine.read(self.log),
                     machine.run("sh", "-c", self.queue),
-                    machine.read("/var/mail/alice"),
+                    machine.run("sh", "-c", _MAILBOX),
                 )
                 if (verdict := self._verdict(log, queue, mailbox)) is not None:
                     version = machine.run("dpkg-query", "--show", "--showformat=${Version}", self.packages[0])
-                    return Outcome(version, verdict, mailbox, log)
+                    hear_out()
+                    upstream = version.rpartition(":")[2].partition("-")[0]
+                    days = float(machine.run("sh", "-c", self.keeps)) if verdict is Verdict.DEFERRED else None
+                    return Outcome(upstream, verdict, mailbox, log, days=days)
                 if time.monotonic() > deadline:
                     raise AssertionError(f"{self.name}: no verdict\n{log=!s}\n{queue=!s}\n{mailbox=!s}")
                 time.sleep(0.05)
@@ -95,51 +124,19 @@ class Relay(NamedTuple):
         return None
 
 
-class Client(NamedTuple):
-    """A program without a queue: it delivers, or it ends with a status that is not 0.
-
-    In ``command``, ``{mx}``, ``{domain}``, ``{sender}`` are replaced. It reads the message from standard input.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    version: tuple[str, ...]
-
-    def deliver(self, network: Network, domain: str) -> Outcome:
-        """Run the command to its end."""
-        values = {"mx": f"mx.{domain}", "domain": domain, "sender": _FROM}
-        command = [part.format(**values) for part in self.command]
-        done = _run([*network.prefix, *command], _message(domain))
-        found = re.search(r"\d[\w.]*", _run(self.version, "").stdout)
-        verdict = Verdict.FAILED if done.returncode else Verdict.DELIVERED
-        return Outcome(found[0] if found else "?", verdict, done.stdout, "", done.returncode)
+def message_to(domain: str) -> str:
+    return f"From: {SENDER}\nTo: bob@{domain}\nSubject: Friday\n\nAre you coming?\n"
 
 
-def _run(command: Sequence[str], stdin: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        input=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=_PATIENCE,
-        check=False,
-    )
-
-
-def _message(domain: str) -> str:
-    return f"From: {_FROM}\nTo: bob@{domain}\nSubject: Friday\n\nAre you coming?\n"
-
-
-def _postfix(name: str, *settings: str) -> Relay:
+def _postfix(setting: str = "") -> Relay:
     # "postfix start" alone would leave the chroot of the smtp process without a resolv.conf: Debian's script fills it.
-    main_cf = (f"myhostname={SENDING}", "maillog_file=/var/log/mail.log", *settings)
+    main_cf = (f"myhostname={SENDING}", "maillog_file=/var/log/mail.log", setting)
     return Relay(
-        name=name,
+        name="Postfix",
         packages=("postfix",),
         selections="postfix postfix/main_mailer_type select Internet Site\n",
         set_up=f"postconf -e {' '.join(main_cf)} && /etc/init.d/postfix start || (cat /var/log/mail.log; exit 1)",
-        submit=("sendmail", "-i", "-f", _FROM),
+        submit=("sendmail", "-i", "-f", SENDER),
         queue="postqueue -j",
         log="/var/log/mail.log",
         patterns={
@@ -147,6 +144,8 @@ def _postfix(name: str, *settings: str) -> Relay:
             Verdict.DEFERRED: r"postfix/smtp\[.* to=<bob@.* status=deferred",
             Verdict.DELIVERED: r"postfix/smtp\[.* to=<bob@.* status=sent",
         },
+        keeps="postconf -h maximal_queue_lifetime | sed -n 's/d$//p'",
+        setting=setting,
     )
 
 
@@ -158,7 +157,7 @@ _EXIM = Relay(
         "internet site; mail is sent and received directly using SMTP\n"
     ),
     set_up="update-exim4.conf",  # it delivers at submission: what a daemon would add is the retries
-    submit=("sendmail", "-i", "-f", _FROM),
+    submit=("sendmail", "-i", "-f", SENDER),
     queue="exim4 -bp",
     log="/var/log/exim4/mainlog",
     patterns={
@@ -177,7 +176,7 @@ _SENDMAIL = Relay(
     packages=("sendmail", "busybox"),
     selections="",
     set_up=f"{_SYSLOG}/etc/init.d/sendmail start\n{_LISTENING}",
-    submit=("sendmail", "-i", "-f", _FROM),
+    submit=("sendmail", "-i", "-f", SENDER),
     queue="find /var/spool/mqueue /var/spool/mqueue-client -name 'qf*' || true",  # a file may vanish under it
     log="/var/log/mail.log",
     patterns={
@@ -192,7 +191,7 @@ _OPENSMTPD = Relay(
     packages=("opensmtpd", "busybox"),
     selections=f"opensmtpd opensmtpd/mailname string {SENDING}\n",
     set_up=f"{_SYSLOG}smtpd\n{_LISTENING}",
-    submit=("sendmail", "-i", "-f", _FROM),
+    submit=("sendmail", "-i", "-f", SENDER),
     queue="smtpctl show queue",
     log="/var/log/mail.log",
     patterns={
@@ -200,47 +199,13 @@ _OPENSMTPD = Relay(
         Verdict.DEFERRED: r"delivery evpid=.* to=<bob@.* result=\"TempFail\"",
         Verdict.DELIVERED: r"delivery evpid=.* to=<bob@.* result=\"Ok\"",
     },
+    keeps="echo 4",  # smtpd.conf(5), "queue ttl": nothing that runs tells it
 )
 
 RELAYS: tuple[Relay, ...] = (
-    _postfix("Postfix"),
-    _postfix("Postfix, `smtp_skip_5xx_greeting=no`", "smtp_skip_5xx_greeting=no"),
+    _postfix(),
+    _postfix("smtp_skip_5xx_greeting=no"),
     _EXIM,
     _SENDMAIL,
     _OPENSMTPD,
-)
-
-_SMTPLIB = """
-import smtplib, sys
-with smtplib.SMTP(sys.argv[1], 25, timeout=10) as server:
-    server.sendmail(sys.argv[2], sys.argv[3], sys.stdin.read())
-"""
-
-CLIENTS: tuple[Client, ...] = (
-    Client(
-        name="smtplib",
-        command=(
-            sys.executable,
-            "-c",
-            _SMTPLIB.replace("{", "{{").replace("}", "}}"),
-            "{mx}",
-            "{sender}",
-            "bob@{domain}",
-        ),
-        version=(sys.executable, "--version"),
-    ),
-    Client(
-        name="curl",
-        command=(
-            "curl",
-            *("--verbose", "--max-time", "10", "smtp://{mx}/", "--upload-file", "-"),
-            *("--mail-from", "{sender}", "--mail-rcpt", "bob@{domain}"),
-        ),
-        version=("curl", "--version"),
-    ),
-    Client(
-        name="swaks",
-        command=("swaks", "--from", "{sender}", "--to", "bob@{domain}", "--data", "-"),
-        version=("swaks", "--version"),
-    ),
 )

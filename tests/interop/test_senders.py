@@ -1,93 +1,154 @@
 """Real senders, each with one real message for a host where nullsmtpd answers.
 
-RFC 7504 §3 leaves to the sender what it makes of 521 at connection opening; these tests say what each one does, judged
-by its own log, its queue and the mailbox of the message's author. The README's table is the same records: see table.py.
+RFC 7504 §3 leaves to the sender what it makes of a 521; these tests say what each one does in each mode, judged by its
+own log, its queue and the mailbox of the message's author. The README's table is the same records: see table.py.
 """
 
 import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pytest
-from attempt import TEXT, attempt
-from conftest import require_root, require_tools
-from network import NULL_MX, SPARED
-from senders import CLIENTS, RELAYS, Client, Relay, Verdict
+from attempt import TEXT, Record
+from conftest import require, require_root, require_tools
+from records import NULL_MX_CASES, REFUSED_CLIENTS, REFUSED_RELAYS, SPARED_RELAYS, Case, Records
+from senders import Verdict
 
-# What becomes of the message, the same if there is a second MX that works, and what is said after the greeting.
-_EXPECTED = {
-    "Postfix": (Verdict.DEFERRED, Verdict.DELIVERED, "QUIT\r\n"),
-    "Postfix, `smtp_skip_5xx_greeting=no`": (Verdict.BOUNCED, Verdict.BOUNCED, "QUIT\r\n"),
-    "Exim": (Verdict.BOUNCED, Verdict.DELIVERED, "QUIT\r\n"),
-    "Sendmail": (Verdict.BOUNCED, Verdict.DELIVERED, "QUIT\r\n"),
-    "OpenSMTPD": (Verdict.DEFERRED, Verdict.DELIVERED, ""),
+# The reply that the sender has to read in each mode.
+_REPLY = {"close": f"521 {TEXT}", "session": f"521 {TEXT}", "mail": f"521 5.3.2 {TEXT}"}
+
+
+class _Relay(NamedTuple):
+    """What a relay does with the greeting 521, what it then does beside an MX that works, and what it says.
+
+    In mode `mail` the verdict is the same for all: bounced. ``dialogue``: the verbs that it says there.
+    """
+
+    greeted: Verdict
+    greeted_spared: Verdict
+    sent: str
+    dialogue: str
+    days: float | None = None
+
+
+_RELAYS = {
+    "Postfix": _Relay(Verdict.DEFERRED, Verdict.DELIVERED, "QUIT", "EHLO MAIL RSET QUIT", days=5),
+    "Postfix smtp_skip_5xx_greeting=no": _Relay(Verdict.BOUNCED, Verdict.BOUNCED, "QUIT", "EHLO MAIL RSET QUIT"),
+    "Exim": _Relay(Verdict.BOUNCED, Verdict.DELIVERED, "QUIT", "EHLO MAIL QUIT"),
+    "Sendmail": _Relay(Verdict.BOUNCED, Verdict.DELIVERED, "QUIT", "EHLO MAIL QUIT"),
+    "OpenSMTPD": _Relay(Verdict.DEFERRED, Verdict.DELIVERED, "", "EHLO MAIL RSET QUIT", days=4),
 }
 
-# Exit status, what the user reads, and what is said after the greeting.
-_FAILURE = {
-    "smtplib": (1, f"smtplib.SMTPConnectError: (521, b'{TEXT}')", ""),
-    "curl": (8, f"< 521 {TEXT}", ""),
-    "swaks": (21, f"<** 521 {TEXT}", "QUIT\r\n"),
+
+class _Client(NamedTuple):
+    """Exit status, what its user reads and the verbs that it says: after the greeting 521, and in mode `mail`."""
+
+    greeted: tuple[int, str, str]
+    at_mail: tuple[int, str, str]
+
+
+_CLIENTS = {
+    "smtplib of Python": _Client(
+        (1, f"SMTPConnectError: (521, b'{TEXT}')", ""),
+        (1, f"SMTPSenderRefused: (521, b'5.3.2 {TEXT}'", "EHLO MAIL RSET QUIT"),
+    ),
+    "aiosmtplib": _Client(
+        (1, f"SMTPConnectResponseError: (521, '{TEXT}')", ""),
+        (1, f"SMTPSenderRefused: (521, '5.3.2 {TEXT}'", "EHLO MAIL RSET QUIT"),
+    ),
+    "nodemailer": _Client(
+        (1, f"response: '521 {TEXT}', responseCode: 521", ""),
+        (1, f"response: '521 5.3.2 {TEXT}', responseCode: 521", "EHLO MAIL"),
+    ),
+    "net/smtp of Go": _Client((1, f"521 {TEXT}", ""), (1, f"521 5.3.2 {TEXT}", "EHLO MAIL")),
+    "msmtp": _Client(
+        (76, f"server message: 521 {TEXT}", ""),
+        (65, f"server message: 521 5.3.2 {TEXT}", "EHLO MAIL"),
+    ),
+    "curl": _Client((8, "response: 521", ""), (55, "MAIL failed: 521", "EHLO MAIL QUIT")),
+    "swaks": _Client((21, f"<** 521 {TEXT}", "QUIT"), (23, f"<** 521 5.3.2 {TEXT}", "EHLO MAIL QUIT")),
 }
-
-_relays = pytest.mark.parametrize("relay", RELAYS, ids=lambda relay: relay.name)
-_clients = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+_SILENT_ABOUT_THE_TEXT = {"curl"}  # it shows the code alone, unless it is asked to be verbose
 
 
-@pytest.fixture(autouse=True)
-def _needs() -> None:
+def _cases(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{_key(case)}-{case.mode}")
+
+
+def _key(case: Case) -> str:
+    return f"{case.sender.name} {case.sender.setting}".strip()
+
+
+@pytest.fixture(scope="module")
+def records(request: pytest.FixtureRequest) -> Iterator[Records]:
+    """Begin with what the selected tests ask for, so that one sender's waiting is another one's time."""
     require_root()
-    require_tools("ip", "nsenter", "unshare", "dnsmasq")
+    require_tools("ip", "nsenter", "unshare", "setpriv", "dnsmasq")
+    with Records() as records:
+        for item in request.session.items:
+            if isinstance(item, pytest.Function) and item.path == request.path:
+                case = item.callspec.params["case"]
+                assert isinstance(case, Case)
+                records.ask([case])
+        yield records
 
 
-@pytest.fixture
-def _needs_apt() -> None:
-    require_tools("apt-get", "dpkg-query", "debconf-set-selections", "tar")
+def _record(records: Records, case: Case) -> Record:
+    missing = case.sender.missing()
+    require(not missing, missing)
+    return records[case]
 
 
-@pytest.mark.usefixtures("_needs_apt")
-@_relays
-def test_relay_bounces_at_once_or_keeps_trying(relay: Relay) -> None:
-    """A relay bounces the message at once and shows its author the text, or defers it and shows nothing."""
-    record = attempt(relay)
-    verdict, _, sent = _EXPECTED[relay.name]
-    assert record.verdict is verdict
+@_cases(REFUSED_RELAYS)
+def test_relay_bounces_at_once_or_keeps_trying(records: Records, case: Case) -> None:
+    """A relay bounces the message at once and shows its author the text, or defers it for days and shows nothing."""
+    record = _record(records, case)
+    expected = _RELAYS[_key(case)]
+    assert record.verdict is (Verdict.BOUNCED if case.mode == "mail" else expected.greeted)
     assert record.connections == 1
-    assert TEXT in record.log
+    assert _REPLY[case.mode] in record.log
+    assert (_REPLY[case.mode] in record.told) == (record.verdict is Verdict.BOUNCED)
+    assert record.days == (expected.days if record.verdict is Verdict.DEFERRED else None)
+    assert _verbs(record) == [expected.dialogue if case.mode == "mail" else expected.sent]
+
+
+@_cases(SPARED_RELAYS)
+def test_relay_goes_on_to_a_second_mx(records: Records, case: Case) -> None:
+    """RFC 5321 §5.1: a relay greeted by 521 tries the next MX unless it takes a 5 for the last word; at MAIL it is."""
+    record = _record(records, case)
+    expected = _RELAYS[_key(case)]
+    assert record.verdict is (Verdict.BOUNCED if case.mode == "mail" else expected.greeted_spared)
+    assert record.connections == 1
     assert record.tells == (record.verdict is Verdict.BOUNCED)
-    assert record.sent == [sent]
+    assert _verbs(record) == [expected.dialogue if case.mode == "mail" else expected.sent]
 
 
-@pytest.mark.usefixtures("_needs_apt")
-@_relays
-def test_relay_goes_on_to_a_second_mx(relay: Relay) -> None:
-    """RFC 5321 §5.1: a relay refused by the first MX tries the next, unless it takes the 5 for the last word."""
-    record = attempt(relay, SPARED)
-    _, verdict, sent = _EXPECTED[relay.name]
-    assert record.verdict is verdict
-    assert (record.connections, record.sent) == (1, [sent])
-
-
-@pytest.mark.usefixtures("_needs_apt")
-@_relays
-def test_relay_does_not_connect_to_a_domain_with_a_null_mx(relay: Relay) -> None:
+@_cases(NULL_MX_CASES)
+def test_relay_does_not_connect_to_a_domain_with_a_null_mx(records: Records, case: Case) -> None:
     """RFC 7505 §1: a null MX makes a relay bounce the message without a connection to anyone."""
-    record = attempt(relay, NULL_MX)
+    record = _record(records, case)
     # OpenSMTPD before 7.5 does not know the null MX: it looks for a host without a name, and for that again and again.
-    is_unaware = relay.name == "OpenSMTPD" and _release(record.version) < (7, 5)
+    is_unaware = record.sender == "OpenSMTPD" and _release(record.version) < (7, 5)
     assert record.verdict is (Verdict.DEFERRED if is_unaware else Verdict.BOUNCED)
     assert (record.connections, record.sent) == (0, [])
 
 
-@_clients
-def test_client_fails_at_once_and_shows_the_text(client: Client) -> None:
-    """A client without a queue ends with an error that carries the 521 and its text."""
-    if client.name != "smtplib":
-        require_tools(client.name)
-    record = attempt(client)
-    status, said, sent = _FAILURE[client.name]
+@_cases(REFUSED_CLIENTS)
+def test_client_fails_at_once_and_shows_why(records: Records, case: Case) -> None:
+    """A client without a queue ends with an error that carries the 521, and the text unless it is curl."""
+    record = _record(records, case)
+    expected = _CLIENTS[_key(case)]
+    status, said, verbs = expected.at_mail if case.mode == "mail" else expected.greeted
     assert (record.verdict, record.status) == (Verdict.FAILED, status)
     assert record.connections == 1
     assert said in record.told
-    assert record.sent == [sent]
+    assert record.tells == (record.sender not in _SILENT_ABOUT_THE_TEXT)
+    assert _verbs(record) == [verbs]
+
+
+def _verbs(record: Record) -> list[str]:
+    """Return for each connection the verbs that came over it."""
+    return [" ".join(line.split()[0].upper() for line in sent.splitlines()) for sent in record.sent]
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -1,0 +1,15 @@
+"""Send the message on standard input with aiosmtplib: arguments MX, sender, recipient.
+
+Without arguments, print its version.
+"""
+
+import asyncio
+import sys
+
+import aiosmtplib
+
+if len(sys.argv) == 1:
+    print(aiosmtplib.__version__)  # noqa: T201 - this is a program
+    sys.exit()
+mx, sender, recipient = sys.argv[1:]
+asyncio.run(aiosmtplib.send(sys.stdin.read(), sender=sender, recipients=[recipient], hostname=mx, port=25, timeout=10))
