@@ -4,7 +4,7 @@ Linux: tcp(7), socket(7), include/uapi/linux/tcp.h. Everywhere else the substitu
 slowly or less exactly; nothing depends on them for being right.
 """
 
-import array
+import contextlib
 import socket
 import struct
 import sys
@@ -19,15 +19,9 @@ _TCP_CLOSE = b"\x07"
 _IPPROTO_TCP = int(socket.IPPROTO_TCP)
 _TCP_INFO = 11
 
-# linux/filter.h: the classic BPF program "a SYN without ACK is dropped, anything else passes", run on the TCP header.
-_NO_NEW_SYN = (
-    (0x30, 0, 0, 13),  # A = the octet of flags
-    (0x54, 0, 0, 0x12),  # A &= SYN|ACK
-    (0x15, 0, 1, 0x02),  # A == SYN ?
-    (0x06, 0, 0, 0),  # drop
-    (0x06, 0, 0, 0xFFFFFFFF),  # pass
-)
-_SO_ATTACH_FILTER = 26
+# asm-generic/socket.h, since Linux 5.1; and the index of a network interface that no host has.
+_SO_BINDTOIFINDEX = 62
+_NO_INTERFACE = 2**31 - 1
 
 
 def cork_replies(listener: socket.socket, *, on: bool = True) -> None:
@@ -75,11 +69,9 @@ def refuse_handshakes(listener: socket.socket) -> None:
     """Let no new connection begin on this listener, while those under way still complete.
 
     Closing a listening socket resets what waits in its queue, and between the last accept() and the close() there is
-    always time for one more. With the SYNs dropped first the queue runs dry for good; their senders try again within
-    a second and find the port closed.
+    always time for one more. Bound to an interface that does not exist, the listener is found by no SYN any more, which
+    is answered as for a closed port; a handshake that has begun belongs to it already, and the queue runs dry for good.
     """
-    if sys.platform != "linux":
-        return
-    program = array.array("B", b"".join(struct.pack("=HBBI", *instruction) for instruction in _NO_NEW_SYN))
-    address, _ = program.buffer_info()
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_NEW_SYN), address))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # an older kernel: that moment remains
+            listener.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)

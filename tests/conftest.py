@@ -22,6 +22,10 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "thorough" if os.environ.get("CI") else "quick"))
 
+# A test holds a thousand clients itself.
+_, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
 LINE = b"521 Host does not accept mail\r\n"
 PATIENCE = 20.0  # seconds; how long any single step of a test may take before it has failed
 
