@@ -21,7 +21,7 @@ class Record(NamedTuple):
 
     ``days``: how long the sender keeps on trying if the message is deferred. ``status``: exit status of a sender
     without a queue. ``told``: what the user got to read, in one line. ``log``: what the sender noted. ``sent``: what it
-    said to nullsmtpd, for each connection. ``connections``: how many nullsmtpd counted.
+    said to nullsmtpd, for each connection. ``connections``, ``sessions``: how many nullsmtpd counted.
     """
 
     sender: str
@@ -35,6 +35,7 @@ class Record(NamedTuple):
     log: str
     sent: list[str]
     connections: int
+    sessions: int
 
     @property
     def tells(self) -> bool:
@@ -53,6 +54,7 @@ def attempt(sender: Sender, domain: str = REFUSING, mode: str = "close") -> Reco
             capture(network) as wire,
         ):
             outcome = sender.deliver(network, domain, wire.stop)
+            stats = daemon.stats()
             return Record(
                 sender=sender.name,
                 version=outcome.version,
@@ -64,5 +66,6 @@ def attempt(sender: Sender, domain: str = REFUSING, mode: str = "close") -> Reco
                 told=" ".join(outcome.told.split()),  # a bounce is wrapped wherever it likes
                 log=outcome.log,
                 sent=wire.stop(),
-                connections=int(daemon.stats()["connections"]),
+                connections=int(stats["connections"]),
+                sessions=int(stats["sessions"]),
             )

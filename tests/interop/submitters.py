@@ -91,7 +91,7 @@ CLIENTS: tuple[Client, ...] = (
     ),
     Client(
         name="swaks",
-        command=("swaks", "--server", "{mx}", "--from", "{sender}", "--to", "{recipient}", "--data", "-"),
+        command=("swaks", "--server", "{mx}", "--from", "{sender}", "--to", "{recipient}", "--data", "@-"),
         version=("swaks", "--version"),
     ),
 )

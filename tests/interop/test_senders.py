@@ -5,14 +5,18 @@ own log, its queue and the mailbox of the message's author. The README's table i
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from attempt import TEXT, Record
 from conftest import require, require_root, require_tools
-from records import NULL_MX_CASES, REFUSED_CLIENTS, REFUSED_RELAYS, SPARED_RELAYS, Case, Records
+from records import ALL, NULL_MX_CASES, REFUSED_CLIENTS, REFUSED_RELAYS, SPARED_RELAYS, Case, Records
 from senders import Verdict
+from table import table
+
+_README = Path(__file__).resolve().parents[2] / "README.md"
 
 # The reply that the sender has to read in each mode.
 _REPLY = {"close": f"521 {TEXT}", "session": f"521 {TEXT}", "mail": f"521 5.3.2 {TEXT}"}
@@ -87,10 +91,17 @@ def records(request: pytest.FixtureRequest) -> Iterator[Records]:
     with Records() as records:
         for item in request.session.items:
             if isinstance(item, pytest.Function) and item.path == request.path:
-                case = item.callspec.params["case"]
-                assert isinstance(case, Case)
-                records.ask([case])
+                records.ask(_asked_for(item))
         yield records
+
+
+def _asked_for(item: pytest.Function) -> Sequence[Case]:
+    try:
+        case = item.callspec.params["case"]
+    except AttributeError:  # no parameters: the table
+        return ALL
+    assert isinstance(case, Case)
+    return [case]
 
 
 def _record(records: Records, case: Case) -> Record:
@@ -105,7 +116,7 @@ def test_relay_bounces_at_once_or_keeps_trying(records: Records, case: Case) -> 
     record = _record(records, case)
     expected = _RELAYS[_key(case)]
     assert record.verdict is (Verdict.BOUNCED if case.mode == "mail" else expected.greeted)
-    assert record.connections == 1
+    assert (record.connections, record.sessions) == (1, record.mode != "close")
     assert _REPLY[case.mode] in record.log
     assert (_REPLY[case.mode] in record.told) == (record.verdict is Verdict.BOUNCED)
     assert record.days == (expected.days if record.verdict is Verdict.DEFERRED else None)
@@ -118,7 +129,7 @@ def test_relay_goes_on_to_a_second_mx(records: Records, case: Case) -> None:
     record = _record(records, case)
     expected = _RELAYS[_key(case)]
     assert record.verdict is (Verdict.BOUNCED if case.mode == "mail" else expected.greeted_spared)
-    assert record.connections == 1
+    assert (record.connections, record.sessions) == (1, record.mode != "close")
     assert record.tells == (record.verdict is Verdict.BOUNCED)
     assert _verbs(record) == [expected.dialogue if case.mode == "mail" else expected.sent]
 
@@ -140,10 +151,33 @@ def test_client_fails_at_once_and_shows_why(records: Records, case: Case) -> Non
     expected = _CLIENTS[_key(case)]
     status, said, verbs = expected.at_mail if case.mode == "mail" else expected.greeted
     assert (record.verdict, record.status) == (Verdict.FAILED, status)
-    assert record.connections == 1
+    assert (record.connections, record.sessions) == (1, record.mode != "close")
     assert said in record.told
     assert record.tells == (record.sender not in _SILENT_ABOUT_THE_TEXT)
     assert _verbs(record) == [verbs]
+
+
+def test_the_table_of_the_readme_is_what_the_senders_do(records: Records) -> None:
+    """The README's table, made by table.py, has the rows and cells that the same releases yield now."""
+    for case in ALL:
+        _record(records, case)
+    block = re.search(r"^<!-- senders -->\n(.*?)^<!-- /senders -->$", _README.read_text(), re.MULTILINE | re.DOTALL)
+    assert block, "README.md has no table between <!-- senders --> and <!-- /senders -->"
+    shown, made = (_rows(lines) for lines in (block[1].split("\n"), table(records)))
+    assert list(shown) == list(made)
+    for sender, (version, cells) in made.items():
+        if _release(shown[sender][0]) == _release(version):  # another release may do otherwise
+            assert shown[sender][1] == cells, sender
+
+
+def _rows(lines: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
+    """Return version and cells by sender, in order."""
+    rows = {}
+    for line in filter(None, lines):
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        version = re.search(r" (\d[\w.]*)", first)
+        rows[first.replace(version[0], "") if version else first] = (version[1] if version else "", cells)
+    return rows
 
 
 def _verbs(record: Record) -> list[str]:
