@@ -19,14 +19,18 @@ from socket import SocketType
 from typing import NamedTuple
 
 from bench.latency import Latencies
-from bench.outcomes import ANSWERED, Ending, Outcome, classify
+from bench.outcomes import ANSWERED, Ending, Outcome, classify, classify_dialogue, is_whole
 
-__all__ = ["EARLY", "IP_BIND_ADDRESS_NO_PORT", "Plan", "Tally", "run"]
+__all__ = ["DIALOGUE", "EARLY", "IP_BIND_ADDRESS_NO_PORT", "QUIT", "Plan", "Tally", "run"]
 
 #: What a client that speaks first says.
 EARLY = b"EHLO bench.example\r\n"
 
-_QUIT = b"QUIT\r\n"
+#: How a client takes leave of a server that stays for it (RFC 5321 §4.1.1.10).
+QUIT = b"QUIT\r\n"
+
+#: The least that a sender says to learn that its mail is not accepted, whether it is told at once or at MAIL.
+DIALOGUE = (EARLY, b"MAIL FROM:<>\r\n", QUIT)
 
 #: linux/in.h: let connect() choose the port, by the whole 4-tuple.
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -62,10 +66,10 @@ class Plan(NamedTuple):
     connections: int = 1_000_000  # the most to start
     seconds: float = 10.0  # when to stop starting them
     early: float = 0.0  # share of clients that speak first
-    quits: bool = False  # say QUIT after the reply: what a server that stays for it is left by
+    commands: tuple[bytes, ...] = ()  # a dialogue: each is said after the whole reply to the one before
     sources: int = 0  # source addresses 127.0.0.1 … .N in turn; 0: the kernel's choice
     timeout: float = 10.0  # how long one connection may take
-    expect: bytes = b"521"  # what the reply begins with
+    expect: tuple[bytes, ...] = (b"521",)  # what the replies begin with: the greeting's, and one for each command
     max_open: int = 1000  # descriptors for connections
     start_at: int = 0  # time.perf_counter_ns() at which all processes begin
 
@@ -78,16 +82,16 @@ class Tally(NamedTuple):
     not_started: Counter[str]  # why connect() failed at once, by errno name
     connect: Latencies  # until the handshake was complete
     first: Latencies  # until the first octet of the reply
-    fin: Latencies  # until the FIN, of whole lines alone
+    fin: Latencies  # until the FIN, of whole lines, or dialogues, alone
     late: Latencies  # open loop: from the scheduled time to connect(): the generator's own delay
-    completed: int  # whole lines within the window
+    completed: int  # whole lines, or dialogues, within the window
     window_ns: int  # from the first start until no more were started or, if sooner, all had ended
     cpu_share: float  # CPU time / wall time of the window; of several processes: the busiest
     at_limit: int  # how often `max_open` was reached
 
 
 class _Connection:
-    __slots__ = ("connected", "data", "early", "first", "quit", "since", "socket", "started")
+    __slots__ = ("connected", "data", "early", "first", "replies", "since", "socket", "started")
 
     def __init__(self, connection: SocketType, since: int, started: int, early: bool) -> None:  # noqa: FBT001
         self.socket = connection
@@ -97,7 +101,7 @@ class _Connection:
         self.connected = 0
         self.first = 0
         self.data = b""
-        self.quit = False
+        self.replies: tuple[bytes, ...] = ()  # of a dialogue, the whole ones; what comes after them is in data
 
 
 def run(plan: Plan, stopped: Callable[[], bool]) -> Tally:
@@ -120,7 +124,7 @@ class _Run:
         self._early_owed = 0.0
         self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(plan.sources)]
         self._outcomes: Counter[Outcome] = Counter()
-        self._known: dict[tuple[bytes, Ending], Outcome] = {}
+        self._known: dict[tuple[bytes, tuple[bytes, ...], Ending], Outcome] = {}
         self._not_started: Counter[str] = Counter()
         self._connect, self._first, self._fin, self._late = array("q"), array("q"), array("q"), array("q")
         self._at_limit = 0
@@ -258,13 +262,12 @@ class _Run:
         """Read what is there; return how the connection has ended, or None if it has not."""
         try:
             while data := connection.socket.recv(_RECEIVE):
-                if not connection.data:
+                if not connection.first:
                     connection.first = now
                     self._first.append(now - connection.since)
-                if self._plan.quits:
-                    self._say_quit(connection, data)
-                else:
-                    connection.data += data
+                connection.data += data
+                if self._plan.commands:
+                    self._say_next(connection)
                 if len(connection.data) > _MAX_REPLY:
                     return Ending.FIN
                 if not mask & _GONE and len(data) < _RECEIVE:
@@ -279,31 +282,36 @@ class _Run:
             return Ending.RESET
         return Ending.FIN
 
-    @staticmethod
-    def _say_quit(connection: _Connection, data: bytes) -> None:
-        """Say it once, after the reply; the answer to it is no part of the reply."""
-        if connection.quit:
+    def _say_next(self, connection: _Connection) -> None:
+        """Say the next command once the reply is whole; one that was not asked for stays, and makes the whole wrong."""
+        said = len(connection.replies)
+        if said > len(self._plan.commands) or not is_whole(connection.data):
             return
-        connection.data += data
-        if data.endswith(b"\n"):
-            connection.quit = True
-            with contextlib.suppress(OSError):
-                connection.socket.send(_QUIT)
+        connection.replies += (connection.data,)
+        connection.data = b""
+        if said < len(self._plan.commands):
+            with contextlib.suppress(OSError):  # recv() tells the same
+                connection.socket.send(self._plan.commands[said])
 
     def _finish(self, descriptor: int, connection: _Connection, ending: Ending, now: int) -> None:
         del self._open[descriptor]
         if not _HAS_EPOLL:
             self._poller.unregister(descriptor)
         connection.socket.close()
-        seen = (connection.data, ending)
+        seen = (connection.data, connection.replies, ending)
         outcome = self._known.get(seen)
         if outcome is None:
-            outcome = classify(connection.data, ending, self._plan.expect)
+            outcome = self._classify(connection, ending)
             if len(self._known) < _TURN:  # a server with a different reply each time must not fill the memory
                 self._known[seen] = outcome
         self._outcomes[outcome] += 1
         if outcome is Outcome.LINE_FIN:
             self._fin.append(now - connection.since)
+
+    def _classify(self, connection: _Connection, ending: Ending) -> Outcome:
+        if self._plan.commands:
+            return classify_dialogue(connection.replies, connection.data, ending, self._plan.expect)
+        return classify(connection.data, ending, self._plan.expect[0])
 
     def _time_out(self, now: int) -> None:
         horizon = now - int(self._plan.timeout * 1e9)

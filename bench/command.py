@@ -5,18 +5,29 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from bench import compare, footprint, load, machine, report, rounds, servers, soak, sweep
-from bench.client import Plan
+from bench.client import DIALOGUE, Plan
 from bench.latency import PERCENTILES
 
 __all__ = ["run"]
 
 #: What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
+
+_LOAD_EXAMPLES = """examples:
+  python -m bench load 127.0.0.1:25                                        64 clients for 10 s, each after its last
+  python -m bench load 127.0.0.1:25 --rate 2000                            2,000 a second, come what may
+  python -m bench load 127.0.0.1:25 --clients 4000 --connections 4000      a burst: all connect before any is read
+  python -m bench load 127.0.0.1:25 --dialogue                             EHLO, MAIL and QUIT, for --mode mail
+"""
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and examples as they are written."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -54,9 +65,7 @@ _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # 
 def _add(
     commands: _Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
     parser.set_defaults(run=run)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too, unrounded")
     return parser
@@ -64,27 +73,29 @@ def _add(
 
 def _add_load(commands: _Commands) -> None:
     parser = _add(commands, "load", _load, "Open connections to a server and report how it answers.")
+    parser.epilog = _LOAD_EXAMPLES
     parser.add_argument("target", metavar="HOST:PORT", help="loopback, unless --yes-i-run-this-server")
     parser.add_argument("--clients", type=_count, metavar="N", help="closed loop of N clients (the default, with 64)")
     parser.add_argument("--rate", type=_positive, metavar="R", help="open loop: R connections a second, come what may")
     parser.add_argument("--duration", type=_positive, default=10.0, metavar="S", help="seconds of starting connections")
     parser.add_argument("--connections", type=_count, default=1_000_000, metavar="N", help="the most to start")
     parser.add_argument("--early", type=_fraction, default=0.0, metavar="SHARE", help="share that speaks first, 0 to 1")
-    parser.add_argument("--quit", action="store_true", help="say QUIT after the reply, for a server that waits for it")
+    parser.add_argument("--dialogue", action="store_true", help="EHLO, MAIL and QUIT, each after a reply: one unit")
     parser.add_argument("--timeout", type=_positive, default=10.0, metavar="S", help="seconds for one connection")
     parser.add_argument("--sources", type=_count, default=16, metavar="N", help="IPv4 loopback: addresses to come from")
     parser.add_argument("--processes", type=_count, default=load.default_processes(), metavar="N", help="generators")
-    parser.add_argument("--max-open", type=_count, default=16384, metavar="N", help="connections at once, per process")
-    parser.add_argument("--expect", default="521", metavar="TEXT", help="what a right reply begins with")
+    parser.add_argument("--expect", default="521", metavar="TEXT", help="what the reply, to MAIL if any, begins with")
     parser.add_argument("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
 
 
 def _add_compare(commands: _Commands) -> None:
     parser = _add(commands, "compare", _compare, "Measure what a connection costs nullsmtpd and other servers.")
     _add_rounds(parser, 30)
-    parser.add_argument("--arms", type=_arms, default=list(servers.ARMS), metavar="A,B", help="which, by --list")
+    parser.add_argument("--early", type=_fraction, default=0.0, metavar="SHARE", help="share that speaks first, 0 to 1")
+    parser.add_argument("--dialogue", action="store_true", help="servers that answer EHLO, MAIL and QUIT: one unit")
+    parser.add_argument("--arms", type=_words, metavar="A,B", help="which, by --list; without, all")
     parser.add_argument("--list", action="store_true", help="name the servers and what is missing, and exit")
-    parser.add_argument("--base", choices=servers.ARMS, default="nginx", metavar="ARM", help="what ratios refer to")
+    parser.add_argument("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink-mail")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the chart there")
 
@@ -92,7 +103,7 @@ def _add_compare(commands: _Commands) -> None:
 def _add_sweep(commands: _Commands) -> None:
     parser = _add(commands, "sweep", _sweep, "Measure how the cost of a connection grows as the work grows.")
     _add_rounds(parser, 10)
-    parser.add_argument("--only", type=_parts, default=list(_PARTS), metavar="A,B", help="of " + ",".join(_PARTS))
+    parser.add_argument("--only", type=_words, default=list(_PARTS), metavar="A,B", help="of " + ",".join(_PARTS))
     parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="for the rate alone")
     parser.add_argument("--first-rate", type=_positive, default=500.0, metavar="R", help="connections a second")
     parser.add_argument("--factor", type=_factor, default=1.4, metavar="X", help="from one rate to the next")
@@ -105,8 +116,7 @@ def _add_sweep(commands: _Commands) -> None:
 def _add_footprint(commands: _Commands) -> None:
     parser = _add(commands, "footprint", _footprint, "Measure what a server costs while nobody asks.")
     parser.add_argument("--starts", type=_count, default=10, metavar="N", help="of each server, interleaved")
-    parser.add_argument("--idle", type=_seconds, default=30.0, metavar="SECONDS", help="to watch; 0 leaves it out")
-    parser.add_argument("--seed", type=int, default=521, metavar="N", help="of the random order")
+    parser.add_argument("--idle", type=_positive, default=30.0, metavar="S", help="seconds to watch")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
 
 
@@ -124,8 +134,6 @@ def _add_rounds(parser: argparse.ArgumentParser, count: int) -> None:
     parser.add_argument(
         "--rate", type=_positive, metavar="R", help="an open loop instead: the same load for every server"
     )
-    parser.add_argument("--early", type=_fraction, default=0.0, metavar="SHARE", help="share that speaks first, 0 to 1")
-    parser.add_argument("--seed", type=int, default=521, metavar="N", help="of the random order")
 
 
 def _round_plan(options: argparse.Namespace) -> Plan:
@@ -134,16 +142,17 @@ def _round_plan(options: argparse.Namespace) -> Plan:
         clients=0 if options.rate else options.clients,
         rate=options.rate or 0.0,
         connections=options.connections,
-        early=options.early,
         seconds=60.0,
         sources=16,
-        max_open=load.open_limit(16384),
+        max_open=load.open_limit(),
     )
 
 
 def _load(options: argparse.Namespace) -> int:
     if options.clients and options.rate:
         raise ValueError("--clients is a closed loop, --rate an open one: give one of them")
+    if options.dialogue and options.early:
+        raise ValueError("with --dialogue clients wait for the greeting, with --early they do not: give one of them")
     target = load.resolve(options.target, allow_any=options.yes_i_run_this_server)
     clients = 0 if options.rate else (options.clients or 64)
     on_loopback4 = target.host.startswith("127.") and sys.platform == "linux"
@@ -155,11 +164,11 @@ def _load(options: argparse.Namespace) -> int:
         connections=options.connections,
         seconds=options.duration,
         early=options.early,
-        quits=options.quit,
+        commands=DIALOGUE if options.dialogue else (),
         sources=min(options.sources, 254) if on_loopback4 and options.sources > 1 else 0,
         timeout=options.timeout,
-        expect=options.expect.encode("ascii"),
-        max_open=load.open_limit(options.max_open),
+        expect=servers.refused_at_mail(options.expect) if options.dialogue else (options.expect.encode("ascii"),),
+        max_open=load.open_limit(),
     )
     before = machine.kernel_counters()
     with load.generators(min(options.processes, clients or options.processes)) as group:
@@ -172,13 +181,14 @@ def _load(options: argparse.Namespace) -> int:
 
 
 def _load_text(target: str, found: dict[str, Any]) -> str:
-    lines = [f"{target}: {found['mode']} loop, " + _offered(found)]
+    lines = [f"{target}: {found['mode']} loop, {_offered(found)}, unit: {found['unit']}"]
     lines.append(
         f"started {found['started']:,} ({report.number(found['started_rate'])}/s), completed {found['completed']:,} "
         f"({report.number(found['completed_rate'])}/s) in {found['seconds']:.2f} s"
     )
-    outcomes = found["outcomes"]
-    lines += ["", *(f"  {name:18} {count:>10,}" for name, count in outcomes.items() if count)]
+    seen = {name: count for name, count in found["outcomes"].items() if count}
+    width = max(map(len, seen), default=0)
+    lines += ["", *(f"  {name:{width}} {count:>10,}" for name, count in seen.items())]
     columns = ["count", *(f"p{percent:g}" for percent in PERCENTILES), "max"]
     named = {"time to connect": "connect_us", "time to first octet": "first_octet_us", "time to FIN": "fin_us"}
     rows = [
@@ -203,15 +213,21 @@ def _offered(found: dict[str, Any]) -> str:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    arms = servers.DIALOGUES if options.dialogue else servers.ARMS
     if options.list:
-        rows = [[arm.name, arm.what, servers.is_there(arm) or "here"] for arm in servers.ARMS.values()]
+        rows = [[arm.name, arm.what, servers.is_there(arm) or "here"] for arm in arms.values()]
         print(report.table(["arm", "what", "where"], rows))
         return 0
+    _check_known([*(options.arms or ()), *([options.base] if options.base else ())], arms)
+    if options.dialogue and options.early:
+        raise ValueError("with --dialogue clients wait for the greeting, with --early they do not: give one of them")
     _need_linux()
-    result = compare.compare(options.arms, count=options.rounds, plan=_round_plan(options), seed=options.seed)
+    plan = _round_plan(options)._replace(early=options.early)
+    result = compare.compare(options.arms or list(arms), count=options.rounds, plan=plan)
     if not any(result.rounds.values()):
         return _complain("nothing was measured", INTERRUPTED if result.interrupted else 1)
-    base = options.base if result.rounds.get(options.base) else next(iter(result.rounds))
+    base = options.base or ("smtp-sink-mail" if options.dialogue else "nginx")
+    base = base if result.rounds.get(base) else next(iter(result.rounds))
     head, rows = compare.rows_of(result, base)
     facts = machine.one_line(machine.describe())
     notes = compare.notes_of(result)
@@ -219,11 +235,10 @@ def _compare(options: argparse.Namespace) -> int:
     if options.markdown:
         options.markdown.write_text(_markdown(head, rows, [*notes, facts]))
     if options.svg:
-        title = "CPU time to answer one connection"
-        report.bars(options.svg, title, facts, compare.bars_of(result))
+        report.bars(options.svg, f"CPU time to answer one {result.unit}", facts, compare.bars_of(result))
     load_kind = {"rate": options.rate} if options.rate else {"clients": options.clients}
     settings = {"connections": options.connections, **load_kind, "early": options.early}
-    record = {"settings": {**settings, "seed": options.seed, "backlog": servers.BACKLOG}, **result.record()}
+    record = {"settings": {**settings, "backlog": servers.BACKLOG}, **result.record()}
     return _done(options, record, interrupted=result.interrupted)
 
 
@@ -231,6 +246,7 @@ _PARTS = ("rate", "lingering", "addresses")
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    _check_known(options.only, _PARTS)
     _need_linux()
     record: dict[str, object] = {}
     interrupted = False
@@ -249,7 +265,7 @@ def _sweep(options: argparse.Namespace) -> int:
     }
     for part, points in works.items():
         if part in options.only and not interrupted:
-            grown = sweep.grow(points, count=options.rounds, plan=plan, seed=options.seed)
+            grown = sweep.grow(points, count=options.rounds, plan=plan)
             interrupted = grown.interrupted
             record[part] = grown.record()
             print(_growth_text(part, points, grown))
@@ -257,17 +273,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _steps_text(name: str, steps: Sequence[sweep.Step]) -> str:
-    head = [
-        "offered",
-        "started",
-        "completed",
-        "unanswered",
-        "p50 µs",
-        "p99 µs",
-        "CPU µs",
-        "server CPU",
-        "generator CPU",
-    ]
+    head = [*("offered", "started", "completed", "unanswered"), *("p50 µs", "p99 µs", "CPU µs")]
+    head += ["server CPU", "generator CPU"]
     rows = []
     for step in steps:
         whole = (step.offered, step.started, step.completed, step.unanswered, step.p50_us, step.p99_us)
@@ -293,7 +300,7 @@ def _growth_text(part: str, points: Sequence[sweep.Point], grown: sweep.Growth) 
 
 def _footprint(options: argparse.Namespace) -> int:
     _need_linux()
-    found, missing, interrupted = footprint.footprint(starts=options.starts, idle=options.idle, seed=options.seed)
+    found, missing, interrupted = footprint.footprint(starts=options.starts, idle=options.idle)
     if not found:
         raise KeyboardInterrupt
     head, rows = footprint.rows_of(found)
@@ -381,10 +388,6 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _seconds(text: str) -> float:
-    return 0.0 if text == "0" else _positive(text)
-
-
 def _factor(text: str) -> float:
     value = _positive(text)
     if value <= 1:
@@ -396,16 +399,10 @@ def _counts(text: str) -> list[int]:
     return [0 if part == "0" else _count(part) for part in text.split(",")]
 
 
-def _parts(text: str) -> list[str]:
-    parts = text.split(",")
-    if unknown := [part for part in parts if part not in _PARTS]:
-        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; there are {', '.join(_PARTS)}")
-    return parts
+def _words(text: str) -> list[str]:
+    return text.split(",")
 
 
-def _arms(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in servers.ARMS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; there are {', '.join(servers.ARMS)}")
-    return names
+def _check_known(words: Sequence[str], known: Collection[str]) -> None:
+    if unknown := [word for word in words if word not in known]:
+        raise ValueError(f"unknown {', '.join(unknown)}; there are {', '.join(known)}")

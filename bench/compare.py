@@ -7,32 +7,36 @@ from typing import NamedTuple
 from bench import load, machine, report, rounds, servers
 from bench.client import Plan
 from bench.rounds import Round
-from bench.spread import Spread, ratios, spread
+from bench.spread import Spread
 
 __all__ = ["Comparison", "compare", "rows_of"]
 
 HEAD = ("server", "CPU µs", "user", "system", "ratio to {}", "switches", "per second", "p50 µs", "p99 µs", "RSS", "PSS")
 
+#: Stands at the name of an arm that has a footnote.
+_MARK = " *"
+
 
 class Comparison(NamedTuple):
-    """What came of it: every round of every arm, why arms are missing, and whether Ctrl-C ended it early."""
+    """What came of it: every round of every arm, why arms are missing, and whether Ctrl-C ended it early.
 
+    ``unit`` is what one connection was: "connection", or "dialogue".
+    """
+
+    unit: str
     rounds: dict[str, list[Round]]
     missing: dict[str, str]
     interrupted: bool
 
     def ratio(self, arm: str, base: str) -> Spread | None:
         """Return CPU time per connection of ``arm`` in relation to ``base``, taken round by round."""
-        count = min(len(self.rounds.get(arm, ())), len(self.rounds.get(base, ())))
-        ours = [one.cpu_us for one in self.rounds.get(arm, ())][:count]
-        theirs = [one.cpu_us for one in self.rounds.get(base, ())][:count]
-        return spread(ratios(ours, theirs))
+        return rounds.cpu_ratio(self.rounds.get(arm, ()), self.rounds.get(base, ()))
 
     def record(self) -> dict[str, object]:
         """Return everything as JSON has it: the summary, the ratio of every pair, and the rounds themselves."""
         names = list(self.rounds)
         return {
-            "interrupted": self.interrupted,
+            "unit": self.unit,
             "missing": self.missing,
             "arms": {name: _summary(self.rounds[name]) for name in names},
             "cpu_ratio": {
@@ -43,7 +47,7 @@ class Comparison(NamedTuple):
         }
 
 
-def compare(names: Sequence[str], *, count: int, plan: Plan, seed: int) -> Comparison:
+def compare(names: Sequence[str], *, count: int, plan: Plan) -> Comparison:
     """Measure the arms of these names in ``count`` interleaved rounds of ``plan`` each, targets left out.
 
     All servers run all the time, on the first CPU; an idle one costs nothing. The generators have the other CPUs. A
@@ -60,9 +64,10 @@ def compare(names: Sequence[str], *, count: int, plan: Plan, seed: int) -> Compa
             results[server.arm.name].append(rounds.measure(server, group, plan))
 
         interrupted = rounds.warm_up(up, group, plan)
-        interrupted = interrupted or rounds.interleave(up, count, seed, one_round)
+        interrupted = interrupted or rounds.interleave(up, count, one_round)
     report.progress_end()
-    return Comparison(results, missing, interrupted)
+    unit = "dialogue" if any(arm.name in servers.DIALOGUES for arm in found) else "connection"
+    return Comparison(unit, results, missing, interrupted)
 
 
 def rows_of(comparison: Comparison, base: str) -> tuple[list[str], list[list[str]]]:
@@ -73,7 +78,7 @@ def rows_of(comparison: Comparison, base: str) -> tuple[list[str], list[list[str
         user = cpu.median * share if cpu and share is not None else None
         rows.append(
             [
-                name,
+                name + (_MARK if _footnote(name) else ""),
                 report.with_spread(cpu),
                 report.number(user),
                 report.number(cpu.median - user if cpu and user is not None else None),
@@ -103,19 +108,26 @@ def bars_of(comparison: Comparison) -> list[report.Bar]:
 def notes_of(comparison: Comparison) -> list[str]:
     """Return what a reader of the table must know beside it."""
     notes = [
-        "CPU: of the server, per connection; median (quartiles) of the rounds. Ratios: taken round by round.",
-        "switches: context switches per connection. Times: until the FIN. RSS: peak, PSS: highest seen; KiB.",
+        f"CPU: of the server, per {comparison.unit}; median (quartiles) of the rounds. Ratios: taken round by round.",
+        f"switches: context switches per {comparison.unit}. Times: until the FIN. RSS: peak, PSS: highest seen; KiB.",
     ]
+    if comparison.unit == "dialogue":
+        notes.append("dialogue: greeting, EHLO, MAIL, QUIT, each after the reply to the one before, until the FIN.")
+    notes += [f"{_MARK.strip()} {name} {text}" for name in comparison.rounds if (text := _footnote(name))]
     notes += [f"missing: {name}: {why}" for name, why in comparison.missing.items()]
     for name, series in comparison.rounds.items():
         if lost := rounds.unanswered(series):
-            notes.append(f"{name}: {lost} of {sum(one.started for one in series)} connections got no whole line")
+            notes.append(f"{name}: {lost} of {sum(one.started for one in series)} connections were not answered whole")
     if machine.other_cpus() == machine.server_cpus():
         notes.append("only one CPU: servers and generators had to share it, which makes every figure worse")
     busiest = max((one.generator_cpu for series in comparison.rounds.values() for one in series), default=0.0)
     if busiest > load.BUSY:
         notes.append(f"rates and times: the generator was the limit in some rounds (up to {busiest:.0%} of its CPU)")
     return notes
+
+
+def _footnote(name: str) -> str:
+    return (servers.ARMS | servers.DIALOGUES)[name].footnote
 
 
 def _summary(series: Sequence[Round]) -> dict[str, object]:

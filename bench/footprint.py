@@ -48,7 +48,7 @@ class _Start(NamedTuple):
     ready_ms: float
 
 
-def footprint(*, starts: int, idle: float, seed: int) -> tuple[dict[str, Footprint], dict[str, str], bool]:
+def footprint(*, starts: int, idle: float) -> tuple[dict[str, Footprint], dict[str, str], bool]:
     """Start each server ``starts`` times, in turn, then watch all of them do nothing for ``idle`` seconds.
 
     Returns the footprints, why servers are missing, and whether Ctrl-C ended it early.
@@ -62,7 +62,7 @@ def footprint(*, starts: int, idle: float, seed: int) -> tuple[dict[str, Footpri
         report.progress(f"start {number + 1} of {starts}: {arm.name}")
         seen[arm.name].append(_start(arm))
 
-    interrupted = rounds.interleave(arms, starts, seed, one_start)
+    interrupted = rounds.interleave(arms, starts, one_start)
     quiet: dict[str, tuple[int, float]] = {}
     try:
         if not interrupted and idle:

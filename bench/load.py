@@ -42,6 +42,7 @@ LATE_US = 5000.0
 
 _START_DELAY_NS = 20_000_000  # for every process to have its plan before the first connection
 _SPARE_DESCRIPTORS = 64
+_MOST_OPEN = 16384  # per process: open loop, an overloaded server must not fill the memory
 _PATIENCE = 30.0  # seconds for a process to begin, and to report after its time is up
 
 Progress = Callable[[str], None]
@@ -169,12 +170,15 @@ def generators(count: int, cpus: set[int] | None = None) -> Iterator[Generators]
 def findings(plan: Plan, tally: Tally, kernel: dict[str, int]) -> dict[str, Any]:
     """Return what a report says about one run: rates a second, times in microseconds, outcomes, the generator's share.
 
+    A completed connection is one whose line, or whole dialogue if there are commands, was read.
+
     ``plan`` is the whole one, not one process's share of it. ``kernel`` are the kernel's counters over the run.
     """
     seconds = tally.window_ns / 1e9
     limits = _limits(plan, tally)
     return {
         "mode": "closed" if plan.clients else "open",
+        "unit": "dialogue" if plan.commands else "greeting",
         "clients": plan.clients or None,
         "offered_rate": plan.rate or None,
         "early_share": plan.early,
@@ -183,7 +187,9 @@ def findings(plan: Plan, tally: Tally, kernel: dict[str, int]) -> dict[str, Any]
         "started_rate": tally.started / seconds if seconds else None,
         "completed": sum(tally.outcomes[outcome] for outcome in ANSWERED),
         "completed_rate": tally.completed / seconds if seconds else None,
-        "outcomes": {outcome.value: tally.outcomes[outcome] for outcome in Outcome}
+        "outcomes": {
+            (outcome.of_dialogue if plan.commands else outcome.value): tally.outcomes[outcome] for outcome in Outcome
+        }
         | {"unfinished": tally.started - tally.outcomes.total()},
         "not_started": dict(tally.not_started),
         "connect_us": tally.connect.summary(),
@@ -220,9 +226,9 @@ def default_processes() -> int:
     return min(len(machine.other_cpus()), 8)
 
 
-def open_limit(wanted: int) -> int:
+def open_limit() -> int:
     """Return how many connections one process may have open, raising its limit of open files first."""
-    return max(1, min(wanted, machine.raise_nofile() - _SPARE_DESCRIPTORS))
+    return max(1, min(_MOST_OPEN, machine.raise_nofile() - _SPARE_DESCRIPTORS))
 
 
 def _share(plan: Plan, index: int, count: int) -> Plan:
@@ -263,7 +269,7 @@ def _serve(pipe: Connection, cpus: set[int] | None) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
-    open_limit(1)
+    machine.raise_nofile()
     held: list[socket.socket] = []
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send(0)

@@ -1,9 +1,10 @@
 """How one connection ended, as its client saw it."""
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 
-__all__ = ["ANSWERED", "Ending", "Outcome", "classify"]
+__all__ = ["ANSWERED", "Ending", "Outcome", "classify", "classify_dialogue", "is_whole"]
 
 
 class Ending(StrEnum):
@@ -27,6 +28,11 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     TIMEOUT = "timed out"
     FAILED = "not started"
+
+    @property
+    def of_dialogue(self) -> str:
+        """Return what to call it where the unit is a dialogue: "whole dialogue + FIN", "EOF within the dialogue"."""
+        return self.value.replace("whole line", "whole dialogue").replace("without line", "within the dialogue")
 
 
 #: The outcomes of a client that has read its reply.
@@ -59,3 +65,22 @@ def classify(received: bytes, ending: Ending, expect: bytes) -> Outcome:
     if started_right and _BEGINNING.fullmatch(received):
         return _WITHOUT_LINE[ending]
     return Outcome.WRONG
+
+
+def is_whole(received: bytes) -> bool:
+    """Tell whether this is one whole reply, of one line or more, with nothing after it."""
+    return _WHOLE.fullmatch(received) is not None
+
+
+def classify_dialogue(replies: Sequence[bytes], rest: bytes, ending: Ending, expect: Sequence[bytes]) -> Outcome:
+    """Return the outcome of a dialogue that gave ``replies``, whole ones, then ``rest``, and ended in ``ending``.
+
+    ``expect`` has the beginning of every reply, the greeting's first. A dialogue is whole after the last of them; each
+    reply is judged as `classify` does.
+    """
+    for reply, beginning in zip(replies, expect, strict=False):
+        if not reply.startswith(beginning):
+            return Outcome.WRONG
+    if len(replies) < len(expect):
+        return classify(rest, ending, expect[len(replies)])
+    return Outcome.WRONG if rest else _WITH_LINE.get(ending, Outcome.TIMEOUT)

@@ -61,7 +61,7 @@ def progress_end() -> None:
 
 
 def bars(path: Path, title: str, subtitle: str, rows: Sequence[Bar]) -> None:
-    """Write an SVG chart of CPU time per connection: its text is text, and the same rows give the same file."""
+    """Write an SVG chart of CPU time: its text is text, and the same rows give the same file."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -78,9 +78,7 @@ def bars(path: Path, title: str, subtitle: str, rows: Sequence[Bar]) -> None:
         axes.text(max(user_us + system_us, quartiles.high), place, f"  {quartiles.median:.1f}", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel(
-        f"CPU µs per connection; line: middle half of the rounds\n{textwrap.fill(subtitle, 100)}", fontsize=8
-    )
+    axes.set_xlabel(f"CPU µs; line: middle half of the rounds\n{textwrap.fill(subtitle, 100)}", fontsize=8)
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")

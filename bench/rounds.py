@@ -6,15 +6,18 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from bench import process
-from bench.client import Plan
+from bench.client import Plan, Tally
 from bench.load import Generators
 from bench.outcomes import ANSWERED
+from bench.process import Usage
 from bench.servers import Server
-from bench.spread import Spread, spread
+from bench.spread import Spread, ratios, spread
 
-__all__ = ["Round", "interleave", "measure", "spread_of", "unanswered", "user_share", "warm_up"]
+__all__ = ["Round", "cpu_ratio", "interleave", "measure", "run", "spread_of", "unanswered", "user_share", "warm_up"]
 
 _T = TypeVar("_T")
+
+_SEED = 521  # of the random order: the same in every run
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,24 @@ class Round:
         return asdict(self)
 
 
-def measure(server: Server, group: Generators, plan: Plan) -> Round:
-    """Run the plan against the server. Raises KeyboardInterrupt if Ctrl-C ends it early."""
+def run(server: Server, group: Generators, plan: Plan) -> tuple[Tally, Usage]:
+    """Run the plan, targets and commands left out, against the server; return what clients saw and what it used.
+
+    Raises KeyboardInterrupt if Ctrl-C ends it early.
+    """
     before = process.usage(server.pids)
-    tally, interrupted = group.run(plan._replace(targets=server.targets, quits=server.arm.wants_quit))
+    tally, interrupted = group.run(
+        plan._replace(targets=server.targets, commands=server.arm.commands, expect=server.arm.expect)
+    )
     if interrupted:
         raise KeyboardInterrupt
     server.settle()
-    used = process.usage(server.pids).since(before)
+    return tally, process.usage(server.pids).since(before)
+
+
+def measure(server: Server, group: Generators, plan: Plan) -> Round:
+    """Return what `run` shows, per connection."""
+    tally, used = run(server, group, plan)
     memory = process.memory(server.pids)
     return Round(
         started=tally.started,
@@ -66,13 +79,13 @@ def measure(server: Server, group: Generators, plan: Plan) -> Round:
     )
 
 
-def interleave(arms: Sequence[_T], rounds: int, seed: int, each: Callable[[int, _T], object]) -> bool:
+def interleave(arms: Sequence[_T], rounds: int, each: Callable[[int, _T], object]) -> bool:
     """Call ``each(round, arm)`` for every arm in every round, in a new random order; return whether Ctrl-C ended it.
 
     The order is random because the arm that is measured after another one inherits its caches and its TIME_WAITs.
     """
     order = list(arms)
-    shuffle = random.Random(seed).shuffle
+    shuffle = random.Random(_SEED).shuffle
     try:
         for number in range(rounds):
             shuffle(order)
@@ -86,7 +99,7 @@ def interleave(arms: Sequence[_T], rounds: int, seed: int, each: Callable[[int, 
 def warm_up(running: Sequence[Server], group: Generators, plan: Plan) -> bool:
     """Run a tenth of the plan against each server, uncounted; return whether Ctrl-C ended it."""
     short = plan._replace(connections=max(plan.clients, plan.connections // 10))
-    return interleave(running, 1, 0, lambda _, server: measure(server, group, short))
+    return interleave(running, 1, lambda _, server: measure(server, group, short))
 
 
 def user_share(rounds: Sequence[Round]) -> float | None:
@@ -98,6 +111,12 @@ def user_share(rounds: Sequence[Round]) -> float | None:
 def spread_of(rounds: Sequence[Round], name: str) -> Spread | None:
     """Return the spread of one field over the rounds that have it."""
     return spread([value for one in rounds if (value := getattr(one, name)) is not None])
+
+
+def cpu_ratio(ours: Sequence[Round], theirs: Sequence[Round]) -> Spread | None:
+    """Return CPU time per connection in relation to the other series, taken round by round as far as both go."""
+    count = min(len(ours), len(theirs))
+    return spread(ratios([one.cpu_us for one in ours[:count]], [one.cpu_us for one in theirs[:count]]))
 
 
 def unanswered(rounds: Sequence[Round]) -> int:

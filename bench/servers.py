@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import process
+from bench.client import DIALOGUE, QUIT
 
 __all__ = [
     "ARMS",
     "BACKLOG",
+    "DIALOGUES",
     "LINE",
     "PEERS",
     "Arm",
@@ -26,6 +28,7 @@ __all__ = [
     "Server",
     "is_there",
     "nullsmtpd",
+    "refused_at_mail",
     "running",
     "select",
 ]
@@ -60,8 +63,11 @@ class Arm(NamedTuple):
     in_child: bool = False
     #: The process says on stdout that it is ready, and listens nowhere.
     silent: bool = False
-    #: It says the line and waits for QUIT.
-    wants_quit: bool = False
+    #: What its clients say, each after the reply to the one before, and what the replies begin with.
+    commands: tuple[bytes, ...] = ()
+    expect: tuple[bytes, ...] = (b"521",)
+    #: Why its figures are not quite like the others' beside which they stand.
+    footnote: str = ""
 
 
 class Server:
@@ -156,10 +162,18 @@ stream {{
     return [nginx, "-p", str(directory), "-c", str(configuration)]
 
 
-def _smtp_sink(ports: list[int], directory: Path) -> list[str]:
-    switch = ["-u", "nobody"] if os.geteuid() == 0 else []
-    sink = _tool("smtp-sink", "postfix")
-    return [sink, *switch, "-f", "CONNECT", "-B", LINE, f"127.0.0.1:{ports[0]}", str(BACKLOG)]
+def _smtp_sink(*options: str) -> Callable[[list[int], Path], list[str]]:
+    # -m: as many clients at once as the others take; it would leave all beyond 256 waiting.
+    def command(ports: list[int], directory: Path) -> list[str]:
+        switch = ["-u", "nobody"] if os.geteuid() == 0 else []
+        sink = _tool("smtp-sink", "postfix")
+        return [sink, *switch, "-m", str(BACKLOG), *options, f"127.0.0.1:{ports[0]}", str(BACKLOG)]
+
+    return command
+
+
+# What smtp-sink(1) is not to announce: no extension, as nullsmtpd.
+_PLAIN = ("-8", "-a", "-C", "-E", "-F", "-N", "-p")
 
 
 def _tcpserver(ports: list[int], directory: Path) -> list[str]:
@@ -205,10 +219,12 @@ ARMS = {
         Arm("nginx", "nginx stream return, one worker, multi_accept", _nginx, _find_nginx, in_child=True),
         Arm(
             "smtp-sink",
-            "Postfix smtp-sink -f CONNECT -B; stays, so its clients say QUIT",
-            _smtp_sink,
+            "Postfix smtp-sink -f CONNECT -B",
+            _smtp_sink("-f", "CONNECT", "-B", LINE),
             lambda: _tool("smtp-sink", "postfix"),
-            wants_quit=True,
+            commands=(QUIT,),
+            expect=(b"521", b"221"),
+            footnote="stays after its line: its clients say QUIT and read a 221, one exchange more than the others'",
         ),
         Arm("tcpserver", "tcpserver -B, a process a connection", _tcpserver, lambda: _tool("tcpserver", "ucspi-tcp")),
         Arm("xinetd", "xinetd banner, a process a connection", _xinetd, lambda: _tool("xinetd", "xinetd")),
@@ -216,6 +232,39 @@ ARMS = {
         Arm("uvloop", "uvloop Protocol, write and close", _control("uvloop")),
         Arm("c-fifo64", "C loop, half-close, FIFO of 64", _c(64), lambda: _tool("cc", "gcc")),
         Arm("c-fifo0", "C loop, half-close, closed at once", _c(0), lambda: _tool("cc", "gcc")),
+    )
+}
+
+
+def refused_at_mail(reply: str = "521") -> tuple[bytes, ...]:
+    """Return what the replies to `DIALOGUE` begin with, the greeting's first.
+
+    The mail is refused with ``reply``, and QUIT is answered (RFC 5321 §4.1.1.10). Whether the greeting and EHLO are
+    refused already is the server's choice.
+    """
+    return b"", b"", reply.encode("ascii"), b"221"
+
+
+def _dialogue(
+    name: str, what: str, command: Callable[[list[int], Path], list[str]], needs: Callable[[], object] = lambda: None
+) -> Arm:
+    return Arm(name, what, command, needs, commands=DIALOGUE, expect=refused_at_mail())
+
+
+#: What `compare --dialogue` measures: another unit of work, so never in one table with `ARMS`.
+DIALOGUES = {
+    arm.name: arm
+    for arm in (
+        _dialogue("nullsmtpd-session", "nullsmtpd --mode session", _nullsmtpd("--mode", "session")),
+        _dialogue(
+            "nullsmtpd-mail", "nullsmtpd --mode mail", _nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example")
+        ),
+        _dialogue(
+            "smtp-sink-mail",
+            "Postfix smtp-sink -f MAIL -B, no extension announced",
+            _smtp_sink(*_PLAIN, "-h", "mail.bench.example", "-f", "MAIL", "-B", f"521 5.3.2 {LINE[4:]}"),
+            lambda: _tool("smtp-sink", "postfix"),
+        ),
     )
 }
 
@@ -240,8 +289,9 @@ def is_there(arm: Arm) -> str | None:
 
 def select(names: list[str]) -> tuple[list[Arm], dict[str, str]]:
     """Return the arms of these names that are here, and why the others are missing."""
-    missing = {name: why for name in names if (why := is_there(ARMS[name]))}
-    return [ARMS[name] for name in names if name not in missing], missing
+    arms = ARMS | DIALOGUES
+    missing = {name: why for name in names if (why := is_there(arms[name]))}
+    return [arms[name] for name in names if name not in missing], missing
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bench import load, machine, process, report, rounds, servers
 from bench.client import Plan
 from bench.rounds import Round
-from bench.spread import Spread, ratios, spread
+from bench.spread import Spread
 
 __all__ = ["ADDRESSES", "LINGERING", "Growth", "Point", "Step", "find_knee", "grow", "knee_reason"]
 
@@ -65,11 +65,7 @@ class Growth(NamedTuple):
 
     def ratio(self, point: Point) -> Spread | None:
         """Return CPU time per connection in relation to the first point, taken round by round."""
-        series = list(self.rounds.values())
-        count = min(len(self.rounds[point]), len(series[0]))
-        return spread(
-            ratios([one.cpu_us for one in self.rounds[point][:count]], [one.cpu_us for one in series[0][:count]])
-        )
+        return rounds.cpu_ratio(self.rounds[point], next(iter(self.rounds.values())))
 
     def record(self) -> list[dict[str, object]]:
         """Return the points as JSON has them."""
@@ -120,7 +116,7 @@ def find_knee(arm: servers.Arm, *, first: float, factor: float, seconds: float, 
     return steps, False
 
 
-def grow(points: Sequence[Point], *, count: int, plan: Plan, seed: int) -> Growth:
+def grow(points: Sequence[Point], *, count: int, plan: Plan) -> Growth:
     """Measure what a connection costs at every point, in interleaved rounds of ``plan``, targets left out.
 
     Each point has a server of its own, and a process that holds its clients.
@@ -153,7 +149,7 @@ def grow(points: Sequence[Point], *, count: int, plan: Plan, seed: int) -> Growt
             results[where[0]].append(rounds.measure(where[1], group, plan))
 
         interrupted = rounds.warm_up([server for _, server in up], group, plan)
-        interrupted = interrupted or rounds.interleave(up, count, seed, one_round)
+        interrupted = interrupted or rounds.interleave(up, count, one_round)
         for point, server in up:
             if process.descriptors(server.pids) < point.held:
                 missing[point] = "the server did not keep the connections to the end"
@@ -163,15 +159,8 @@ def grow(points: Sequence[Point], *, count: int, plan: Plan, seed: int) -> Growt
 
 
 def _step(server: servers.Server, group: load.Generators, rate: float, seconds: float, first: float | None) -> Step:
-    plan = Plan(
-        targets=server.targets, rate=rate, seconds=seconds, sources=16, timeout=5.0, max_open=load.open_limit(16384)
-    )
-    before = process.usage(server.pids)
-    tally, interrupted = group.run(plan)
-    if interrupted:
-        raise KeyboardInterrupt
-    server.settle()
-    used = process.usage(server.pids).since(before)
+    plan = Plan((), rate=rate, seconds=seconds, sources=16, timeout=5.0, max_open=load.open_limit())
+    tally, used = rounds.run(server, group, plan)
     found = load.findings(plan, tally, {})
     step = Step(
         offered=rate,

@@ -1,5 +1,6 @@
 """The load and cost harness: each command within tiny bounds, and what its numbers rest on; no time is asserted."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,15 @@ if not os.environ.get("CI"):  # in CI nothing may be missing
     if importlib.util.find_spec("hdrh") is None:
         pytest.skip("needs the extra `bench`", allow_module_level=True)
 
-from bench import load, report, servers, soak, sweep
+from bench import client, command, load, report, servers, soak, sweep
+from bench.client import Plan
 from bench.latency import Latencies
-from bench.outcomes import Ending, Outcome, classify
+from bench.outcomes import Ending, Outcome, classify, classify_dialogue, is_whole
 from bench.spread import Spread, ratios, spread
 
 ROOT = Path(__file__).parent.parent
 TOTAL = "whole line + FIN"
+WHOLE_DIALOGUE = "whole dialogue + FIN"
 
 
 def bench(tmp_path: Path, *arguments: str, status: int = 0) -> tuple[str, dict[str, Any]]:
@@ -80,17 +84,68 @@ def test_open_loop_load_offers_its_rate_and_counts_from_the_schedule(daemon: Dae
     assert found["generator"]["late_us"]["count"] == 200
 
 
-def test_clients_that_say_quit_measure_a_server_that_waits_for_it(tmp_path: Path) -> None:
-    """With --quit the answer to QUIT is no part of the reply, and the FIN after it ends the connection."""
+@pytest.mark.parametrize("mode", ["session", "mail"])
+def test_a_whole_dialogue_is_one_unit_of_load(mode: str, tmp_path: Path) -> None:
+    """`load --dialogue` is refused by either mode at or before MAIL, takes its leave, and is counted once."""
+    arguments = ("--dialogue", "--clients", "8", "--connections", "100", "--processes", "2")
+    with servers.running(servers.nullsmtpd("--mode", mode)) as server:
+        text, found = bench(tmp_path, "load", "{}:{}".format(*server.targets[0]), *arguments)
+    assert found["unit"] == "dialogue"
+    assert found["outcomes"][WHOLE_DIALOGUE] == found["completed"] == sum(found["outcomes"].values()) == 100
+    assert [found[name]["count"] for name in ("connect_us", "first_octet_us", "fin_us")] == [100] * 3
+    assert WHOLE_DIALOGUE in text
 
+
+def test_a_burst_that_finds_the_server_busy_is_answered_to_the_last(tmp_path: Path) -> None:
+    """Clients that all connect before the first is served wait in the listen queue; none is dropped, none is lost."""
+    with servers.running(servers.nullsmtpd()) as server:
+        server.process.send_signal(signal.SIGSTOP)  # what a busy server looks like to its listen queue
+        resume = threading.Timer(1.5, server.process.send_signal, [signal.SIGCONT])
+        resume.start()
+        target = "{}:{}".format(*server.targets[0])
+        text, found = bench(tmp_path, "load", target, "--clients", "1000", "--connections", "1000")
+        resume.join()
+    assert found["outcomes"][TOTAL] == 1000
+    assert found["fin_us"]["p99.9"]
+    assert "ListenDrops" in text
+
+
+def two_clients(target: str, **plan: Any) -> Counter[Outcome]:  # noqa: ANN401 - the fields of a Plan
+    """Carry out a plan of two connections, one after the other, in this process; return their outcomes."""
+    address = load.resolve(target, allow_any=False)
+    targets = ((address.host, address.port),)
+    outcomes = client.run(Plan(targets, clients=1, connections=2, timeout=0.3, **plan), lambda: False).outcomes
+    assert outcomes.total() == 2
+    return outcomes
+
+
+def _in_turn(*replies: bytes) -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
-        connection.sendall(LINE)
-        if connection.recv(99) == b"QUIT\r\n":
-            connection.sendall(b"221 Bye\r\n")
+        with contextlib.suppress(OSError):  # the client has gone
+            for reply in replies[:-1]:
+                connection.sendall(reply)
+                connection.recv(99)
+            connection.sendall(replies[-1])
 
-    with serving(answer) as target:
-        _, found = bench(tmp_path, "load", target, *("--clients", "1", "--connections", "5", "--quit"))
-    assert found["outcomes"][TOTAL] == 5
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("replies", "outcome"),
+    [
+        ((b"220 hi\r\n", b"250-hi\r\n250 8BITMIME\r\n", LINE, b"221 bye\r\n"), WHOLE_DIALOGUE),
+        ((LINE,), "EOF within the dialogue"),
+        ((b"220 hi\r\n", b"250 hi\r\n", LINE, b"221 by"), "EOF within the dialogue"),
+        ((b"220 hi\r\n", b"250 hi\r\n", b"250 ok\r\n", b"221 bye\r\n"), "wrong octets"),
+        ((b"220 hi\r\n250 hi\r\n", LINE, b"221 bye\r\n"), "wrong octets"),
+        ((b"220 hi\r\n", b"250 hi\r\n", LINE, b"221 bye\r\n221 bye\r\n"), "wrong octets"),
+    ],
+)
+def test_load_tells_dialogues_apart(replies: tuple[bytes, ...], outcome: str) -> None:
+    """A dialogue is whole when mail is refused and QUIT is answered, each with one reply; how it ended is told else."""
+    with serving(_in_turn(*replies)) as target:
+        seen = two_clients(target, commands=client.DIALOGUE, expect=servers.refused_at_mail())
+    assert [one.of_dialogue for one in seen] == [outcome]
 
 
 def _half(connection: socket.socket) -> None:
@@ -157,13 +212,11 @@ class serving:  # noqa: N801 - used as a function
         (_silence, "timed out"),
     ],
 )
-def test_load_tells_outcomes_apart(answer: Callable[[socket.socket], None], outcome: str, tmp_path: Path) -> None:
-    """Whatever a server does wrong has a line of its own in the report."""
-    arguments = ("--clients", "1", "--connections", "2", "--duration", "2", "--timeout", "0.3")
+def test_load_tells_outcomes_apart(answer: Callable[[socket.socket], None], outcome: str) -> None:
+    """Whatever a server does wrong has an outcome of its own."""
     with serving(answer) as target:
-        text, found = bench(tmp_path, "load", target, *arguments)
-    assert {name for name, count in found["outcomes"].items() if count} == {outcome}
-    assert outcome in text
+        seen = two_clients(target)
+    assert [one.value for one in seen] == [outcome]
 
 
 def test_load_counts_refused_connections(tmp_path: Path) -> None:
@@ -214,11 +267,11 @@ def test_compare_reports_cost_ratio_and_chart(tmp_path: Path) -> None:
     markdown, chart = tmp_path / "table.md", tmp_path / "chart.svg"
     text, found = bench(
         tmp_path,
-        *("compare", "--arms", "nullsmtpd,asyncio,uvloop,c-fifo64", "--base", "c-fifo64"),
+        *("compare", "--arms", "nullsmtpd,c-fifo64", "--base", "c-fifo64"),
         *("--rounds", "2", "--connections", "60", "--clients", "4", "--markdown", str(markdown), "--svg", str(chart)),
     )
     assert set(found["rounds"]) == set(found["arms"])
-    assert len(found["arms"]) == 4
+    assert len(found["arms"]) == 2
     for arm in found["arms"].values():
         assert arm["started"] == 120
         assert arm["unanswered"] == 0
@@ -227,6 +280,31 @@ def test_compare_reports_cost_ratio_and_chart(tmp_path: Path) -> None:
     assert "ratio to c-fifo64" in text
     assert "| nullsmtpd |" in markdown.read_text()
     assert "nullsmtpd</text>" in chart.read_text()
+
+
+def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
+    """`compare --dialogue` has the modes with a dialogue in its table, and nothing that says a single line."""
+    arms = ("--arms", "nullsmtpd-session,nullsmtpd-mail", "--base", "nullsmtpd-mail")
+    text, found = bench(tmp_path, "compare", "--dialogue", *arms, "--rounds", "1", "--connections", "60")
+    assert found["unit"] == "dialogue"
+    assert [arm["unanswered"] for arm in found["arms"].values()] == [0, 0]
+    assert "per dialogue" in text
+    text, _ = bench(tmp_path, "compare", "--dialogue", "--arms", "nullsmtpd", status=2)
+    assert "unknown nullsmtpd; there are nullsmtpd-session" in text
+
+
+def test_smtp_sink_is_measured_and_its_quit_is_no_secret(tmp_path: Path) -> None:
+    """It stays after its line, so its clients say QUIT: the table has a footnote; in a dialogue all do."""
+    if missing := servers.is_there(servers.ARMS["smtp-sink"]):
+        pytest.skip(missing)
+    few = ("--rounds", "1", "--connections", "60")
+    text, found = bench(tmp_path, "compare", "--arms", "smtp-sink", *few)
+    assert found["arms"]["smtp-sink"]["unanswered"] == 0
+    assert "\nsmtp-sink *" in text
+    assert "\n* smtp-sink stays after its line" in text
+    text, found = bench(tmp_path, "compare", "--dialogue", "--arms", "smtp-sink-mail", *few)
+    assert found["arms"]["smtp-sink-mail"]["unanswered"] == 0
+    assert "*" not in text
 
 
 def test_compare_measures_the_nginx_worker(tmp_path: Path) -> None:
@@ -273,15 +351,15 @@ def test_sweep_raises_the_rate_and_the_work(tmp_path: Path) -> None:
     """`sweep` offers rising rates, and measures cost with sockets held open and with more addresses."""
     _, found = bench(
         tmp_path,
-        *("sweep", "--first-rate", "50", "--factor", "2", "--steps", "2", "--step", "0.5", "--rounds", "1"),
-        *("--connections", "40", "--clients", "4", "--lingering", "0,50,90000000", "--addresses", "1,2"),
+        *("sweep", "--first-rate", "50", "--factor", "2", "--steps", "2", "--step", "0.4", "--rounds", "1"),
+        *("--connections", "40", "--clients", "4", "--lingering", "0,50,90000000", "--addresses", "2"),
     )
     assert [step["offered"] for step in found["rate"]][:2] in ([50, 100], [50])
     assert found["rate"][0]["started"] > 0
     assert [point["held"] for point in found["lingering"]] == [0, 50, 90000000]
     assert [bool(point.get("rounds")) for point in found["lingering"]] == [True, True, False]
     assert "open files" in found["lingering"][2]["missing"]
-    assert [point["rounds"][0]["answered"] for point in found["addresses"]] == [40, 40]
+    assert [point["rounds"][0]["answered"] for point in found["addresses"]] == [40]
 
 
 def test_footprint_compares_with_an_empty_uvloop_server(tmp_path: Path) -> None:
@@ -304,11 +382,20 @@ def test_soak_passes_a_server_that_loses_nothing(tmp_path: Path) -> None:
     assert "passed" in text
 
 
-def test_soak_fails_a_server_that_loses_lines(tmp_path: Path) -> None:
+def test_soak_fails_a_server_that_loses_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A server that closes without waiting loses the line of a client that speaks twice, and fails."""
-    text, found = bench(tmp_path, "soak", "--duration", "0.5", "--rate", "80", "--arm", "asyncio", status=1)
-    assert found["lost"]["speaks twice"]
-    assert "FAILED" in text
+    monkeypatch.setattr(soak, "_SILENT", 0.1)  # what that client loses does not depend on it
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        status = command.run(["soak", "--duration", "0.5", "--rate", "80", "--arm", "asyncio"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert status == 1
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert any(row[:2] == ["speaks", "twice"] and row[3] != "0" for row in rows)
+    assert any(row[:1] == ["FAILED:"] for row in rows)
 
 
 # what the numbers rest on
@@ -355,6 +442,21 @@ def test_every_cut_of_a_reply_is_told_from_the_whole(more: list[str], last: str)
     for cut in range(len(reply)):
         assert classify(reply[:cut], Ending.FIN, b"521") is Outcome.EOF
     assert classify(reply + b"521 again\r\n", Ending.FIN, b"521") is Outcome.WRONG
+
+
+@given(st.lists(st.from_regex(r"[0-9]{3} [ -~]{0,20}", fullmatch=True), min_size=4, max_size=4), st.data())
+def test_every_cut_of_a_dialogue_is_told_from_the_whole(lines: list[str], data: st.DataObject) -> None:
+    """Invariant: a dialogue is whole after its last reply and nowhere before; with more after it, wrong."""
+    replies = [f"{line}\r\n".encode() for line in lines]
+    expect = [reply[:3] for reply in replies]
+    assert all(is_whole(reply) and not is_whole(reply[:-1]) for reply in replies)
+    assert classify_dialogue(replies, b"", Ending.FIN, expect) is Outcome.LINE_FIN
+    assert classify_dialogue(replies, b"", Ending.RESET, expect) is Outcome.LINE_RESET
+    assert classify_dialogue(replies, b"2", Ending.FIN, expect) is Outcome.WRONG
+    said = data.draw(st.integers(0, 3))
+    rest = replies[said][: data.draw(st.integers(0, len(replies[said]) - 1))]
+    assert classify_dialogue(replies[:said], rest, Ending.FIN, expect) is Outcome.EOF
+    assert classify_dialogue(replies[:said], rest, Ending.TIMEOUT, expect) is Outcome.TIMEOUT
 
 
 @given(st.lists(st.integers(0, 10**11)), st.integers(1, 5))
