@@ -46,7 +46,10 @@ def serve(options: Options) -> None:
         loop.run_until_complete(served)
     finally:
         served.close()
-    # The loop stays open: closing it gives the signals their default action back, and a late one would end us with it.
+    # The loop stays open, as closing it gives the signals their default action back, and so does the interpreter's end,
+    # but not to those that are ignored: a late one must not change the exit status.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Server:

@@ -108,8 +108,17 @@ class Daemon:
         """Return the resident set in KiB."""
         return self._status("VmRSS")
 
-    def context_switches(self) -> int:
-        return self._status("voluntary_ctxt_switches") + self._status("nonvoluntary_ctxt_switches")
+    def sleeps(self) -> int:
+        """Return how often it has gone to sleep so far: once for each time that it woke up."""
+        return self._status("voluntary_ctxt_switches")
+
+    def wakes_up_within(self, seconds: float) -> bool:
+        """Wait until nobody lingers and the last timer has fired, then watch: does it do anything at all?"""
+        self.wait_for(lambda: self.stats()["lingering"] == "0", "no one lingering")
+        time.sleep(0.5)  # the timer of the first look comes after a quarter of a second
+        sleeps, cpu = self.sleeps(), self.cpu_seconds()
+        time.sleep(seconds)
+        return self.sleeps() > sleeps or self.cpu_seconds() > cpu
 
     def cpu_seconds(self) -> float:
         """Return user and system time used so far."""
