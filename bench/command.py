@@ -106,7 +106,7 @@ def _add_sweep(commands: _Commands) -> None:
     parser.add_argument("--only", type=_words, default=list(_PARTS), metavar="A,B", help="of " + ",".join(_PARTS))
     parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="for the rate alone")
     parser.add_argument("--first-rate", type=_positive, default=500.0, metavar="R", help="connections a second")
-    parser.add_argument("--factor", type=_factor, default=1.4, metavar="X", help="from one rate to the next")
+    parser.add_argument("--factor", type=_positive, default=1.4, metavar="X", help="from one rate to the next")
     parser.add_argument("--step", type=_positive, default=5.0, metavar="S", help="seconds of each rate")
     parser.add_argument("--steps", type=_count, default=20, metavar="N", help="the most rates to offer")
     parser.add_argument("--lingering", type=_counts, default=list(sweep.LINGERING), metavar="N,N", help="sockets")
@@ -385,13 +385,6 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!a} is not a share from 0 to 1")
-    return value
-
-
-def _factor(text: str) -> float:
-    value = _positive(text)
-    if value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!a} is not a number above 1")
     return value
 
 

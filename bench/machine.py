@@ -25,7 +25,6 @@ def describe() -> dict[str, str | int | None]:
         "cpu": _cpu_name(),
         "cpus": len(_cpus()),
         "python": platform.python_version(),
-        "implementation": platform.python_implementation(),
         "uvloop": _version("uvloop"),
         "libuv": _libuv(),
         "nullsmtpd": _version("nullsmtpd-521"),

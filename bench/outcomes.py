@@ -14,7 +14,6 @@ class Ending(StrEnum):
     RESET = "RST"
     REFUSED = "refused"
     TIMEOUT = "timeout"
-    FAILED = "failed"
 
 
 class Outcome(StrEnum):
@@ -44,7 +43,6 @@ _WITHOUT_LINE = {
     Ending.RESET: Outcome.RESET,
     Ending.REFUSED: Outcome.REFUSED,
     Ending.TIMEOUT: Outcome.TIMEOUT,
-    Ending.FAILED: Outcome.FAILED,
 }
 
 

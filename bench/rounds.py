@@ -49,13 +49,17 @@ def run(server: Server, group: Generators, plan: Plan) -> tuple[Tally, Usage]:
     Raises KeyboardInterrupt if Ctrl-C ends it early.
     """
     before = process.usage(server.pids)
-    tally, interrupted = group.run(
-        plan._replace(targets=server.targets, commands=server.arm.commands, expect=server.arm.expect)
-    )
-    if interrupted:
-        raise KeyboardInterrupt
+    tally = _load(server, group, plan)
     server.settle()
     return tally, process.usage(server.pids).since(before)
+
+
+def _load(server: Server, group: Generators, plan: Plan) -> Tally:
+    arm = server.arm
+    tally, interrupted = group.run(plan._replace(targets=server.targets, commands=arm.commands, expect=arm.expect))
+    if interrupted:
+        raise KeyboardInterrupt
+    return tally
 
 
 def measure(server: Server, group: Generators, plan: Plan) -> Round:
@@ -99,7 +103,8 @@ def interleave(arms: Sequence[_T], rounds: int, each: Callable[[int, _T], object
 def warm_up(running: Sequence[Server], group: Generators, plan: Plan) -> bool:
     """Run a tenth of the plan against each server, uncounted; return whether Ctrl-C ended it."""
     short = plan._replace(connections=max(plan.clients, plan.connections // 10))
-    return interleave(running, 1, lambda _, server: measure(server, group, short))
+    interrupted = interleave(running, 1, lambda _, server: _load(server, group, short))
+    return interrupted or interleave(running, 1, lambda _, server: server.settle())
 
 
 def user_share(rounds: Sequence[Round]) -> float | None:
