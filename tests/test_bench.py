@@ -27,7 +27,7 @@ if not os.environ.get("CI"):  # in CI nothing may be missing
     if importlib.util.find_spec("hdrh") is None:
         pytest.skip("needs the extra `bench`", allow_module_level=True)
 
-from bench import client, command, load, report, servers, soak, sweep
+from bench import client, command, footprint, load, report, servers, soak, sweep
 from bench.client import Plan
 from bench.latency import Latencies
 from bench.outcomes import Ending, Outcome, classify, classify_dialogue, is_whole
@@ -52,6 +52,15 @@ def bench(tmp_path: Path, *arguments: str, status: int = 0) -> tuple[str, dict[s
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr, json.loads(path.read_text()) if path.exists() else {}
+
+
+def bench_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str, status: int = 0) -> dict[str, Any]:
+    """Run a command in this process, where a test can shorten what it waits for; return its JSON."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its handlers
+    path = tmp_path / "bench.json"
+    assert command.run([*arguments, "--json", str(path)]) == status
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def at(daemon: Daemon) -> str:
@@ -362,16 +371,19 @@ def test_sweep_raises_the_rate_and_the_work(tmp_path: Path) -> None:
     assert [point["rounds"][0]["answered"] for point in found["addresses"]] == [40]
 
 
-def test_footprint_compares_with_an_empty_uvloop_server(tmp_path: Path) -> None:
+def test_footprint_compares_with_an_empty_uvloop_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """`footprint` tells memory, start and idle wake-ups of each server that is here, in relation to an empty one."""
-    text, found = bench(tmp_path, "footprint", "--starts", "1", "--idle", "0.5")
+    monkeypatch.setattr(footprint, "_QUIET", 0.1)  # how idle it is, is not asserted
+    found = bench_here(monkeypatch, tmp_path, "footprint", "--starts", "1", "--idle", "0.3")
     measured = found["servers"]
     assert {"nullsmtpd", "empty-uvloop", "python"} <= set(measured)
     assert measured["empty-uvloop"]["rss_ratio"]["median"] == 1
     assert 0 < measured["python"]["rss_ratio"]["median"] < measured["nullsmtpd"]["rss_ratio"]["median"]
     assert measured["nullsmtpd"]["wakeups"] is not None
     assert measured["nullsmtpd"]["descriptors"] > 3
-    assert "wake-ups" in text
+    assert "wake-ups" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arm", "status"), [("nullsmtpd", 0), ("asyncio", 1)])
@@ -380,11 +392,8 @@ def test_soak_fails_a_server_that_loses_lines(
 ) -> None:
     """Clients of every habit: nullsmtpd passes; one that closes without waiting fails those that speak twice."""
     monkeypatch.setattr(soak, "_SILENT", 0.1)  # a soak of seconds need not wait for them
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its handlers
-    path = tmp_path / "bench.json"
-    arguments = ["--duration", "0.5", "--rate", "80", "--arm", arm, "--json", str(path)]
-    assert command.run(["soak", *arguments]) == status
-    found = json.loads(path.read_text())
+    arguments = ("soak", "--duration", "0.5", "--rate", "80", "--arm", arm)
+    found = bench_here(monkeypatch, tmp_path, *arguments, status=status)
     assert set(found["clients"]) == set(soak.BEHAVIOURS)
     assert bool(found["failures"]) == ("speaks twice" in found["lost"]) == bool(status)
 
