@@ -4,6 +4,7 @@ A cell says what becomes of the message, and what the user gets to read at that 
 The README has the output between ``<!-- senders -->`` and ``<!-- /senders -->``.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,6 +70,11 @@ def _summary(fates: list[str]) -> str:
 
 def main() -> None:
     """Let every sender try everything."""
+    missing = {case.sender.missing() for case in ALL} - {""}
+    if os.geteuid():
+        missing.add("root")
+    if missing:
+        sys.exit(f"needs {', '.join(sorted(missing))}")
     with Records() as records:
         records.ask(ALL)
         for line in table(records):

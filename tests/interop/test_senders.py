@@ -105,9 +105,13 @@ def _asked_for(item: pytest.Function) -> Sequence[Case]:
 
 
 def _record(records: Records, case: Case) -> Record:
+    _require(case)
+    return records[case]
+
+
+def _require(case: Case) -> None:
     missing = case.sender.missing()
     require(not missing, missing)
-    return records[case]
 
 
 @_cases(REFUSED_RELAYS)
@@ -160,7 +164,7 @@ def test_client_fails_at_once_and_shows_why(records: Records, case: Case) -> Non
 def test_the_table_of_the_readme_is_what_the_senders_do(records: Records) -> None:
     """The README's table, made by table.py, has the rows and cells that the same releases yield now."""
     for case in ALL:
-        _record(records, case)
+        _require(case)
     block = re.search(r"^<!-- senders -->\n(.*?)^<!-- /senders -->$", _README.read_text(), re.MULTILINE | re.DOTALL)
     assert block, "README.md has no table between <!-- senders --> and <!-- /senders -->"
     shown, made = (_rows(lines) for lines in (block[1].split("\n"), table(records)))
