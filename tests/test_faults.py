@@ -31,7 +31,7 @@ def test_with_64_descriptors_hundreds_at_once_all_get_the_line(start: Start, beh
     assert len(lowered) == 1
     assert "max-lingering-lowered wanted=4096" in lowered[0]
     assert "64 files" in lowered[0]
-    assert not daemon.wakes_up_within(1.0)
+    assert daemon.wake_ups_within(1.0) <= 2  # a timer for a client that has gone may be left, and no more
 
 
 def test_descriptors_taken_by_something_else_delay_clients_only(start: Start) -> None:

@@ -53,7 +53,7 @@ def test_it_is_one_thread_and_does_not_wake_up_while_idle(start: Start) -> None:
     daemon = start()
     assert len(os.listdir(f"/proc/{daemon.pid}/task")) == 1
     for _ in range(2):
-        assert not daemon.wakes_up_within(2.0)
+        assert daemon.wake_ups_within(2.0) == 0
         with connect(daemon.address) as client:
             read_all(client)
 
