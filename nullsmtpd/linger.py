@@ -59,14 +59,13 @@ class Lingering:
         return self._count
 
     def add(self, batch: Batch) -> None:
-        """Keep a burst of connections that were answered and half-closed just now."""
+        """Keep a burst of connections that were answered and half-closed just now; `let_go` is due after it."""
         if self._seconds == 0:
             for connection in batch:
                 connection.close()
             return
         self._count += len(batch)
         self._fresh.append((self._loop.time(), batch))
-        self.let_go()
 
     def make_room(self, wanted: int) -> int:
         """Return how many of ``wanted`` further sockets may be added now: the oldest, once old enough, make room."""

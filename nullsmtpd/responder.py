@@ -3,28 +3,29 @@
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from socket import SocketType
+from typing import NamedTuple
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.linger import Batch, Lingering
 from nullsmtpd.log import log
-from nullsmtpd.session import Sessions
 from nullsmtpd.tcp import refuse_handshakes, waiting
 
-__all__ = ["BURST", "CAPACITY_PAUSE", "FULL_PAUSE", "PACE", "DialogueResponder", "Responder"]
+__all__ = ["BURST", "CAPACITY_PAUSE", "FULL_PAUSE", "PACE", "Responder"]
 
 #: Connections answered before the event loop gets its turn: about 4 ms of work, so signals and timers stay prompt.
 BURST = 256
 
-#: Seconds between two looks at a busy listener. One wake-up per connection costs about as much as the answer itself, so
-#: a listener that had several connections waiting is looked at on a clock, and epoll is asked again only once a look
-#: finds none. A lone client never waits; under load one waits 1 ms at most (bench/ has the comparison).
+#: Seconds between two looks at the listeners of a busy server. One wake-up per connection costs about as much as the
+#: answer itself, so when several connections wait at once, the listeners are looked at on a clock, and epoll is asked
+#: again only once a look finds nobody. A lone client never waits; under load one waits 1 ms at most (bench/ compares).
 PACE = 0.001
 
 #: Seconds until the next look when as many clients linger as may, all of them young.
 FULL_PAUSE = 0.01
 
-#: Seconds to leave a listener alone when descriptors or memory have run out; what waits keeps its place in the backlog.
+#: Seconds to accept nothing when descriptors or memory have run out; what waits keeps its place in the backlog.
 CAPACITY_PAUSE = 0.1
 
 #: Seconds until the same accept error is worth another log line.
@@ -46,25 +47,35 @@ _SHUT_WR = int(socket.SHUT_WR)
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
-class Responder:
-    """One listening socket, answered as RFC 7504 §3 has it: 521 at connection opening, then the FIN.
+class _Port(NamedTuple):
+    """A listening socket, with what is asked of it for every connection: looking that up costs more than the answer."""
 
-    ``listener``: bound, listening, non-blocking, corked where that exists. ``reply``: the octets of the line.
+    listener: socket.socket
+    accept: Callable[[], tuple[int, object]]
+    family: int
+
+
+class Responder:
+    """The listening sockets of a server, answered as RFC 7504 §3 has it: 521 at connection opening, then the FIN.
+
+    ``listeners``: bound, listening, non-blocking, corked where that exists. ``reply``: the octets of the line.
     ``lingering`` keeps what was answered. Nothing is accepted before `start`.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        listener: socket.socket,
+        listeners: list[socket.socket],
         reply: bytes,
         counters: Counters,
         lingering: Lingering,
     ) -> None:
-        """Take the listener over; `stop` closes it."""
+        """Take the listeners over; `stop` closes them."""
         self._loop = loop
-        self._listener = listener
-        self._family = int(listener.family)
+        self._ports = [
+            _Port(listener, listener._accept, int(listener.family))  # type: ignore[attr-defined] # noqa: SLF001
+            for listener in listeners
+        ]
         self._reply = reply
         self._counters = counters
         self._lingering = lingering
@@ -73,38 +84,44 @@ class Responder:
 
     def start(self) -> None:
         """Answer from now on, whenever the event loop says that someone is there."""
-        self._loop.add_reader(self._listener, self._on_readable)
+        for port in self._ports:
+            self._loop.add_reader(port.listener, self._on_readable, port)
 
     async def stop(self, *, for_good: bool = True) -> None:
-        """Answer every connection that the kernel has completed, then close the listener.
+        """Answer every connection that the kernel has completed, then close the listeners.
 
-        Not ``for_good`` is for a listener that another process keeps open: whoever comes late waits for the next of us.
+        Not ``for_good`` is for those that another process keeps open: whoever comes late waits for the next of us.
         """
         self._ask_no_more()
         if for_good:
-            refuse_handshakes(self._listener)
+            for port in self._ports:
+                refuse_handshakes(port.listener)
         for _ in range(2):  # handshakes that had begun before the refusal end between the two rounds
-            while self._answer_burst(at_least=0):
+            while self._look(self._ports):
                 pass
             await asyncio.sleep(0.01)
         self._ask_no_more()  # an accept error may have set the timer again
-        self._listener.close()
+        for port in self._ports:
+            port.listener.close()
 
-    def _on_readable(self) -> None:
+    def _on_readable(self, port: _Port) -> None:
         """Answer at once; more than one waiting means that they come faster than they are worth a wake-up each."""
-        if self._answer_burst(at_least=1) > 1 and self._timer is None:
+        if self._look([port], at_least=1) > 1 and self._timer is None:
             self._look_again_in(PACE)
 
     def _on_clock(self) -> None:
-        """Answer what has come meanwhile; when there is nothing, go back to being woken up."""
+        """Answer what has come meanwhile; when nobody has, go back to being woken up."""
         self._timer = None
-        if self._answer_burst(at_least=0) and self._timer is None:
-            self._timer = self._loop.call_later(PACE, self._on_clock)
-        elif self._timer is None:
-            self.start()
+        answered = self._look(self._ports)
+        if self._timer is None:
+            if answered:
+                self._timer = self._loop.call_later(PACE, self._on_clock)
+            else:
+                self.start()
 
     def _ask_no_more(self) -> None:
-        self._loop.remove_reader(self._listener)
+        for port in self._ports:
+            self._loop.remove_reader(port.listener)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -113,36 +130,32 @@ class Responder:
         self._ask_no_more()
         self._timer = self._loop.call_later(seconds, self._on_clock)
 
-    def _answer_burst(self, at_least: int) -> int:
-        """Answer what waits, up to `BURST`; return how many that were. ``at_least`` is for kernels that do not tell."""
-        count = min(max(waiting(self._listener, BURST), at_least), BURST)
-        if not count:
-            self._lingering.let_go()
-            return 0
-        room = self._lingering.make_room(count)
-        if not room:
-            self._look_again_in(FULL_PAUSE)
-            return 0
-        batch: Batch = []
-        try:
-            self._accept(batch, room)
-        except BlockingIOError:
-            pass  # a client that gave up, or another process on the same socket, was first
-        except OSError as error:
-            self._on_accept_error(error)
-        self._counters.connections += (accepted := len(batch))
-        if batch:
-            self._answer(batch)
-        return accepted
+    def _look(self, ports: list[_Port], at_least: int = 0) -> int:
+        """Answer who waits, up to `BURST` at each port; return how many that were.
 
-    def _accept(self, batch: Batch, count: int) -> None:
-        """Accept ``count`` connections into ``batch``: accept4 and the constructor's own getsockname, each time."""
-        accept = self._listener._accept  # type: ignore[attr-defined] # noqa: SLF001 - typeshed leaves it out
-        family = self._family
-        for _ in range(count):
-            # What socket.accept() does, less its wrapper.
-            descriptor, _peer = accept()
-            batch.append(SocketType(family, _SOCK_STREAM, 0, descriptor))
+        ``at_least`` waits there for sure, also where the kernel does not tell.
+        """
+        batch: Batch = []
+        for port in ports:
+            count = min(max(waiting(port.listener, BURST), at_least), BURST)
+            if not count:
+                continue
+            room = self._lingering.make_room(len(batch) + count) - len(batch)
+            if room <= 0:
+                if not batch:
+                    self._look_again_in(FULL_PAUSE)
+                break
+            try:
+                _accept(port, batch, room)
+            except BlockingIOError:
+                pass  # a client that gave up, or another process on the same socket, was first
+            except OSError as error:
+                self._on_accept_error(error)
+        if batch:
+            self._counters.connections += len(batch)
+            self._answer(batch)
+        self._lingering.let_go()
+        return len(batch)
 
     def _answer(self, batch: Batch) -> None:
         """Say the line and the FIN to each: sendto and shutdown, which leave as one segment from a corked socket."""
@@ -156,7 +169,7 @@ class Responder:
         self._lingering.add(batch)
 
     def _on_accept_error(self, error: OSError) -> None:
-        """Count it; if it is not the fault of one connection, make room and leave the listener alone for a moment."""
+        """Count it; if it is not the fault of one connection, make room and accept nothing for a moment."""
         self._counters.count_accept_error(error.errno)
         if error.errno in _CONNECTION_ERRNOS:
             return
@@ -170,23 +183,12 @@ class Responder:
             self._look_again_in(CAPACITY_PAUSE)
 
 
-class DialogueResponder(Responder):
-    """One listening socket whose connections are handed to ``sessions``; when those are full, they are answered 521."""
+def _accept(port: _Port, batch: Batch, count: int) -> None:
+    """Accept ``count`` connections into ``batch``: accept4 and the constructor's own getsockname, each time.
 
-    def __init__(  # noqa: PLR0913, PLR0917 - those of the base class, and the sessions
-        self,
-        loop: asyncio.AbstractEventLoop,
-        listener: socket.socket,
-        reply: bytes,
-        counters: Counters,
-        lingering: Lingering,
-        sessions: Sessions,
-    ) -> None:
-        """Take the listener over; `stop` closes it."""
-        super().__init__(loop, listener, reply, counters, lingering)
-        self._sessions = sessions
-
-    def _answer(self, batch: Batch) -> None:
-        """Begin a dialogue with each, as long as there is room; the others hear what mode ``close`` says."""
-        if too_many := [connection for connection in batch if not self._sessions.take(connection)]:
-            super()._answer(too_many)
+    What socket.accept() does, less its wrapper. Raises as accept(2) does, with ``batch`` holding what came before.
+    """
+    _, accept, family = port
+    for _ in range(count):
+        descriptor, _peer = accept()
+        batch.append(SocketType(family, _SOCK_STREAM, 0, descriptor))

@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -18,8 +18,10 @@ from nullsmtpd.listeners import bind, format_address
 from nullsmtpd.log import log
 from nullsmtpd.manager import Notifier, inherited_listeners
 from nullsmtpd.options import Options
-from nullsmtpd.responder import DialogueResponder, Responder
-from nullsmtpd.session import Sessions
+from nullsmtpd.responder import Responder
+
+if TYPE_CHECKING:
+    from nullsmtpd.session import Sessions
 
 __all__ = ["serve"]
 
@@ -61,11 +63,7 @@ class _Server:
         self._notifier = Notifier(os.environ)
         self._drains = Drains(loop, self._counters, MAX_DRAINS)
         self._lingering = Lingering(loop, self._counters, self._drains, options.linger, options.max_lingering)
-        self._sessions: Sessions | None = None
-        if options.dialogue is not None:
-            self._sessions = Sessions(
-                loop, self._counters, self._drains, options.dialogue, options.timeout, options.max_sessions
-            )
+        self._sessions = self._new_sessions()
 
     async def run(self) -> None:
         # Before the sockets: from listen(2) on, no signal may end the process with clients in the backlog.
@@ -74,17 +72,16 @@ class _Server:
         self._loop.add_signal_handler(signal.SIGUSR1, self._log_stats)
         listeners, inherited = self._listeners()
         self._fit_into_descriptors()
-        responders = [self._responder(listener) for listener in listeners]
-        for responder, listener in zip(responders, listeners, strict=True):
-            responder.start()
+        responder = self._responder(listeners)
+        responder.start()
+        for listener in listeners:
             log("listening", address=_own_address(listener))
         self._notifier.tell("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
         self._watch()
         await self._end.wait()
         self._notifier.tell("STOPPING=1", "STATUS=Letting clients finish")
         self._lingering.hurry()
-        for responder in responders:
-            await responder.stop(for_good=not inherited)
+        await responder.stop(for_good=not inherited)
         if self._sessions is not None:
             self._sessions.close()
         await self._let_clients_finish()
@@ -98,15 +95,28 @@ class _Server:
         backlog = self._options.backlog
         return [one for address in self._options.listen for one in bind(address, backlog, cork=cork)], False
 
+    def _new_sessions(self) -> "Sessions | None":
+        """Return what holds the dialogues; mode close does without, down to the import."""
+        dialogue, timeout, limit = self._options.dialogue, self._options.timeout, self._options.max_sessions
+        if dialogue is None:
+            return None
+        from nullsmtpd.session import Sessions
+
+        return Sessions(self._loop, self._counters, self._drains, dialogue, timeout, limit)
+
     def _watch(self) -> None:
         """Tell the service manager that the loop turns, as often as it wants to hear it."""
         if seconds := self._notifier.watchdog_seconds:
             self._notifier.tell("WATCHDOG=1")
             self._loop.call_later(seconds, self._watch)
 
-    def _responder(self, listener: socket.socket) -> Responder:
-        given = (self._loop, listener, self._options.reply, self._counters, self._lingering)
-        return Responder(*given) if self._sessions is None else DialogueResponder(*given, self._sessions)
+    def _responder(self, listeners: list[socket.socket]) -> Responder:
+        given = (self._loop, listeners, self._options.reply, self._counters, self._lingering)
+        if self._sessions is None:
+            return Responder(*given)
+        from nullsmtpd.dialogue import DialogueResponder
+
+        return DialogueResponder(*given, self._sessions)
 
     async def _let_clients_finish(self) -> None:
         """Wait until the lingering and draining clients have closed, at most for the linger time."""

@@ -152,7 +152,7 @@ def test_no_accept_error_costs_a_client_its_line(number: int, capfd: pytest.Capt
         listener.faults = [number] * 3
         counters = Counters()
         lingering = Lingering(loop, counters, Drains(loop, counters, 1), seconds=2, limit=100)
-        responder = Responder(loop, listener, REPLY, counters, lingering)
+        responder = Responder(loop, [listener], REPLY, counters, lingering)
         responder.start()
         address = listener.getsockname()
         answers = await asyncio.gather(*(asyncio.to_thread(client, address) for _ in range(20)))
@@ -177,7 +177,7 @@ def test_an_accept_error_while_ending_does_not_keep_the_listener_open() -> None:
         listener.faults = [errno.EMFILE]
         counters = Counters()
         lingering = Lingering(loop, counters, Drains(loop, counters, 1), seconds=2, limit=100)
-        responder = Responder(loop, listener, REPLY, counters, lingering)
+        responder = Responder(loop, [listener], REPLY, counters, lingering)
         responder.start()
         with socket.create_connection(listener.getsockname(), timeout=PATIENCE) as client:
             await responder.stop()

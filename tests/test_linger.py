@@ -90,6 +90,7 @@ class Bench:
             batch.append(connection)
         self.open += clients
         self.lingering.add(batch)
+        self.lingering.let_go()
         return clients
 
     def close(self) -> None:
