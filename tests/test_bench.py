@@ -304,8 +304,7 @@ def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
 
 def test_smtp_sink_is_measured_and_its_quit_is_no_secret(tmp_path: Path) -> None:
     """It stays after its line, so its clients say QUIT: the table has a footnote; in a dialogue all do."""
-    if missing := servers.is_there(servers.ARMS["smtp-sink"]):
-        pytest.skip(missing)
+    require_tools("smtp-sink")
     few = ("--rounds", "1", "--connections", "60")
     text, found = bench(tmp_path, "compare", "--arms", "smtp-sink", *few)
     assert found["arms"]["smtp-sink"]["unanswered"] == 0
