@@ -120,11 +120,6 @@ class Daemon:
         time.sleep(seconds)
         return self.sleeps() - before
 
-    def cpu_seconds(self) -> float:
-        """Return user and system time used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def _status(self, name: str) -> int:
         match = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
         assert match
@@ -134,9 +129,9 @@ class Daemon:
 Start = Callable[..., Daemon]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts the daemon with arguments and waits until it listens; all are ended afterwards."""
+@contextlib.contextmanager
+def starting(tmp_path: Path) -> Iterator[Start]:
+    """Give a function that starts the daemon with arguments and waits until it listens; all are ended afterwards."""
     with contextlib.ExitStack() as stack:
         started: list[Daemon] = []
 
@@ -169,6 +164,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
             daemon.wait_for(lambda: len(daemon.addresses()) >= count, "a listening line")
             return daemon
 
+        yield start_daemon
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return what `starting` gives, for one test."""
+    with starting(tmp_path) as start_daemon:
         yield start_daemon
 
 

@@ -1,6 +1,5 @@
 """No client that stays to read loses the line, whatever it did first: thousands of each kind against a real process."""
 
-import contextlib
 import json
 import socket
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from clients import BEHAVIOURS
-from conftest import LINE, Daemon, Start, connect, require_root, require_tools
+from conftest import LINE, Daemon, Start, connect, require_root, require_tools, starting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,10 +37,7 @@ def run_clients(  # noqa: PLR0913 - what a crowd is made of
 @pytest.fixture(scope="module")
 def both_families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon with the default options on 127.0.0.1 and ::1, for the whole module."""
-    from conftest import start as start_fixture
-
-    manager = contextlib.contextmanager(start_fixture.__wrapped__)  # type: ignore[attr-defined]
-    with manager(tmp_path_factory.mktemp("clients")) as start:
+    with starting(tmp_path_factory.mktemp("clients")) as start:
         yield start("--listen", "[::1]:0", count=2)
 
 

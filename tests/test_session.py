@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import LINE, Daemon, Start, connect, read_all
+from conftest import LINE, Daemon, Start, connect, read_all, starting
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -247,9 +247,7 @@ def test_the_process_answers_as_the_protocol_does(mail_for_all: Daemon, said: by
 
 @pytest.fixture(scope="module")
 def mail_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    from conftest import start as start_fixture
-
-    with contextlib.contextmanager(start_fixture.__wrapped__)(tmp_path_factory.mktemp("mail")) as start:  # type: ignore[attr-defined]
+    with starting(tmp_path_factory.mktemp("mail")) as start:
         yield start("--mode", "mail", "--hostname", HOST)
 
 
