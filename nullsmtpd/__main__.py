@@ -25,9 +25,32 @@ __all__ = ["main"]
 
 def main() -> int:
     """Run the command with the arguments and the environment of this process; return its exit status."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["check"]:
+        return _check(arguments[1:])
+    if arguments[:1] == ["relay"]:
+        return _relay(arguments[1:])
+    return _respond(arguments)
+
+
+def _check(arguments: list[str]) -> int:
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1):
+        _signal.signal(number, _signal.SIG_DFL)  # a check that was interrupted has not found all well
+    from nullsmtpd.check.command import run
+
+    return run(arguments, os.environ)
+
+
+def _relay(arguments: list[str]) -> int:
+    _open_standard_descriptors()
+    from nullsmtpd.relay.command import run
+
+    return run(arguments, os.environ)
+
+
+def _respond(arguments: list[str]) -> int:
     from nullsmtpd.options import UsageError, help_text, parse_options
 
-    arguments = sys.argv[1:]
     if "--help" in arguments:
         return _say(1, help_text(), 0)
     if "--version" in arguments:

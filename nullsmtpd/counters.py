@@ -8,7 +8,7 @@ __all__ = ["Counters"]
 class Counters:
     """Totals since the process started."""
 
-    __slots__ = ("accept_errors", "connections", "cut_short", "drained", "send_errors", "sessions")
+    __slots__ = ("accept_errors", "access_left_out", "connections", "cut_short", "drained", "send_errors", "sessions")
 
     def __init__(self) -> None:
         """Start at nothing."""
@@ -22,6 +22,8 @@ class Counters:
         self.sessions = 0
         #: Clients that were gone before the line could be sent.
         self.send_errors = 0
+        #: Lines that the access log left out because there were too many.
+        self.access_left_out = 0
         #: Failed accepts by errno.
         self.accept_errors: dict[int, int] = {}
 

@@ -12,6 +12,7 @@ from nullsmtpd.options import Options, UsageError, help_text, parse_options
 PORTS = st.integers(0, 65535)
 DEFAULTS = Options(
     listen=(Address(None, 25),),
+    mode="close",
     reply=b"521 Host does not accept mail\r\n",
     dialogue=None,
     linger=2.0,
@@ -19,8 +20,16 @@ DEFAULTS = Options(
     max_sessions=1000,
     timeout=300.0,
     backlog=4096,
+    workers=1,
+    user=None,
+    group=None,
+    access_log=False,
+    metrics=None,
 )
-FLAGS = ["listen", "mode", "text", "hostname", "linger", "max-lingering", "max-sessions", "timeout", "backlog"]
+FLAGS = [
+    *("listen", "mode", "text", "hostname", "linger", "max-lingering", "max-sessions", "timeout", "backlog"),
+    *("workers", "user", "group", "metrics"),
+]
 
 
 def variable(name: str) -> str:
@@ -230,7 +239,7 @@ def test_an_empty_value_is_refused_wherever_it_stands(name: str) -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_without_its_value_says_what_is_missing(name: str) -> None:
     """The message shows the flag with the value's name."""
-    with pytest.raises(UsageError, match=rf"^--{name} needs a value: --{name} [A-Z]+$"):
+    with pytest.raises(UsageError, match=rf"^--{name} needs a value: --{name} [A-Z:]+$"):
         parse_options([f"--{name}"], {})
 
 
@@ -263,3 +272,46 @@ def test_help_names_every_option_with_its_default() -> None:
     for default in (":25", "Host does not accept mail", "2", "4096"):
         assert f"(default: {default})" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(("text", "workers"), [("1", 1), ("2", 2), ("256", 256), ("auto", None)])
+def test_workers_are_a_number_or_auto(text: str, workers: int | None) -> None:
+    """``auto`` is left open until the CPUs are counted."""
+    assert parse_options(["--workers", text], {}).workers == workers
+
+
+@pytest.mark.parametrize("text", ["", "0", "257", "-1", "1.5", "Auto", "two", "٢", "1 "])
+def test_a_number_of_workers_that_is_none_is_refused(text: str) -> None:
+    """No process at all, or more than any host has use for, is a mistake."""
+    with pytest.raises(UsageError, match=r"^--workers: .* is not a number of processes; give 1 to 256, or auto$"):
+        parse_options(["--workers", text], {})
+
+
+@pytest.mark.parametrize("name", ["user", "group"])
+@pytest.mark.parametrize("text", ["", "a b", "-1", "a:b", "ü", "x" * 33])
+def test_what_cannot_be_an_account_is_refused(name: str, text: str) -> None:
+    """A user or a group is a name or a number."""
+    with pytest.raises(UsageError, match=rf"^--{name}: .* is neither a name nor a number"):
+        parse_options([f"--{name}={text}"], {})
+
+
+def test_metrics_want_a_host() -> None:
+    """An address for all interfaces has to be asked for: numbers are not for everyone."""
+    assert parse_options(["--metrics", "[::1]:9521"], {}).metrics == Address("::1", 9521)
+    with pytest.raises(UsageError, match=r"^--metrics: ':9521' has no host; give HOST:PORT"):
+        parse_options(["--metrics", ":9521"], {})
+
+
+def test_a_switch_takes_no_value_as_a_flag_and_a_yes_or_no_as_a_variable() -> None:
+    """--access-log stands alone; NULLSMTPD_ACCESS_LOG may also say no."""
+    assert parse_options(["--access-log"], {"NULLSMTPD_ACCESS_LOG": "0"}).access_log
+    assert [parse_options([], {"NULLSMTPD_ACCESS_LOG": text}).access_log for text in ("1", "TRUE", "no", "off")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(UsageError, match=r"^--access-log takes no value; leave 'no' out$"):
+        parse_options(["--access-log=no"], {})
+    with pytest.raises(UsageError, match=r"^NULLSMTPD_ACCESS_LOG: 'maybe' is neither yes nor no; give 1 or 0$"):
+        parse_options([], {"NULLSMTPD_ACCESS_LOG": "maybe"})
