@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from socket import SocketType
 from typing import Generic, TypeVar
 
@@ -11,16 +11,33 @@ __all__ = ["Attached"]
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
 
+class _Open(set[_P]):
+    """The Protocols with a connection; how many there are is told whenever that changes."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def add(self, protocol: _P) -> None:
+        super().add(protocol)
+        self._tell(len(self))
+
+    def discard(self, protocol: _P) -> None:
+        super().discard(protocol)
+        self._tell(len(self))
+
+
 class Attached(Generic[_P]):
     """The Protocols that serve connections of one kind, ``limit`` of them at most.
 
-    ``open`` is the set of them. A Protocol is in it from `attach` on, and takes itself out when its connection is lost.
+    ``open`` is the set of them, and ``tell`` hears how many. A Protocol is in it from `attach` on, and takes itself out
+    when its connection is lost.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int, tell: Callable[[int], None]) -> None:
         """Serve nobody yet."""
         self.limit = limit
-        self.open: set[_P] = set()
+        self.open: set[_P] = _Open(tell)
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -111,7 +111,7 @@ class Drains(Attached[DrainProtocol]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, limit: int) -> None:
         """Drain nobody yet."""
-        super().__init__(loop, limit)
+        super().__init__(loop, limit, self._count)
         self._counters = counters
 
     def take(self, connection: SocketType) -> bool:
@@ -121,3 +121,6 @@ class Drains(Attached[DrainProtocol]):
         self._counters.drained += 1
         self.attach(connection, DrainProtocol(b"", drains=self.open, max_drains=self.limit))
         return True
+
+    def _count(self, draining: int) -> None:
+        self._counters.draining = draining

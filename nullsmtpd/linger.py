@@ -49,14 +49,13 @@ class Lingering:
         self._seconds = seconds
         self._first_look = min(FIRST_LOOK, seconds)
         self._kept_at_least = min(KEPT_AT_LEAST, seconds)
-        self._count = 0
         self._fresh: deque[tuple[float, Batch]] = deque()  # not looked at yet
         self._slow: deque[tuple[float, Batch]] = deque()  # looked at once and still open; older than every fresh one
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Return how many sockets linger now."""
-        return self._count
+        return self._counters.lingering
 
     def add(self, batch: Batch) -> None:
         """Keep a burst of connections that were answered and half-closed just now; `let_go` is due after it."""
@@ -64,7 +63,7 @@ class Lingering:
             for connection in batch:
                 connection.close()
             return
-        self._count += len(batch)
+        self._counters.lingering += len(batch)
         self._fresh.append((self._loop.time(), batch))
 
     def make_room(self, wanted: int) -> int:
@@ -83,7 +82,7 @@ class Lingering:
 
     def shed(self) -> None:
         """Close the older half of what lingers: descriptors or memory have run out."""
-        self._cut_short((self._count + 1) // 2, until=self._loop.time())
+        self._cut_short((self._counters.lingering + 1) // 2, until=self._loop.time())
 
     def let_go(self) -> None:
         """Close what has finished and what has had its time; called with every burst, and by the timer in between."""
@@ -121,7 +120,7 @@ class Lingering:
         return min(due, default=None)
 
     def _excess(self, wanted: int) -> int:
-        return self._count + len(self._drains) + wanted - self.limit
+        return self._counters.lingering + len(self._drains) + wanted - self.limit
 
     def _cut_short(self, count: int, until: float) -> None:
         """Close the oldest ``count`` sockets, as far as they arrived at ``until`` or before."""
@@ -156,7 +155,7 @@ class Lingering:
             connection.close()
             finished += 1
         del batch[:finished]
-        self._count -= finished
+        self._counters.lingering -= finished
         return not batch
 
     def _close_finished(self, batch: Batch) -> Batch:
@@ -167,7 +166,7 @@ class Lingering:
                 connection.close()
             else:
                 unfinished.append(connection)
-        self._count -= len(batch) - len(unfinished)
+        self._counters.lingering -= len(batch) - len(unfinished)
         return unfinished
 
     def _expire(self, batch: Batch) -> None:
@@ -178,13 +177,13 @@ class Lingering:
                 # Every drain is taken: a further round of lingering, if the queue is long enough for it.
                 self._fresh.append((self._loop.time(), [connection]))
                 continue
-            self._count -= 1
+            self._counters.lingering -= 1
 
     def _close(self, batch: Batch) -> None:
         for connection in batch:
             _read_unread(connection)
             connection.close()
-        self._count -= len(batch)
+        self._counters.lingering -= len(batch)
 
 
 def _read_unread(connection: SocketType) -> bool:

@@ -176,7 +176,7 @@ class Sessions(Attached[SessionProtocol]):
         limit: int,
     ) -> None:
         """Talk to nobody yet."""
-        super().__init__(loop, limit)
+        super().__init__(loop, limit, self._count)
         self._counters = counters
         self._drains = drains
         self._dialogue = dialogue
@@ -189,6 +189,9 @@ class Sessions(Attached[SessionProtocol]):
         self._counters.sessions += 1
         self.attach(connection, SessionProtocol(self._dialogue, self._timeout, self.open, self._drains.open))
         return True
+
+    def _count(self, talking: int) -> None:
+        self._counters.talking = talking
 
     def close(self) -> None:
         """Take leave of every client (RFC 5321 §3.8: 421 when the server shuts down)."""
