@@ -6,7 +6,9 @@ The command is ``nullsmtpd`` (or ``python -m nullsmtpd``). For programs of your 
 - `SessionProtocol`: one that answers every command from a table of fixed replies, which `session_dialogue` and
   `mail_dialogue` make;
 - `REPLY`: the default reply as octets, CRLF included;
-- `reply_line`: a checked reply from a text of your own.
+- `reply_line`: a checked reply from a text of your own;
+- `accepts_mail` and `look_up_mx`: whether a domain has a null MX (RFC 7505), and what it has otherwise (`MXAnswer`);
+  they raise `DomainError` and `DNSError`, and take the distribution's extra ``relay``.
 """
 
 TYPE_CHECKING = (
@@ -14,6 +16,11 @@ TYPE_CHECKING = (
 )
 if TYPE_CHECKING:
     from nullsmtpd.drain import DrainProtocol as DrainProtocol
+    from nullsmtpd.null_mx import DNSError as DNSError
+    from nullsmtpd.null_mx import DomainError as DomainError
+    from nullsmtpd.null_mx import MXAnswer as MXAnswer
+    from nullsmtpd.null_mx import accepts_mail as accepts_mail
+    from nullsmtpd.null_mx import look_up_mx as look_up_mx
     from nullsmtpd.replies import REPLY as REPLY
     from nullsmtpd.replies import mail_dialogue as mail_dialogue
     from nullsmtpd.replies import reply_line as reply_line
@@ -22,9 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REPLY",
+    "DNSError",
+    "DomainError",
     "DrainProtocol",
+    "MXAnswer",
     "SessionProtocol",
     "__version__",
+    "accepts_mail",
+    "look_up_mx",
     "mail_dialogue",
     "reply_line",
     "session_dialogue",
@@ -32,9 +44,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DNSError": "nullsmtpd.null_mx",
+    "DomainError": "nullsmtpd.null_mx",
     "DrainProtocol": "nullsmtpd.drain",
+    "MXAnswer": "nullsmtpd.null_mx",
     "REPLY": "nullsmtpd.replies",
     "SessionProtocol": "nullsmtpd.session",
+    "accepts_mail": "nullsmtpd.null_mx",
+    "look_up_mx": "nullsmtpd.null_mx",
     "mail_dialogue": "nullsmtpd.replies",
     "reply_line": "nullsmtpd.replies",
     "session_dialogue": "nullsmtpd.replies",
