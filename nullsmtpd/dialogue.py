@@ -2,11 +2,15 @@
 
 import asyncio
 import socket
+from typing import TYPE_CHECKING
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.linger import Batch, Lingering
 from nullsmtpd.responder import Responder
 from nullsmtpd.session import Sessions
+
+if TYPE_CHECKING:
+    from nullsmtpd.access import AccessLog
 
 __all__ = ["DialogueResponder"]
 
@@ -25,9 +29,10 @@ class DialogueResponder(Responder):
         counters: Counters,
         lingering: Lingering,
         sessions: Sessions,
+        access_log: "AccessLog | None" = None,
     ) -> None:
         """Take the listeners over; `stop` closes them."""
-        super().__init__(loop, listeners, reply, counters, lingering)
+        super().__init__(loop, listeners, reply, counters, lingering, access_log)
         self._sessions = sessions
 
     def _answer(self, batch: Batch) -> None:

@@ -5,12 +5,15 @@ import errno
 import socket
 from collections.abc import Callable
 from socket import SocketType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.linger import Batch, Lingering
 from nullsmtpd.log import log
 from nullsmtpd.tcp import refuse_handshakes, waiting
+
+if TYPE_CHECKING:
+    from nullsmtpd.access import AccessLog
 
 __all__ = ["BURST", "CAPACITY_PAUSE", "FULL_PAUSE", "PACE", "Responder"]
 
@@ -59,22 +62,28 @@ class Responder:
     """The listening sockets of a server, answered as RFC 7504 §3 has it: 521 at connection opening, then the FIN.
 
     ``listeners``: bound, listening, non-blocking, corked where that exists. ``reply``: the octets of the line.
-    ``lingering`` keeps what was answered. Nothing is accepted before `start`.
+    ``lingering`` keeps what was answered. ``access_log`` is told of every connection; without one it costs nothing.
+    Nothing is accepted before `start`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what answering takes
         self,
         loop: asyncio.AbstractEventLoop,
         listeners: list[socket.socket],
         reply: bytes,
         counters: Counters,
         lingering: Lingering,
+        access_log: "AccessLog | None" = None,
     ) -> None:
         """Take the listeners over; `stop` closes them."""
         self._loop = loop
+        accepts = [listener._accept for listener in listeners]  # type: ignore[attr-defined] # noqa: SLF001
+        self._serve: Callable[[Batch], None] = self._answer
+        if access_log is not None:
+            accepts = [access_log.noting(accept) for accept in accepts]
+            self._serve = access_log.around(self._answer)
         self._ports = [
-            _Port(listener, listener._accept, int(listener.family))  # type: ignore[attr-defined] # noqa: SLF001
-            for listener in listeners
+            _Port(listener, accept, int(listener.family)) for listener, accept in zip(listeners, accepts, strict=True)
         ]
         self._reply = reply
         self._counters = counters
@@ -153,7 +162,7 @@ class Responder:
                 self._on_accept_error(error)
         if batch:
             self._counters.connections += len(batch)
-            self._answer(batch)
+            self._serve(batch)
         self._lingering.let_go()
         return len(batch)
 
