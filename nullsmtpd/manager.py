@@ -15,11 +15,14 @@ __all__ = ["Notifier", "inherited_listeners"]
 _FIRST = 3
 
 
-def inherited_listeners(environment: MutableMapping[str, str], *, cork: bool) -> list[socket.socket]:
+def inherited_listeners(
+    environment: MutableMapping[str, str], *, cork: bool, local: bool = False
+) -> list[socket.socket]:
     """Return the listening sockets that were passed to this process, non-blocking; none when none were.
 
     LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES are taken out of ``environment``, so that no child believes to have been
-    meant. ``cork`` as for `nullsmtpd.listeners.bind`. Raises `ListenError` for what is no listening TCP socket.
+    meant. ``cork`` as for `nullsmtpd.listeners.bind`. ``local``: Unix sockets will do as well as TCP ones. Raises
+    `ListenError` for what is no such listening socket.
     """
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
@@ -27,19 +30,22 @@ def inherited_listeners(environment: MutableMapping[str, str], *, cork: bool) ->
         return []
     if not (count.isascii() and count.isdigit()):
         raise ListenError(f"LISTEN_FDS: {count!a} is not a number of sockets")
-    return [_adopt(descriptor, cork=cork) for descriptor in range(_FIRST, _FIRST + int(count))]
+    return [_adopt(descriptor, cork=cork, local=local) for descriptor in range(_FIRST, _FIRST + int(count))]
 
 
-def _adopt(descriptor: int, *, cork: bool) -> socket.socket:
-    wanted = "pass listening TCP sockets, ListenStream= with a port"
+def _adopt(descriptor: int, *, cork: bool, local: bool) -> socket.socket:
+    kind, stream = ("TCP or Unix", "a port or a path") if local else ("TCP", "a port")
+    wanted = f"pass listening {kind} sockets, ListenStream= with {stream}"
     try:
         listener = socket.socket(fileno=descriptor)
-        is_tcp = listener.family in {socket.AF_INET, socket.AF_INET6} and listener.type == socket.SOCK_STREAM
-        if not (is_tcp and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
-            raise ListenError(f"LISTEN_FDS: descriptor {descriptor} is not a listening TCP socket; {wanted}")
+        is_tcp = listener.family in {socket.AF_INET, socket.AF_INET6}
+        is_wanted = (is_tcp or (local and listener.family == socket.AF_UNIX)) and listener.type == socket.SOCK_STREAM
+        if not (is_wanted and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+            raise ListenError(f"LISTEN_FDS: descriptor {descriptor} is not a listening {kind} socket; {wanted}")
         listener.set_inheritable(False)
         listener.setblocking(False)
-        cork_replies(listener, on=cork)  # the last process on this socket may have had another mode
+        if is_tcp:
+            cork_replies(listener, on=cork)  # the last process on this socket may have had another mode
     except OSError as error:
         raise ListenError(f"LISTEN_FDS: descriptor {descriptor}: {error.strerror}; {wanted}") from None
     return listener
