@@ -34,7 +34,7 @@ STANDARD_UNITS = (
     *("systemd-journald.service", "systemd-journald.socket"),
 )
 
-# Arguments: a directory to mount on, the prefix of a Python, a directory of wheels, one of units, the Python's name. The
+# Arguments: a directory to mount on, the prefix of a Python, a directory of wheels, one of units, a Python's name. The
 # shell reads its own process id from the /proc of its parent, and becomes the machine's process 1. The Python may lie
 # where the service is let see nothing, so it gets a second place, and its shared library is looked for there.
 _BOOT = """
