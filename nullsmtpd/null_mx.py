@@ -10,7 +10,7 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from nullsmtpd.listeners import Address, parse_address
+from nullsmtpd.listeners import parse_address
 
 if TYPE_CHECKING:
     import dns.asyncresolver
@@ -166,22 +166,22 @@ def domain_of(text: str) -> str:
     return domain
 
 
-def resolver_address(text: str) -> Address:
+def resolver_address(text: str) -> tuple[str, int]:
     """Parse ``ADDR``, ``ADDR:PORT`` or ``[v6]:PORT``, the port being 53 if left out. Raises `ValueError`."""
     if text.count(":") > 1 and not text.startswith("["):
         text = f"[{text}]"
     if text.endswith("]") or ":" not in text:
         text = f"{text}:{_DNS_PORT}"
-    address = parse_address(text)
+    host, port = parse_address(text)
     try:
-        ipaddress.ip_address(address.host or "")
+        ipaddress.ip_address(host := host or "")
     except ValueError:
         raise ValueError(
             "is not the address of a name server; give an IP address, and a port if it is not 53"
         ) from None
-    if not address.port:
+    if not port:
         raise ValueError("has the port 0; give a number from 1 to 65535")
-    return address
+    return host, port
 
 
 def need_extra() -> None:

@@ -1,0 +1,169 @@
+"""The relay's side from start to end: limits, sockets, signals, and what is in between left to the sessions."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import MutableMapping
+from functools import partial
+from typing import Any
+
+import uvloop
+
+from nullsmtpd.listeners import Address, bind, format_address
+from nullsmtpd.log import log
+from nullsmtpd.manager import Notifier, inherited_listeners
+from nullsmtpd.null_mx import look_up_mx
+from nullsmtpd.privileges import become, find_account
+from nullsmtpd.relay.answers import Answers
+from nullsmtpd.relay.counters import Counters
+from nullsmtpd.relay.local import LocalListener, bind_local
+from nullsmtpd.relay.options import Options
+from nullsmtpd.relay.protocol import RelayProtocol, Sessions
+
+__all__ = ["serve"]
+
+#: What listen(2) gets, as by default in the responder; the kernel lowers it to net.core.somaxconn.
+BACKLOG = 4096
+
+#: Descriptors for what is neither a client nor a question: the loop's own, the listeners, a log, clients not let in.
+SPARE_DESCRIPTORS = 64
+
+#: How long clients that wait for DNS may keep the process at its end: container engines kill it after 10 seconds.
+END_SECONDS = 5.0
+
+
+def serve(options: Options, environment: MutableMapping[str, str]) -> None:
+    """Answer until SIGTERM or SIGINT.
+
+    Raises `nullsmtpd.listeners.ListenError` when there is nothing to listen on, `nullsmtpd.privileges.PrivilegeError`
+    when the account cannot be had, `nullsmtpd.arguments.UsageError` when there is no such account, `OSError` when the
+    event loop itself lacks descriptors or memory.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that it does not let us have
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    loop = uvloop.new_event_loop()
+    loop.set_exception_handler(_on_internal_error)
+    served = _Server(loop, options, environment).run()
+    try:
+        loop.run_until_complete(served)
+    finally:
+        served.close()
+    # The loop stays open, as closing it gives the signals their default action back, and so does the interpreter's end,
+    # but not to those that are ignored: a late one must not change the exit status.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Server:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, options: Options, environment: MutableMapping[str, str]
+    ) -> None:
+        self._loop = loop
+        self._options = options
+        self._environment = environment
+        self._end = asyncio.Event()
+        self._notifier = Notifier(environment)
+        self._local: list[LocalListener] = []
+        self._counters = Counters()
+        limit = _session_limit(options.max_sessions)
+        self._sessions = Sessions(loop, self._counters, limit)
+        look_up = partial(look_up_mx, resolver=options.resolver, timeout=options.timeout)
+        self._answers = Answers(
+            loop, self._counters, look_up, timeout=options.timeout, entries=options.cache, limit=limit
+        )
+
+    async def run(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_end_signal)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._log_stats)
+        try:
+            await self._run()
+        finally:
+            self._remove_local()
+
+    async def _run(self) -> None:
+        listeners = self._listeners()
+        servers = [await self._start(listener) for listener in listeners]
+        for listener in listeners:
+            log("listening", address=_own_address(listener))
+        self._notifier.tell("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
+        self._watch()
+        self._sessions.look_for_idle()
+        await self._end.wait()
+        self._notifier.tell("STOPPING=1", "STATUS=Letting clients finish")
+        for server in servers:
+            server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self._sessions.finish()
+        self._log_stats()
+
+    def _listeners(self) -> list[socket.socket]:
+        """Return the sockets to listen on, as the account to be; those that were passed to us replace --listen."""
+        account = find_account(self._options.user, self._options.group)
+        inherited = inherited_listeners(self._environment, cork=False, local=True)
+        listeners = inherited or [one for place in self._options.listen for one in self._bind(place)]
+        become(account)
+        if os.geteuid() == 0 and self._options.user is None:
+            log("running-as-root", avoid_with="--user")
+        return listeners
+
+    def _bind(self, place: Address | str) -> list[socket.socket]:
+        if isinstance(place, Address):
+            return bind(place, BACKLOG, cork=False)
+        self._local.append(bind_local(place, BACKLOG))
+        return [self._local[-1].listener]
+
+    async def _start(self, listener: socket.socket) -> asyncio.AbstractServer:
+        """Serve clients; the backlog is passed because the loop calls listen(2) again, with 100 if it is not told."""
+        create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
+        factory = partial(RelayProtocol, self._answers, self._counters, self._sessions)
+        return await create(factory, sock=listener, backlog=BACKLOG)
+
+    def _watch(self) -> None:
+        """Tell the service manager that the loop turns, as often as it wants to hear it."""
+        if seconds := self._notifier.watchdog_seconds:
+            self._notifier.tell("WATCHDOG=1")
+            self._loop.call_later(seconds, self._watch)
+
+    def _remove_local(self) -> None:
+        for local in self._local:
+            local.remove()
+
+    def _on_end_signal(self) -> None:
+        if self._end.is_set():  # the second one: no more patience
+            self._log_stats()
+            os._exit(0)
+        self._end.set()
+        self._remove_local()
+
+    def _log_stats(self) -> None:
+        levels = {"talking": len(self._sessions), "asking": self._answers.asking, "cached": self._answers.cached}
+        log("stats", **levels, **self._counters.fields())
+
+
+def _session_limit(wanted: int) -> int:
+    """Lower the number of clients to what the limit of open files leaves: each may need one for its question too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = (soft - SPARE_DESCRIPTORS) // 2 if soft != resource.RLIM_INFINITY else sys.maxsize
+    if wanted <= left:
+        return wanted
+    log("max-sessions-lowered", wanted=wanted, to=max(1, left), because=f"at most {soft} files may be open")
+    return max(1, left)
+
+
+def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log a mistake of ours in one line; the next client is served all the same."""
+    log("internal-error", message=context.get("message"), exception=repr(context.get("exception")))
+
+
+def _own_address(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    if listener.family != socket.AF_UNIX:
+        return format_address(*name[:2])
+    return "unix:" + os.fsdecode(name).replace("\0", "@", 1)  # unix(7): an abstract name begins with a NUL
