@@ -8,13 +8,20 @@ The command is ``nullsmtpd`` (or ``python -m nullsmtpd``). For programs of your 
 - `REPLY`: the default reply as octets, CRLF included;
 - `reply_line`: a checked reply from a text of your own;
 - `accepts_mail` and `look_up_mx`: whether a domain has a null MX (RFC 7505), and what it has otherwise (`MXAnswer`);
-  they raise `DomainError` and `DNSError`, and take the distribution's extra ``relay``.
+  they raise `DomainError` and `DNSError`, and take the distribution's extra ``relay``;
+- `check_host`, and `probe` for one address: whether mail is refused there (`Probe`);
+- `check_domain`: what a sender of mail to a domain experiences (`DomainReport`); it takes that extra too.
 """
 
 TYPE_CHECKING = (
     False  # as type checkers take it; `typing` itself would be the slowest import of all before our handlers
 )
 if TYPE_CHECKING:
+    from nullsmtpd.check.domain import DomainReport as DomainReport
+    from nullsmtpd.check.domain import check_domain as check_domain
+    from nullsmtpd.check.hosts import check_host as check_host
+    from nullsmtpd.check.probe import Probe as Probe
+    from nullsmtpd.check.probe import probe as probe
     from nullsmtpd.drain import DrainProtocol as DrainProtocol
     from nullsmtpd.null_mx import DNSError as DNSError
     from nullsmtpd.null_mx import DomainError as DomainError
@@ -31,13 +38,18 @@ __all__ = [
     "REPLY",
     "DNSError",
     "DomainError",
+    "DomainReport",
     "DrainProtocol",
     "MXAnswer",
+    "Probe",
     "SessionProtocol",
     "__version__",
     "accepts_mail",
+    "check_domain",
+    "check_host",
     "look_up_mx",
     "mail_dialogue",
+    "probe",
     "reply_line",
     "session_dialogue",
 ]
@@ -46,13 +58,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "DNSError": "nullsmtpd.null_mx",
     "DomainError": "nullsmtpd.null_mx",
+    "DomainReport": "nullsmtpd.check.domain",
     "DrainProtocol": "nullsmtpd.drain",
     "MXAnswer": "nullsmtpd.null_mx",
+    "Probe": "nullsmtpd.check.probe",
     "REPLY": "nullsmtpd.replies",
     "SessionProtocol": "nullsmtpd.session",
     "accepts_mail": "nullsmtpd.null_mx",
+    "check_domain": "nullsmtpd.check.domain",
+    "check_host": "nullsmtpd.check.hosts",
     "look_up_mx": "nullsmtpd.null_mx",
     "mail_dialogue": "nullsmtpd.replies",
+    "probe": "nullsmtpd.check.probe",
     "reply_line": "nullsmtpd.replies",
     "session_dialogue": "nullsmtpd.replies",
 }

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 from nullsmtpd.check.health import check_health
-from nullsmtpd.check.hosts import probe_host
-from nullsmtpd.check.probe import Probe, probe
+
+TYPE_CHECKING = False  # as type checkers take it; `typing` itself takes longer to load than the check
+if TYPE_CHECKING:
+    from nullsmtpd.check.domain import DomainReport
+    from nullsmtpd.check.options import Options
+    from nullsmtpd.check.probe import Probe
 
 __all__ = ["run"]
 
@@ -17,36 +20,77 @@ _GOOD, _BAD, _USAGE = 0, 1, 2
 
 def run(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Check, say on stdout what was seen, and return the exit status: 0 good, 1 not, 2 a mistake in the options."""
-    if arguments:
-        return _run_with(arguments, environment)
     try:
-        return _report(check_health(environment))
+        if arguments:
+            return _run_with(arguments, environment)
+        probes = check_health(environment)
     except ValueError as error:
         return _say(_STDERR, f"nullsmtpd check: {error}", _USAGE)
+    _report(str(seen) for seen in probes)
+    return _GOOD if all(seen.is_good for seen in probes) else _BAD
 
 
 def _run_with(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Do the same with arguments. Raises `ValueError` as `check_health` does."""
     from nullsmtpd import __version__
     from nullsmtpd.check.options import UsageError, help_text, parse_options
+    from nullsmtpd.null_mx import MissingExtraError
 
     if "--help" in arguments:
-        return _say(_STDOUT, help_text().rstrip("\n"), _GOOD)
+        return _say(_STDOUT, help_text(), _GOOD)
     if "--version" in arguments:
         return _say(_STDOUT, f"nullsmtpd {__version__}", _GOOD)
     try:
         options = parse_options(arguments)
-        if not options.hosts:
-            return _report(check_health(environment, mode=options.mode, early=options.early, timeout=options.timeout))
-    except (UsageError, ValueError) as error:
+        domain = _check_domain(options)
+    except (UsageError, MissingExtraError) as error:
         return _say(_STDERR, f"nullsmtpd check: {error}", _USAGE)
+    probes = _probe(options, environment)
+    is_good = all(seen.is_good for seen in probes) and all(report.is_good for report in domain)
+    _report(_lines(options, probes, domain, is_good=is_good))
+    return _GOOD if is_good else _BAD
+
+
+def _check_domain(options: "Options") -> "list[DomainReport]":
+    """Return the one report on a domain, or none. Raises `MissingExtraError`."""
+    if options.domain is None:
+        return []
+    import asyncio
+
+    from nullsmtpd.check.domain import check_domain
+    from nullsmtpd.null_mx import need_extra
+
+    need_extra()
+    return [
+        asyncio.run(check_domain(options.domain, port=options.port, resolver=options.resolver, timeout=options.timeout))
+    ]
+
+
+def _probe(options: "Options", environment: Mapping[str, str]) -> "list[Probe]":
+    from functools import partial
+
+    from nullsmtpd.check.hosts import probe_hosts
+    from nullsmtpd.check.probe import probe
+
+    if not options.hosts and options.domain is None:
+        return check_health(environment, mode=options.mode, early=options.early, timeout=options.timeout)
     ask = partial(probe, mode=options.mode or "close", early=options.early, timeout=options.timeout)
-    return _report([seen for host, port in options.hosts for seen in probe_host(host, port, ask)])
+    return probe_hosts(options.hosts, ask)
 
 
-def _report(probes: list[Probe]) -> int:
-    for seen in probes:
-        _say(_STDOUT, str(seen), _GOOD)
-    return _GOOD if all(seen.is_good for seen in probes) else _BAD
+def _lines(options: "Options", probes: "list[Probe]", domain: "list[DomainReport]", *, is_good: bool) -> Iterable[str]:
+    if options.json or domain:
+        from nullsmtpd.check.report import as_json, domain_lines
+
+        if options.json:
+            return [as_json(probes, domain[0] if domain else None, is_good=is_good)]
+        return [*map(str, probes), *domain_lines(domain[0])]
+    return map(str, probes)
+
+
+def _report(lines: Iterable[str]) -> None:
+    for line in lines:
+        _say(_STDOUT, line, _GOOD)
 
 
 def _say(descriptor: int, line: str, status: int) -> int:

@@ -4,8 +4,8 @@ import socket
 from collections.abc import Mapping
 from functools import partial
 
-from nullsmtpd.check.hosts import probe_host
-from nullsmtpd.check.probe import MODES, NO_FAMILY, TIMEOUT, Probe, probe
+from nullsmtpd.check.hosts import probe_hosts
+from nullsmtpd.check.probe import NO_FAMILY, TIMEOUT, Probe, known_mode, probe
 
 __all__ = ["check_health"]
 
@@ -21,9 +21,7 @@ def check_health(
     NULLSMTPD_MODE, unless there is a ``mode``, and NULLSMTPD_TEXT say what is due; other variables do not matter.
     Raises `ValueError` with one line that names the variable, when it is wrong or names nothing to connect to.
     """
-    mode = mode or environment.get("NULLSMTPD_MODE", "close")
-    if mode not in MODES:
-        raise ValueError(f"NULLSMTPD_MODE: {mode!a} is not a mode; give {', '.join(MODES)}")
+    mode = mode or _mode(environment.get("NULLSMTPD_MODE", "close"))
     entries = environment.get("NULLSMTPD_LISTEN", ":25").split(",")
     ask = partial(probe, mode=mode, early=early, text=environment.get("NULLSMTPD_TEXT"), timeout=timeout)
     targets = [_parse(entry) for entry in entries]  # a mistake in one is said before any is asked
@@ -33,8 +31,15 @@ def check_health(
 def _probe_entry(host: str | None, port: int, ask: partial[Probe]) -> list[Probe]:
     """See one entry's addresses. Like the responder, forgive a family that this host lacks if another is there."""
     hosts = list(_LOOPBACK.values()) if host is None else [_LOOPBACK.get(host, host)]
-    probes = [seen for host in hosts for seen in probe_host(host, port, ask)]
+    probes = [seen for host in hosts for seen in probe_hosts([(host, port)], ask)]
     return [seen for seen in probes if seen.ending != NO_FAMILY] or probes
+
+
+def _mode(text: str) -> str:
+    try:
+        return known_mode(text)
+    except ValueError as error:
+        raise ValueError(f"NULLSMTPD_MODE: {text!a} {error}") from None
 
 
 def _parse(entry: str) -> tuple[str | None, int]:

@@ -1,23 +1,62 @@
-"""A host and its addresses, each asked apart."""
+"""A host and its addresses, each asked apart and all at the same time."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from nullsmtpd.check.probe import Probe, probe, unresolved
+from nullsmtpd.check.probe import TIMEOUT, Probe, probe, unresolved
 
-__all__ = ["Ask", "addresses_of", "probe_host"]
+__all__ = ["Ask", "addresses_of", "check_host", "probe_hosts"]
 
 #: `probe`, or a partial of it: what takes an address and a port.
 Ask = Callable[[str, int], Probe]
 
+#: Threads, each waiting for one server: more addresses than that wait their turn.
+_AT_ONCE = 32
 
-def probe_host(host: str, port: int, ask: Ask = probe) -> list[Probe]:
-    """Return what was seen at each address of a name, IPv4 and IPv6, or at the one literal address."""
+
+async def check_host(
+    host: str,
+    port: int = 25,
+    *,
+    mode: str = "close",
+    early: bool = False,
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - one for each address, kept where it is asked
+) -> list[Probe]:
+    """Return what is seen at each address of ``host``, a name or a literal address: at least one `Probe`.
+
+    A host that refuses mail properly has ``all(seen.is_good for seen in …)``. A name without an address is one `Probe`
+    that says so. The arguments are those of `probe`; the system's resolver takes the time that it takes. It all runs in
+    threads. Raises `ValueError` for a ``mode`` that is none, and for a ``host`` that is not ASCII.
+    """
+    import asyncio
+
+    ask = partial(probe, mode=mode, early=early, timeout=timeout)
+    return await asyncio.to_thread(probe_hosts, [(host, port)], ask)
+
+
+def probe_hosts(hosts: Iterable[tuple[str, int]], ask: Ask = probe) -> list[Probe]:
+    """Return what is seen at each address of each host, in this order; a literal address has one."""
+    tasks = [task for host, port in hosts for task in _tasks(host, port, ask)]
+    if len(tasks) == 1:
+        return [tasks[0]()]
+    from concurrent.futures import ThreadPoolExecutor  # not for a health check of one address: it takes long to load
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(lambda task: task(), tasks))
+
+
+def _tasks(host: str, port: int, ask: Ask) -> list[Callable[[], Probe]]:
     try:
-        addresses = addresses_of(host)
+        return [partial(_probe_address, host, address, port, ask) for address in addresses_of(host)]
     except OSError as error:
-        return [unresolved(host, port, error)]
-    return [ask(address, port) for address in addresses]
+        return [partial(unresolved, host, port, error)]
+
+
+def _probe_address(host: str, address: str, port: int, ask: Ask) -> Probe:
+    seen = ask(address, port)
+    seen.host = host
+    return seen
 
 
 def addresses_of(host: str) -> list[str]:

@@ -4,13 +4,14 @@ import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nullsmtpd.arguments import Option, UsageError, last, option_lines, positive_seconds, read_options, switch
-from nullsmtpd.check.probe import MODES, TIMEOUT
+from nullsmtpd.arguments import Option, UsageError, last, option_lines, positive_seconds, read_options, shown, switch
+from nullsmtpd.check.probe import TIMEOUT, known_mode
 from nullsmtpd.listeners import parse_address
 
 __all__ = ["Options", "UsageError", "help_text", "parse_options"]
 
 _SMTP_PORT = 25
+_MAX_PORT = 65535
 
 
 class Options(NamedTuple):
@@ -20,19 +21,34 @@ class Options(NamedTuple):
     mode: str | None  # None: that of NULLSMTPD_MODE
     early: bool
     timeout: float
+    json: bool
+    domain: str | None  # A-labels
+    port: int
+    resolver: tuple[str, int] | None
 
 
 _TABLE = {
-    "timeout": Option("SECONDS", f"{TIMEOUT:g}", "how long connecting, the reply and the FIN may take at one address"),
+    "timeout": Option(
+        "SECONDS", f"{TIMEOUT:g}", "how long connecting and the dialogue may take at one address, or DNS for an answer"
+    ),
     "early": Option(
-        "", "no", "speak before the greeting, EHLO and MAIL in one go; the whole reply is due all the same"
+        "", "no", "speak to HOST before the greeting, EHLO and MAIL in one go; the whole reply is due all the same"
     ),
     "mode": Option(
         "MODE",
         "",
-        "how the host should refuse: close, session or mail, as nullsmtpd --help has them (default: close; without "
-        "HOST, that of NULLSMTPD_MODE)",
+        "how HOST should refuse: close, session or mail, as nullsmtpd --help has them (default: close; without HOST "
+        "that of NULLSMTPD_MODE)",
     ),
+    "json": Option("", "no", "print one line of JSON"),
+    "domain": Option(
+        "NAME",
+        "",
+        "look at NAME as a sender of mail does: its MX set, whether that is a null MX (RFC 7505), what each address "
+        "answers, and what the sender experiences; needs the distribution's extra [relay]",
+    ),
+    "port": Option("PORT", str(_SMTP_PORT), "where to connect to, for --domain and for each HOST without a port"),
+    "resolver": Option("ADDR[:PORT]", "", "the name server for --domain (default: those of /etc/resolv.conf)"),
 }
 
 
@@ -43,12 +59,37 @@ def parse_options(arguments: Sequence[str]) -> Options:
     """
     hosts, flags = _part(arguments)
     given = read_options(_TABLE, flags, {})
+    port = last(given["port"], _port)
     return Options(
-        hosts=tuple(dict.fromkeys(last([("HOST", host)], _host) for host in hosts)),
-        mode=last(given["mode"], _mode) if given["mode"] else None,
+        hosts=tuple(dict.fromkeys(_host(host, port) for host in hosts)),
+        mode=last(given["mode"], known_mode) if given["mode"] else None,
         early=last(given["early"], switch),
         timeout=last(given["timeout"], positive_seconds),
+        json=last(given["json"], switch),
+        domain=last(given["domain"], _domain) if given["domain"] else None,
+        port=port,
+        resolver=last(given["resolver"], _resolver) if given["resolver"] else None,
     )
+
+
+def _domain(text: str) -> str:
+    from nullsmtpd.null_mx import domain_of
+
+    if "@" in text:
+        raise ValueError("is an address; give the domain after the @")
+    return domain_of(text)
+
+
+def _resolver(text: str) -> tuple[str, int]:
+    from nullsmtpd.null_mx import resolver_address
+
+    return resolver_address(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _MAX_PORT:
+        raise ValueError(f"is not a port; give a number from 1 to {_MAX_PORT}")
+    return int(text)
 
 
 def _part(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -63,16 +104,18 @@ def _part(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return hosts, flags
 
 
-def _host(text: str) -> tuple[str, int]:
-    """Parse ``HOST``, ``HOST:PORT``, an IPv6 address with or without brackets, or ``[v6]:PORT``."""
+def _host(text: str, port: int) -> tuple[str, int]:
+    """Read ``HOST``, ``HOST:PORT``, ``[v6]:PORT``, or an IPv6 address with or without brackets. Raises `UsageError`."""
     if _is_ipv6(text):
-        return text, _SMTP_PORT
-    if ":" not in text or text.endswith("]"):
-        text = f"{text}:{_SMTP_PORT}"
-    host, port = parse_address(text)
-    if host is None or not port:
-        raise ValueError("names no host and port to connect to; give HOST, HOST:PORT or [v6]:PORT")
-    return host, port
+        return text, port
+    address = last([("HOST", text if _has_port(text) else f"{text}:{port}")], parse_address)
+    if address.host is None or not address.port:
+        raise UsageError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
+    return address.host, address.port
+
+
+def _has_port(text: str) -> bool:
+    return ":" in text and not text.endswith("]")
 
 
 def _is_ipv6(text: str) -> bool:
@@ -83,19 +126,13 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-def _mode(text: str) -> str:
-    if text not in MODES:
-        raise ValueError(f"is not a mode; give {', '.join(MODES)}")
-    return text
-
-
 def help_text() -> str:
     """Return what ``--help`` prints."""
     lines = [
         "usage: nullsmtpd check [--option VALUE ...] [HOST[:PORT] ...]",
         "",
         "Connect to each address of HOST and see whether it refuses mail properly: one whole 521 reply, then FIN.",
-        "Without HOST: the addresses in NULLSMTPD_LISTEN, as a container's health check.",
+        "Without HOST and --domain: the addresses in NULLSMTPD_LISTEN, as a container's health check.",
         "",
         *option_lines(_TABLE),
         "",

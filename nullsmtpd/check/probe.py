@@ -7,7 +7,23 @@ import time
 
 from nullsmtpd.check.replies import Reply, is_hopeless, shown, split_replies
 
-__all__ = ["MAX_OCTETS", "MODES", "NO_FAMILY", "TIMEOUT", "Probe", "probe", "unresolved"]
+__all__ = [
+    "ANY",
+    "FIN",
+    "LEFT",
+    "MAX_OCTETS",
+    "MODES",
+    "NO_FAMILY",
+    "REFUSED",
+    "RESET",
+    "SILENCE",
+    "TIMEOUT",
+    "UNREACHABLE",
+    "Probe",
+    "known_mode",
+    "probe",
+    "unresolved",
+]
 
 #: Seconds for everything, from the first SYN to the FIN. Longer than a lost SYN or two (1 s and 2 s, tcp(7)), and no
 #: longer than what container engines and Kubernetes' users give a probe.
@@ -26,6 +42,9 @@ MODES: dict[str, tuple[tuple[str, str], ...]] = {
     "mail": (("", "220"), (_EHLO, "250"), (_MAIL, "521"), (_QUIT, "221")),
 }
 
+#: A mode for `probe` alone: that which the greeting belongs to.
+ANY = "any"
+
 # What a client in a hurry says in one go, before it has read anything.
 _EARLY = {"close": (_EHLO, _MAIL), "session": (_QUIT,), "mail": (_EHLO, _MAIL, _QUIT)}
 
@@ -36,23 +55,25 @@ SILENCE = "silence"  # the time was up
 LEFT = "left"  # by us: enough was seen
 REFUSED = "refused"  # nothing listens
 UNREACHABLE = "unreachable"
-NO_FAMILY = "no such family"  # this host has no address of that kind
+NO_FAMILY = "no such family"  # nobody can be reached from here by that kind of address
 
 
 class Probe:
     """What was seen at one address.
 
-    ``connected``, ``first_octet`` and ``ended`` are seconds since the first SYN, or `None` for what did not happen.
-    ``ending`` is how it ended, ``received`` all octets that came, ``replies`` the whole replies among them. ``fault``
-    says in a few words what is wrong, and is empty when nothing is.
+    ``host`` is the name that led there, or the address again. ``connected``, ``first_octet`` and ``ended`` are seconds
+    since the first SYN, or `None` for what did not happen. ``ending`` is one of the words above, ``received`` all
+    octets that came, ``replies`` the whole replies among them, and ``rest`` what follows those. ``fault`` says in a few
+    words what is wrong, and is empty when nothing is.
     """
 
     __slots__ = (
         *("address", "connected", "ended", "ending", "fault", "first_octet"),
-        *("port", "reason", "received", "replies", "rest", "timeout"),
+        *("host", "port", "reason", "received", "replies", "rest", "timeout"),
     )
 
     def __init__(self, address: str, port: int, timeout: float) -> None:
+        self.host = address
         self.address = address
         self.port = port
         self.timeout = timeout
@@ -71,17 +92,23 @@ class Probe:
         """Whether mail is refused as the mode asks for."""
         return not self.fault
 
+    @property
+    def codes(self) -> list[str]:
+        """The codes of the whole replies."""
+        return [reply.code for reply in self.replies]
+
     def __str__(self) -> str:
         """Return one line for people, in printable ASCII."""
         where = f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
-        said = f"{shown(self.received)}, then {self.ending}" if self.is_good else self.fault
+        name = f"{self.host} " if self.host != self.address else ""
+        found = f"bad: {self.fault}" if self.fault else f"good: {shown(self.received)}, then {self.ending}"
+        end = self.ending if self.ending in {FIN, RESET} else "end"
         times = [
             f"{what} {1000 * when:.1f} ms"
-            for what, when in (("connect", self.connected), ("first octet", self.first_octet), ("end", self.ended))
+            for what, when in (("connect", self.connected), ("first octet", self.first_octet), (end, self.ended))
             if when is not None
         ]
-        line = f"{where} {'good' if self.is_good else 'bad'}: {said}"
-        return f"{line} ({', '.join(times)})" if times else line
+        return f"{name}{where} {found}" + (f" ({', '.join(times)})" if times else "")
 
 
 def probe(  # noqa: PLR0913 - what may differ from one check to the next
@@ -95,10 +122,14 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
 ) -> Probe:
     """Connect to a literal ``address`` and see whether it refuses mail the way the responder does in ``mode``.
 
-    In every mode one whole 521 reply and a FIN are good, since a responder that is full answers so. ``early``: speak
-    before the greeting, all commands in one go. ``text``: what the 521 has to say, if that matters. ``timeout`` is in
-    seconds, for all of it. Blocks until then at most. Raises `ValueError` when ``address`` is no literal address.
+    ``mode`` is one of `MODES`, or `ANY` to go by the greeting. In each of them one whole 521 reply and a FIN are good,
+    since a responder that has its hands full answers so. ``early``: speak before the greeting, all commands in one go.
+    ``text``: what the 521 has to say, if that matters. ``timeout`` is in seconds, for all of it: this blocks until then
+    at most. What the network or the server does wrong is in the result; raises `ValueError` for a ``mode`` that is
+    none, and an ``address`` that is no literal one.
     """
+    if mode != ANY:
+        known_mode(mode)
     seen = Probe(address, port, timeout)
     family, sockaddr = _socket_address(address, port)
     clock = _Clock(timeout)
@@ -107,13 +138,20 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
             connection.settimeout(timeout)
             connection.connect(sockaddr)
             seen.connected = clock.now()
-            _Dialogue(connection, clock, seen).hold(mode, early=early)
+            _Dialogue(connection, clock, seen).hold(mode, early=early and mode != ANY)
     except OSError as error:
         seen.ending = _ending(error, is_connected=seen.connected is not None)
         seen.reason = error.strerror or ""
     seen.ended = clock.now()
     seen.fault = _fault(seen, mode, text)
     return seen
+
+
+def known_mode(text: str) -> str:
+    """Return the name of a mode. Raises `ValueError`, whose message goes on after a wrong one."""
+    if text not in MODES:
+        raise ValueError("is not a mode; give close, session or mail")
+    return text
 
 
 def unresolved(host: str, port: int, error: OSError) -> Probe:
@@ -130,6 +168,15 @@ def _socket_address(address: str, port: int) -> tuple[int, tuple[object, ...]]:
     except (OSError, UnicodeEncodeError):
         raise ValueError(f"{address!a} is not an IP address") from None
     return found[0][0], found[0][4]
+
+
+def _script(mode: str, codes: list[str]) -> tuple[tuple[str, str], ...]:
+    """Return what to say and what is due, now that these replies are here."""
+    if codes[:1] == ["521"] and mode in {"mail", "close"}:
+        return MODES["close"]
+    if mode == ANY:
+        return MODES["mail" if codes[:1] == ["220"] else "session"]
+    return MODES[mode]
 
 
 class _Clock:
@@ -161,27 +208,22 @@ class _Dialogue:
 
     def hold(self, mode: str, *, early: bool) -> None:
         """Talk until the server has closed or enough was seen. Raises `OSError`."""
-        script = MODES[mode]
         if early:
             self._say(*_EARLY[mode])
-        step = 0
+        heard = 0
         while self._read():
-            replies = self._seen.replies
-            while step < len(replies):
-                if step == len(script) or replies[step].code != script[step][1]:
-                    if not self._is_full(step):
-                        return self._leave()
-                    script = MODES["close"]
-                step += 1
-                if step < len(script) and not early:
-                    self._say(script[step][0])
+            codes = self._seen.codes
+            script = _script(mode, codes)
+            while heard < len(codes):
+                heard += 1
+                if [due for _, due in script[:heard]] != codes[:heard]:
+                    return self._say(_QUIT)  # enough was seen
+                if heard < len(script) and not early:
+                    self._say(script[heard][0])
             if is_hopeless(self._seen.rest) or len(self._seen.received) > MAX_OCTETS:
                 return None
         self._seen.ending = FIN
         return None
-
-    def _is_full(self, step: int) -> bool:
-        return step == 0 and self._seen.replies[0].code == "521"
 
     def _read(self) -> bool:
         self._connection.settimeout(self._clock.left())
@@ -198,9 +240,6 @@ class _Dialogue:
         with contextlib.suppress(OSError):  # it has gone; what it said before, and how it went, is still to be read
             self._connection.sendall(lines.encode("ascii"))
 
-    def _leave(self) -> None:
-        self._say(_QUIT)
-
 
 def _ending(error: OSError, *, is_connected: bool) -> str:
     if isinstance(error, TimeoutError):
@@ -209,7 +248,7 @@ def _ending(error: OSError, *, is_connected: bool) -> str:
         return RESET
     if isinstance(error, ConnectionRefusedError):
         return REFUSED
-    if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+    if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
         return NO_FAMILY
     return UNREACHABLE
 
@@ -217,7 +256,7 @@ def _ending(error: OSError, *, is_connected: bool) -> str:
 # What is wrong when there was no connection to see anything on; the kernel's own words where they say more.
 _NO_CONNECTION = {
     REFUSED: "connection refused: nothing listens there",
-    NO_FAMILY: "no such address family here: {reason}",
+    NO_FAMILY: "cannot be asked from here: {reason}",
 }
 
 
@@ -248,16 +287,16 @@ def _wrong_octets(seen: Probe) -> str:
 
 
 def _wrong_codes(seen: Probe, mode: str) -> str:
-    codes = [reply.code for reply in seen.replies]
+    codes, script = seen.codes, _script(mode, seen.codes)
     if codes == ["521"]:
         return ""
-    for step, (command, due) in enumerate(MODES[mode]):
+    for step, (command, due) in enumerate(script):
         to = f"the reply to {command.partition(' ')[0]}" if command else "the greeting"
         if step == len(codes):
             return f"{to} is missing"
         if codes[step] != due:
             return f"{to} is {codes[step]}, not {due}"
-    return "one reply too many" if len(codes) > len(MODES[mode]) else ""
+    return "one reply too many" if len(codes) > len(script) else ""
 
 
 def _wrong_text(seen: Probe, text: str | None) -> str:

@@ -1,0 +1,110 @@
+"""A domain as a sender of mail sees it: its MX set, the addresses behind that, and what answers there."""
+
+import asyncio
+from collections.abc import Collection
+from functools import partial
+from typing import NamedTuple
+
+from nullsmtpd.check.addresses import look_up_addresses
+from nullsmtpd.check.probe import ANY, TIMEOUT, Probe, probe
+from nullsmtpd.check.verdicts import Answer, Facts, Verdict, answer_of, verdict_on
+from nullsmtpd.null_mx import DNSError, MXAnswer, look_up_mx
+
+__all__ = ["DomainReport", "HostReport", "check_domain"]
+
+_ROOT = "."
+
+
+class HostReport(NamedTuple):
+    """One name with its addresses in DNS. ``preferences``: those of its MX records; none for the domain's own name.
+
+    ``error``: what DNS says instead of addresses, or ``""``. ``probes``: one for each address, by `nullsmtpd.probe` in
+    mode ``any``.
+    """
+
+    name: str
+    preferences: tuple[int, ...]
+    error: str
+    probes: list[Probe]
+
+
+class DomainReport(NamedTuple):
+    """What was found out about a domain.
+
+    ``mx``: its MX set, or `None` when DNS does not tell; ``error`` says why. ``hosts``: the domain's own name first,
+    then those in the MX set. ``verdict``: what a sender experiences.
+    """
+
+    domain: str
+    mx: MXAnswer | None
+    error: str
+    hosts: list[HostReport]
+    verdict: Verdict
+
+    @property
+    def is_good(self) -> bool:
+        """Whether mail for the domain is refused and its author is told at once."""
+        return self.verdict.is_good
+
+
+async def check_domain(
+    domain: str,
+    *,
+    port: int = 25,
+    resolver: tuple[str, int] | None = None,
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - one for each question and each address, kept where it is asked
+) -> DomainReport:
+    """Ask DNS for the MX set of ``domain`` and for all addresses, connect to each, and say what a sender experiences.
+
+    A server that greets with 220 is told EHLO and MAIL, to see whether it means that, and no recipient. Without an MX
+    mail goes to the domain's own addresses (RFC 5321 §5.1); they are asked in any case. ``resolver`` and errors are
+    those of `nullsmtpd.look_up_mx`, but for `DNSError`, which becomes part of the report.
+    """
+    mx, error = None, ""
+    try:
+        mx = await look_up_mx(domain, resolver=resolver, timeout=timeout)
+        domain = mx.domain
+    except DNSError as failure:
+        error = failure.reason
+    preferences: dict[str, list[int]] = {domain: []}
+    for record in mx.records if mx else ():
+        if record.target != _ROOT:
+            preferences.setdefault(record.target.lower(), []).append(record.preference)
+    look = partial(_look_at, port=port, resolver=resolver, timeout=timeout)
+    hosts = await asyncio.gather(*(look(name, tuple(numbers)) for name, numbers in preferences.items()))
+    return DomainReport(domain, mx, error, hosts, verdict_on(_facts(mx, hosts)))
+
+
+async def _look_at(
+    name: str,
+    preferences: tuple[int, ...],
+    port: int,
+    resolver: tuple[str, int] | None,
+    timeout: float,  # noqa: ASYNC109 - see `check_domain`
+) -> HostReport:
+    try:
+        addresses = await look_up_addresses(name, resolver=resolver, timeout=timeout)
+    except DNSError as failure:
+        return HostReport(name, preferences, failure.reason, [])
+    ask = partial(probe, port=port, mode=ANY, timeout=timeout)
+    probes = await asyncio.gather(*(asyncio.to_thread(ask, address) for address in addresses))
+    for seen in probes:
+        seen.host = name
+    return HostReport(name, preferences, "", probes)
+
+
+def _facts(mx: MXAnswer | None, hosts: list[HostReport]) -> Facts:
+    own = hosts[0]
+    tried = [host for host in hosts if host.preferences] if mx and mx.records else [own]
+    return Facts(
+        is_known=mx is not None and not any(host.error for host in tried),
+        exists=mx is None or mx.exists,
+        is_null_mx=mx is not None and mx.is_null_mx,
+        hosts=len(tried),
+        own=_answers([own]),
+        tried=_answers(tried) if mx else (),
+    )
+
+
+def _answers(hosts: list[HostReport]) -> Collection[Answer]:
+    return {answer_of(seen) for host in hosts for seen in host.probes}
