@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nullsmtpd.check.domain import DomainReport as DomainReport
     from nullsmtpd.check.domain import check_domain as check_domain
     from nullsmtpd.check.hosts import check_host as check_host
-    from nullsmtpd.check.probe import Probe as Probe
+    from nullsmtpd.check.outcome import Probe as Probe
     from nullsmtpd.check.probe import probe as probe
     from nullsmtpd.drain import DrainProtocol as DrainProtocol
     from nullsmtpd.null_mx import DNSError as DNSError
@@ -61,7 +61,7 @@ _HOMES = {
     "DomainReport": "nullsmtpd.check.domain",
     "DrainProtocol": "nullsmtpd.drain",
     "MXAnswer": "nullsmtpd.null_mx",
-    "Probe": "nullsmtpd.check.probe",
+    "Probe": "nullsmtpd.check.outcome",
     "REPLY": "nullsmtpd.replies",
     "SessionProtocol": "nullsmtpd.session",
     "accepts_mail": "nullsmtpd.null_mx",

@@ -10,7 +10,7 @@ TYPE_CHECKING = False  # as type checkers take it; `typing` itself takes longer 
 if TYPE_CHECKING:
     from nullsmtpd.check.domain import DomainReport
     from nullsmtpd.check.options import Options
-    from nullsmtpd.check.probe import Probe
+    from nullsmtpd.check.outcome import Probe
 
 __all__ = ["run"]
 

@@ -6,7 +6,9 @@ from functools import partial
 from typing import NamedTuple
 
 from nullsmtpd.check.addresses import look_up_addresses
-from nullsmtpd.check.probe import ANY, TIMEOUT, Probe, probe
+from nullsmtpd.check.modes import ANY
+from nullsmtpd.check.outcome import Probe
+from nullsmtpd.check.probe import TIMEOUT, probe
 from nullsmtpd.check.verdicts import Answer, Facts, Verdict, answer_of, verdict_on
 from nullsmtpd.null_mx import DNSError, MXAnswer, look_up_mx
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from functools import partial
 
 from nullsmtpd.check.hosts import probe_hosts
-from nullsmtpd.check.probe import NO_FAMILY, TIMEOUT, Probe, known_mode, probe
+from nullsmtpd.check.modes import known_mode
+from nullsmtpd.check.outcome import NO_FAMILY, Probe
+from nullsmtpd.check.probe import TIMEOUT, probe
 
 __all__ = ["check_health"]
 

@@ -4,7 +4,8 @@ import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from nullsmtpd.check.probe import TIMEOUT, Probe, probe, unresolved
+from nullsmtpd.check.outcome import Probe
+from nullsmtpd.check.probe import TIMEOUT, probe, unresolved
 
 __all__ = ["Ask", "addresses_of", "check_host", "probe_hosts"]
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nullsmtpd.arguments import Option, UsageError, last, option_lines, positive_seconds, read_options, shown, switch
-from nullsmtpd.check.probe import TIMEOUT, known_mode
+from nullsmtpd.check.modes import known_mode
+from nullsmtpd.check.probe import TIMEOUT
 from nullsmtpd.listeners import parse_address
 
 __all__ = ["Options", "UsageError", "help_text", "parse_options"]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from nullsmtpd.check.probe import Probe
+from nullsmtpd.check.outcome import Probe
 
 if TYPE_CHECKING:  # what belongs to a domain is loaded by who asks for one
     from nullsmtpd.check.domain import DomainReport, HostReport

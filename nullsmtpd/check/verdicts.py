@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from enum import Enum
 from typing import NamedTuple
 
-from nullsmtpd.check.probe import NO_FAMILY, REFUSED, SILENCE, UNREACHABLE, Probe
+from nullsmtpd.check.outcome import NO_FAMILY, REFUSED, SILENCE, UNREACHABLE, Probe
 
 __all__ = ["Answer", "Facts", "Verdict", "answer_of", "verdict_on"]
 
