@@ -49,7 +49,9 @@ def _relay(arguments: list[str]) -> int:
 
 
 def _respond(arguments: list[str]) -> int:
+    from nullsmtpd.listeners import ListenError
     from nullsmtpd.options import UsageError, help_text, parse_options
+    from nullsmtpd.privileges import PrivilegeError
 
     if "--help" in arguments:
         return _say(1, help_text(), 0)
@@ -57,17 +59,13 @@ def _respond(arguments: list[str]) -> int:
         return _say(1, f"nullsmtpd {__version__}\n", 0)
     try:
         options = parse_options(arguments, os.environ)
+        _open_standard_descriptors()
+        from nullsmtpd.server import serve
+
+        serve(options)
     except UsageError as error:
         return _say(2, f"nullsmtpd: {error}\n", 2)
-
-    _open_standard_descriptors()
-
-    from nullsmtpd.listeners import ListenError
-    from nullsmtpd.server import serve
-
-    try:
-        serve(options)
-    except ListenError as error:
+    except (ListenError, PrivilegeError) as error:
         return _say(2, f"nullsmtpd: {error}\n", 1)
     except OSError as error:  # no descriptor or memory left for the event loop itself
         return _say(2, f"nullsmtpd: cannot start: {error.strerror}; see the limits of this process\n", 1)

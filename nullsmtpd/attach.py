@@ -22,7 +22,7 @@ class _Open(set[_P]):
         super().add(protocol)
         self._tell(len(self))
 
-    def discard(self, protocol: _P) -> None:
+    def discard(self, protocol: object) -> None:
         super().discard(protocol)
         self._tell(len(self))
 

@@ -69,6 +69,8 @@ class Counters:
     descriptors = _Cell()
     #: Level: processes that answer.
     workers = _Cell()
+    #: Not a number to add up: the id of the process that counts here; 0 once it has ended.
+    process = _Cell()
 
     _first_errno = _Cell.used
     SIZE = 8 * (_first_errno + _ERRNOS)
@@ -82,6 +84,7 @@ class Counters:
         total = cls()
         for index, column in enumerate(zip(*(counters.cells for counters in several), strict=True)):
             total.cells[index] = sum(column)
+        total.process = 0
         return total
 
     @property
@@ -96,16 +99,21 @@ class Counters:
 
     def forget_levels(self) -> None:
         """Put the levels to nothing: the process that they were of has ended."""
-        self.lingering = self.draining = self.talking = self.descriptors = self.workers = 0
+        self.lingering = self.draining = self.talking = self.descriptors = self.workers = self.process = 0
 
     def fields(self) -> dict[str, int | str]:
-        """Return the totals as the fields of the ``stats`` line; accept errors as ``EMFILE:3,ENFILE:1``, or 0."""
+        """Return the ``stats`` line's fields: levels, then totals; accept errors as ``EMFILE:3,ENFILE:1``, or 0."""
         by_errno = ",".join(f"{errno.errorcode.get(n, n)}:{count}" for n, count in sorted(self.accept_errors.items()))
         return {
+            "lingering": self.lingering,
+            "draining": self.draining,
+            "talking": self.talking,
             "connections": self.connections,
             "cut_short": self.cut_short,
             "drained": self.drained,
             "sessions": self.sessions,
             "send_errors": self.send_errors,
             "accept_errors": by_errno or 0,
+            "access_left_out": self.access_left_out,
+            "worker_restarts": self.worker_restarts,
         }

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from nullsmtpd.tcp import cork_replies
 
-__all__ = ["Address", "ListenError", "bind", "format_address", "parse_address"]
+__all__ = ["Address", "ListenError", "bind", "format_address", "own_address", "parse_address", "share"]
 
 _WAYS_OUT = {
     errno.EADDRINUSE: "stop the program that has it, or choose another port",
@@ -82,12 +82,18 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def bind(address: Address, backlog: int, *, cork: bool = True) -> list[socket.socket]:
+def own_address(listener: socket.socket) -> str:
+    """Write where a socket listens, the way `parse_address` reads it."""
+    host, port = listener.getsockname()[:2]
+    return format_address(host, port)
+
+
+def bind(address: Address, backlog: int, *, cork: bool = True, option: str = "--listen") -> list[socket.socket]:
     """Return listening sockets, one for each address of ``address.host``: non-blocking, IPv6 apart from IPv4.
 
     ``backlog`` is what listen(2) gets; the kernel lowers it to net.core.somaxconn. ``cork`` makes a connection's only
     reply and its FIN one segment, see `cork_replies`. A family that this host lacks is left out as long as another
-    remains. Raises `ListenError`; nothing stays bound then.
+    remains. Raises `ListenError`, which names ``option``; nothing stays bound then.
     """
     for last_try in [False] * (_PORT_TRIES - 1) + [True]:
         try:
@@ -95,7 +101,7 @@ def bind(address: Address, backlog: int, *, cork: bool = True) -> list[socket.so
         except OSError as error:
             # Port 0: what the kernel chose for the first family can be taken in the second.
             if address.port or last_try or error.errno != errno.EADDRINUSE:
-                raise _explain(address, error) from None
+                raise _explain(option, address, error) from None
     raise AssertionError("unreachable")
 
 
@@ -129,13 +135,34 @@ def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, str]]:
 
 
 def _listen(family: socket.AddressFamily, host: str, port: int, backlog: int, *, cork: bool) -> socket.socket:
+    sockaddr = socket.getaddrinfo(host.encode("ascii"), port, family, flags=socket.AI_NUMERICHOST)[0][4]
+    return _listen_at(family, sockaddr, backlog, cork=cork)
+
+
+def share(listener: socket.socket, backlog: int, *, cork: bool = True) -> socket.socket:
+    """Return a further socket at the address of ``listener``: the kernel spreads new connections over both.
+
+    SO_REUSEPORT, socket(7): a queue for each process, and no two that wake up for the same client. It is set only now,
+    on a socket that was bound without, so that a port which another program has remains an error. Raises `ListenError`.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        return _listen_at(listener.family, listener.getsockname(), backlog, cork=cork, reuse_port=True)
+    except OSError as error:
+        raise _explain("--workers", parse_address(own_address(listener)), error) from None
+
+
+def _listen_at(
+    family: int, sockaddr: tuple[object, ...], backlog: int, *, cork: bool, reuse_port: bool = False
+) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         cork_replies(listener, on=cork)
-        sockaddr = socket.getaddrinfo(host.encode("ascii"), port, family, flags=socket.AI_NUMERICHOST)[0][4]
         listener.bind(sockaddr)
         listener.listen(backlog)
         listener.setblocking(False)
@@ -145,9 +172,9 @@ def _listen(family: socket.AddressFamily, host: str, port: int, backlog: int, *,
     return listener
 
 
-def _explain(address: Address, error: OSError) -> ListenError:
+def _explain(option: str, address: Address, error: OSError) -> ListenError:
     if isinstance(error, socket.gaierror):
         way_out = "give a name that resolves, or an address"
     else:
         way_out = _WAYS_OUT.get(error.errno or 0, "")
-    return ListenError(f"--listen {address}: {error.strerror}" + (f"; {way_out}" if way_out else ""))
+    return ListenError(f"{option} {address}: {error.strerror}" + (f"; {way_out}" if way_out else ""))

@@ -1,0 +1,217 @@
+"""The numbers for Prometheus: what prometheus-client makes of the counters, at /metrics and nowhere else."""
+
+import errno
+import functools
+import importlib
+import os
+import resource
+import select
+import signal
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from nullsmtpd import __version__
+from nullsmtpd.arguments import UsageError
+from nullsmtpd.counters import Counters
+from nullsmtpd.parent import unblock_signals
+from nullsmtpd.worker import open_descriptors
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+__all__ = ["MAX_SCRAPES", "SCRAPE_SECONDS", "require_library", "serve_metrics", "serve_metrics_until"]
+
+#: Readers at once, a thread and a descriptor each: a pair of Prometheus servers, and an operator's curl beside them.
+MAX_SCRAPES = 4
+
+#: Seconds that a reader may be silent; Prometheus itself gives up after ten.
+SCRAPE_SECONDS = 5
+
+#: Seconds between two looks of the HTTP server at whether it was shut down, which nobody asks for.
+NO_POLLING = 86_400.0
+
+_TOTALS = {
+    "connections": "Connections accepted.",
+    "cut_short": "Lingering clients let go early to make room for newer ones.",
+    "drained": "Clients that were still sending when their linger was up.",
+    "sessions": "Dialogues begun in the modes session and mail.",
+    "send_errors": "Clients that were gone before the line could be sent.",
+    "access_left_out": "Lines that the access log left out because there were too many.",
+    "worker_restarts": "Workers that had to be replaced.",
+}
+_LEVELS = {
+    "workers": "Processes that answer.",
+    "lingering": "Answered clients that have not closed yet.",
+    "draining": "Clients whose input is being discarded.",
+    "talking": "Clients in a dialogue.",
+}
+
+#: Accept errors that an alert may be set on are there from the start, as 0.
+_EXPECTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def require_library(mode: str) -> None:
+    """Load all that a scrape needs; raise `nullsmtpd.arguments.UsageError` when prometheus-client is not installed."""
+    try:
+        importlib.import_module("prometheus_client.openmetrics.exposition")
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        raise UsageError(
+            "--metrics needs prometheus-client; install it: pip install 'nullsmtpd-521[metrics]'"
+        ) from None
+    _build_info(mode)
+
+
+def serve_metrics(listeners: list[socket.socket], counters: list[Counters], mode: str) -> None:
+    """Serve the sums of ``counters`` over HTTP on ``listeners``, in threads that end with the process."""
+    from prometheus_client import CollectorRegistry, make_wsgi_app
+
+    registry = CollectorRegistry()
+    registry.register(_Numbers(counters, mode))
+    metrics = make_wsgi_app(registry)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:  # noqa: ANN401 - PEP 3333, see wsgiref.types
+        if environ["PATH_INFO"] == "/metrics":
+            return metrics(environ, start_response)
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"The numbers are at /metrics.\n"]
+
+    for listener in listeners:
+        server = _Server(listener)
+        server.set_app(app)
+        threading.Thread(target=server.serve_forever, args=[NO_POLLING], daemon=True).start()
+
+
+def serve_metrics_until(
+    listeners: list[socket.socket], counters: list[Counters], own: Counters, mode: str, end: int
+) -> None:
+    """Be the process that serves the numbers of others, until ``end`` is readable; ``own`` has its descriptors."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # it ends with the parent
+    unblock_signals()
+    own.process, own.descriptors = os.getpid(), open_descriptors()
+    serve_metrics(listeners, counters, mode)
+    select.select([end], [], [])
+
+
+class _Numbers:
+    """A collector in the sense of prometheus-client: the sums over all processes, at the moment of the scrape."""
+
+    def __init__(self, counters: list[Counters], mode: str) -> None:
+        self._counters = counters
+        self._mode = mode
+        self._cpu_seconds: dict[int, float] = {}  # by process
+        self._cpu_seconds_of_the_dead = 0.0
+
+    def collect(self) -> Iterator["Metric"]:
+        """Yield one metric after the other."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        total = Counters.total(self._counters)
+        for name, meaning in _TOTALS.items():
+            yield CounterMetricFamily(f"nullsmtpd_{name}", meaning, value=getattr(total, name))
+        errors = CounterMetricFamily("nullsmtpd_accept_errors", "Failed accepts by errno.", labels=["errno"])
+        for number, count in (dict.fromkeys(_EXPECTED_ERRNOS, 0) | total.accept_errors).items():
+            errors.add_metric([errno.errorcode.get(number, str(number))], count)
+        yield errors
+        for name, meaning in _LEVELS.items():
+            yield GaugeMetricFamily(f"nullsmtpd_{name}", meaning, value=getattr(total, name))
+        yield _build_info(self._mode)
+        yield from self._process_metrics(total)
+
+    def _process_metrics(self, total: Counters) -> Iterator["Metric"]:
+        """Yield the usual ``process_`` metrics, summed over our processes."""
+        from prometheus_client import ProcessCollector
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        pids = [counters.process for counters in self._counters if counters.process]
+        by_name: dict[str, list[Metric]] = {}
+        for pid in pids:
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                by_name.setdefault(metric.name, []).append(metric)
+                if metric.name == "process_cpu_seconds":
+                    self._cpu_seconds[pid] = metric.samples[0].value
+        for name, metrics in by_name.items():
+            values = [metric.samples[0].value for metric in metrics]
+            if name == "process_cpu_seconds":
+                yield CounterMetricFamily(name, metrics[0].documentation, value=self._all_cpu_seconds(pids))
+            elif name not in {"process_open_fds", "process_max_fds"}:
+                value = min(values) if name == "process_start_time_seconds" else sum(values)
+                yield GaugeMetricFamily(name, metrics[0].documentation, value=value)
+        # Not what /proc says: after --user a process may not look into another's descriptors.
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        yield GaugeMetricFamily(
+            "process_open_fds",
+            "Number of open file descriptors.",
+            value=total.descriptors + total.lingering + total.draining + total.talking,
+        )
+        yield GaugeMetricFamily("process_max_fds", "Maximum number of open file descriptors.", value=limit * len(pids))
+
+    def _all_cpu_seconds(self, living: list[int]) -> float:
+        """Return the seconds of all processes there ever were: a counter must not fall when a worker is replaced."""
+        for pid in self._cpu_seconds.keys() - living:
+            self._cpu_seconds_of_the_dead += self._cpu_seconds.pop(pid)
+        return self._cpu_seconds_of_the_dead + sum(self._cpu_seconds.values())
+
+
+@functools.cache
+def _build_info(mode: str) -> "Metric":
+    from importlib.metadata import version
+
+    from prometheus_client.core import GaugeMetricFamily
+
+    info = {
+        "version": __version__,
+        "mode": mode,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "uvloop": version("uvloop"),
+    }
+    family = GaugeMetricFamily("nullsmtpd_build_info", "What runs here; the value is 1.", labels=list(info))
+    family.add_metric(list(info.values()), 1)
+    return family
+
+
+class _Handler(WSGIRequestHandler):
+    """One scrape; nothing that it says is logged."""
+
+    timeout = SCRAPE_SECONDS
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        pass
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """An HTTP server on a socket that listens already, with a bound on its threads, and no word on stderr."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket) -> None:
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        # What server_bind would do, but for the look into DNS.
+        self.server_name, self.server_port = host, port
+        self.setup_environ()
+        self._room = threading.BoundedSemaphore(MAX_SCRAPES)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a reader that went away or was silent for too long

@@ -1,0 +1,93 @@
+"""Several processes that answer: what each of them gets, and what it does with it."""
+
+import asyncio
+import functools
+import mmap
+import os
+import signal
+import socket
+
+from nullsmtpd.counters import Counters
+from nullsmtpd.log import log
+from nullsmtpd.manager import Notifier
+from nullsmtpd.options import Options
+from nullsmtpd.parent import Child, Parent, unblock_signals
+from nullsmtpd.sockets import announce, open_sockets
+from nullsmtpd.worker import Worker, new_loop, open_descriptors
+
+__all__ = ["serve_with_workers"]
+
+
+def serve_with_workers(options: Options, count: int) -> None:
+    """Answer in ``count`` processes until SIGTERM or SIGINT. Raises as `nullsmtpd.server.serve` does."""
+    *of_workers, of_metrics, own = all_counters = _shared_counters(count + 2)
+    notifier = Notifier(os.environ)
+    parent = Parent(notifier, on_stats=lambda: log("stats", **Counters.total(all_counters).fields()))
+    sockets = open_sockets(options, count)
+    beat_every = notifier.watchdog_seconds and notifier.watchdog_seconds / 2
+    for number, (listeners, counters) in enumerate(zip(sockets.queues, of_workers, strict=True), 1):
+        work = functools.partial(
+            _answer,
+            options,
+            counters,
+            listeners,
+            for_good=not sockets.inherited,
+            beat_every=beat_every,
+            explain=number == 1,
+        )
+        parent.children.append(Child(f"worker-{number}", work, counters))
+    if sockets.metrics:
+        from nullsmtpd.metrics import serve_metrics_until
+
+        work = functools.partial(serve_metrics_until, sockets.metrics, all_counters, of_metrics, options.mode)
+        parent.children.append(Child("metrics", work, of_metrics, answers=False))
+    own.process, own.descriptors = os.getpid(), open_descriptors()
+    parent.start()
+    announce(sockets, notifier)
+    parent.watch()
+
+
+def _shared_counters(count: int) -> list[Counters]:
+    """Return counters in memory that every process forked from now on has in common."""
+    memory = memoryview(mmap.mmap(-1, count * Counters.SIZE))
+    return [Counters(memory[offset : offset + Counters.SIZE]) for offset in range(0, len(memory), Counters.SIZE)]
+
+
+def _answer(  # noqa: PLR0913 - what a process is made of
+    options: Options,
+    counters: Counters,
+    listeners: list[socket.socket],
+    end: int,
+    *,
+    for_good: bool,
+    beat_every: float | None,
+    explain: bool,
+) -> None:
+    """Be a worker until ``end`` is readable. ``beat_every``: how often to show that the loop turns, in seconds.
+
+    ``for_good`` as for `Worker.finish`, ``explain`` as for `Worker`.
+    """
+    loop = new_loop()
+    ended = asyncio.Event()
+
+    def on_end() -> None:
+        loop.remove_reader(end)
+        ended.set()
+
+    def beat() -> None:
+        if beat_every:
+            counters.heartbeats += 1
+            loop.call_later(beat_every, beat)
+
+    async def run() -> None:
+        # A signal for all processes of a group reaches the parent too, so one for us means no more than its word.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        loop.add_reader(end, on_end)
+        unblock_signals()
+        worker = Worker(loop, options, counters, listeners, explain=explain)
+        beat()
+        await ended.wait()
+        await worker.finish(for_good=for_good)
+
+    loop.run_until_complete(run())
