@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -48,10 +49,9 @@ def _usable_cpus() -> int:
 
 def _import_what_is_needed(options: Options) -> None:
     """Import now what these options need: as another user we may not be able to read it (a home directory, say)."""
-    if options.dialogue:
-        import nullsmtpd.dialogue  # noqa: F401
-    if options.access_log:
-        import nullsmtpd.access  # noqa: F401
+    modules = {"nullsmtpd.dialogue": options.dialogue, "nullsmtpd.access": options.access_log}
+    for module in (name for name, needed in modules.items() if needed):
+        importlib.import_module(module)
     if options.metrics:
         from nullsmtpd.metrics import require_library
 

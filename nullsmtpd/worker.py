@@ -18,7 +18,6 @@ from nullsmtpd.responder import Responder
 
 if TYPE_CHECKING:
     from nullsmtpd.access import AccessLog
-    from nullsmtpd.access import AccessLog
     from nullsmtpd.session import Sessions
 
 __all__ = ["Worker", "new_loop", "open_descriptors"]
