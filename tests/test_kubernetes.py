@@ -123,7 +123,7 @@ def test_each_breach_of_the_standard_is_seen(rule: str) -> None:
 
 @each_file
 def test_pods_have_bounds_probes_and_nothing_that_they_do_not_need(path: Path) -> None:
-    """No token, no service's variables, nothing to write, 64 MB; the line keeps them alive, the port makes them ready."""
+    """No token, no variables of services, nothing to write, 64 MB; the line keeps them alive, the port makes ready."""
     spec = pod_template(path)["spec"]
     (container,) = spec["containers"]
     assert spec["automountServiceAccountToken"] is False
