@@ -14,6 +14,8 @@ __all__ = ["check_health"]
 # What to connect to where the responder was told to listen on all addresses of a family.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound here
 
+_MAX_PORT = 65535
+
 
 def check_health(
     environment: Mapping[str, str], *, mode: str | None = None, early: bool = False, timeout: float = TIMEOUT
@@ -46,8 +48,8 @@ def _mode(text: str) -> str:
 
 def _parse(entry: str) -> tuple[str | None, int]:
     """Read an entry as the responder does: its own parser takes what is not plain, and says what is wrong."""
-    host, _, port = entry.rpartition(":")
-    is_plain = port.isascii() and port.isdecimal() and len(port) < len("65535") and (not host or _is_ipv4(host))
+    host, colon, port = entry.rpartition(":")
+    is_plain = colon and _is_port(port) and (not host or _is_ipv4(host))
     address = (host or None, int(port)) if is_plain else _parse_with_care(entry)
     if not address[1]:
         raise ValueError(f"NULLSMTPD_LISTEN: {entry!a} lets the kernel choose a port; give check HOST:PORT")
@@ -61,6 +63,10 @@ def _parse_with_care(entry: str) -> tuple[str | None, int]:
         return parse_address(entry)
     except ValueError as error:
         raise ValueError(f"NULLSMTPD_LISTEN: {entry!a} {error}") from None
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(_MAX_PORT)) and int(text) <= _MAX_PORT
 
 
 def _is_ipv4(host: str) -> bool:

@@ -134,7 +134,7 @@ class _Dialogue:
 def _ending(error: OSError, *, is_connected: bool) -> str:
     if isinstance(error, TimeoutError):
         return SILENCE if is_connected else UNREACHABLE
-    if is_connected:
+    if is_connected or isinstance(error, ConnectionResetError):  # which may be seen no later than here
         return RESET
     if isinstance(error, ConnectionRefusedError):
         return REFUSED
