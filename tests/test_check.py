@@ -7,16 +7,15 @@ import json
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 from conftest import LINE, PATIENCE, Start, require, require_root, require_tools, run_cli
 from hypothesis import example, given
 from hypothesis import strategies as st
+from misbehaving import FIN, HOLD, LISTEN, RESET, Deeds, Server, serving
 
 import nullsmtpd
 from nullsmtpd.check.fault import MAX_OCTETS
@@ -26,64 +25,6 @@ from nullsmtpd.check.replies import is_hopeless, split_replies
 from nullsmtpd.listeners import parse_address
 
 GOOD = LINE.decode().rstrip()
-
-# What a server may do besides sending octets.
-FIN, RESET, HOLD, LISTEN = "FIN", "reset", "hold", "listen"
-Deeds = Sequence[bytes | str]
-
-
-class Server:
-    """Does ``deeds`` on every connection, in a thread.
-
-    Octets are sent. FIN half-closes, RESET resets, HOLD waits for the client to close, LISTEN for one command line.
-    After the last one it reads until the client closes.
-    """
-
-    def __init__(self, deeds: Deeds = ()) -> None:
-        self.deeds = deeds
-        self.heard: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.target = f"127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._thread.join()
-        self._listener.close()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                with connection, contextlib.suppress(OSError):
-                    connection.settimeout(PATIENCE)
-                    self._treat(connection)
-
-    def _treat(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with connection.makefile("rb") as commands:
-            for deed in self.deeds:
-                if isinstance(deed, bytes):
-                    connection.sendall(deed)
-                elif deed == FIN:
-                    connection.shutdown(socket.SHUT_WR)
-                elif deed == LISTEN:
-                    self.heard.append(commands.readline())
-                elif deed == RESET:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    return
-            self.heard.append(commands.read())
-
-
-@contextlib.contextmanager
-def serving(*deeds: bytes | str) -> Iterator[Server]:
-    server = Server(deeds)
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
