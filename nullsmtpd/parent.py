@@ -32,7 +32,7 @@ MAX_MISSED = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 
 
-@dataclass
+@dataclass(eq=False)
 class Child:
     """The place of one process, and how the one that has it now is doing. Times are monotonic seconds.
 
@@ -50,6 +50,7 @@ class Child:
     due: float = 0.0
     heartbeats: int = 0
     missed: int = 0
+    is_done: bool = False  # the last one has ended as it should, with nobody left in its queue
 
 
 class Parent:
@@ -104,6 +105,7 @@ class Parent:
             if not pid:
                 continue
             child.pid = 0
+            child.is_done = self._is_ending and status == 0
             child.counters.forget_levels()
             lived = time.monotonic() - child.started
             child.delay = _longer(child.delay) if lived < SHORT_LIFE else 0.0
@@ -140,13 +142,19 @@ class Parent:
                 os.kill(child.pid, signal.SIGKILL)
 
     def _finish(self) -> None:
+        self._bury()
         self._is_ending = True
-        for child in self.children:
-            if child.answers and not child.pid:
-                self._fork(child)  # somebody has to answer those who wait in its queue
         os.close(self._end_writer)
-        while any(child.pid for child in self.children):
+        self._end_writer = -1
+        heirs = [child for child in self.children if child.answers]  # who dies now may have one successor
+        while True:
+            for child in [child for child in heirs if not child.pid and not child.is_done]:
+                heirs.remove(child)
+                self._fork(child)  # somebody has to answer those who wait in its queue
+            if not any(child.pid for child in self.children):
+                return
             if self._is_told_to_end(None):
+                heirs.clear()
                 for child in self.children:
                     if child.pid:
                         os.kill(child.pid, signal.SIGKILL)
@@ -170,7 +178,8 @@ class Parent:
         status = 1
         try:
             self._signals.leave_to_parent()
-            os.close(self._end_writer)
+            if self._end_writer >= 0:
+                os.close(self._end_writer)
             child.work(self._end)
             status = 0
         except Exception as error:  # noqa: BLE001 - whatever it was: one line, and the parent sees to the rest

@@ -66,11 +66,12 @@ def test_sockets_of_both_families_replace_listen(tmp_path: Path) -> None:
             assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("mode", ["close", "mail"])
-def test_twenty_restarts_under_load_lose_no_connection(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "workers"), [("close", "1"), ("mail", "1"), ("close", "2")])
+def test_twenty_restarts_under_load_lose_no_connection(tmp_path: Path, mode: str, workers: str) -> None:
     """The manager keeps the socket: who comes between two of us waits for the next, and is not reset."""
     outcomes: list[bytes | str] = []
     done = threading.Event()
+    arguments = ("--mode", mode, "--workers", workers)
 
     def clients(address: tuple[str, int]) -> None:
         while not done.is_set():
@@ -87,11 +88,11 @@ def test_twenty_restarts_under_load_lose_no_connection(tmp_path: Path, mode: str
             for thread in crowd:
                 thread.start()
             for _ in range(20):
-                with daemon_on(tmp_path, listener, arguments=("--mode", mode)) as daemon:
+                with daemon_on(tmp_path, listener, arguments=arguments) as daemon:
                     enough = len(outcomes) + 50
                     daemon.wait_for(lambda wanted=enough: len(outcomes) > wanted, "load")  # type: ignore[misc]
                     assert daemon.stop() == 0
-            with daemon_on(tmp_path, listener, arguments=("--mode", mode)):
+            with daemon_on(tmp_path, listener, arguments=arguments):
                 done.set()
                 for thread in crowd:
                     thread.join(PATIENCE)

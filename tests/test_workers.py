@@ -1,0 +1,251 @@
+"""Several processes and their parent: nobody is lost when one of them dies, and all of them end together."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools, run_cli
+
+from nullsmtpd.cpus import usable_cpus
+
+CROWD = 64
+
+
+def children(daemon: Daemon) -> list[int]:
+    """Return the ids of the processes that the daemon has forked and not buried yet."""
+    return [int(pid) for pid in Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def sleeps(pid: int) -> int:
+    """Return how often the process has gone to sleep so far."""
+    match = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not in {PATIENCE} s: {what}")
+        time.sleep(0.005)
+
+
+def stop_process(pid: int) -> None:
+    """Stop it as SIGSTOP does, and wait until it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "a stopped process")
+
+
+@contextlib.contextmanager
+def crowd(daemon: Daemon) -> Iterator[list[socket.socket]]:
+    """Connect more clients than any one worker gets."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect(daemon.address)) for _ in range(CROWD)]
+
+
+def answered(clients: list[socket.socket], seconds: float) -> int:
+    """Return how many have something to read within this time."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if len(select.select(clients, [], [], left)[0]) == len(clients):
+            return len(clients)
+        time.sleep(0.01)
+    return len(select.select(clients, [], [], 0)[0])
+
+
+@pytest.mark.parametrize("mode", ["close", "session", "mail"])
+def test_all_workers_answer_on_one_port(start: Start, mode: str) -> None:
+    """What stops one of two workers keeps a part of the clients waiting: each has a queue, and both are used."""
+    daemon = start("--workers", "2", "--mode", mode)
+    first, second = children(daemon)
+    stop_process(first)
+    with crowd(daemon) as clients:
+        waiting = CROWD - answered(clients, 1.0)
+        assert 0 < waiting < CROWD
+        os.kill(first, signal.SIGCONT)
+        assert answered(clients, PATIENCE) == CROWD
+    assert children(daemon) == [first, second]
+
+
+def test_a_killed_worker_is_replaced_and_its_queue_is_answered(start: Start) -> None:
+    """Those that waited for the dead one get the line from its successor; nobody is reset."""
+    daemon = start("--workers", "2")
+    doomed, other = children(daemon)
+    stop_process(doomed)
+    with crowd(daemon) as clients:
+        os.kill(doomed, signal.SIGKILL)
+        assert [read_all(client) for client in clients] == [LINE] * CROWD
+    daemon.wait_for(lambda: len(children(daemon)) == 2, "a successor")
+    assert doomed not in children(daemon)
+    assert other in children(daemon)
+    assert len(daemon.lines("process-ended")) == 1
+    assert f"name=worker-1 pid={doomed} status=SIGKILL" in daemon.lines("process-ended")[0]
+    stats = daemon.stats()
+    assert (stats["connections"], stats["worker_restarts"]) == (str(CROWD), "1")
+
+
+def test_a_worker_that_was_told_to_end_is_replaced_too(start: Start) -> None:
+    """SIGTERM for one worker ends that one alone, politely."""
+    daemon = start("--workers", "2")
+    told = children(daemon)[0]
+    os.kill(told, signal.SIGTERM)
+    daemon.wait_for(lambda: told not in children(daemon) and len(children(daemon)) == 2, "a successor")
+    assert "status=0" in daemon.lines("process-ended")[0]
+    with connect(daemon.address) as client:
+        assert read_all(client) == LINE
+
+
+def test_workers_that_die_at_once_are_backed_off(start: Start) -> None:
+    """With too few descriptors for an event loop none of them lives; the parent tries a few times, not hundreds."""
+    daemon = start("--workers", "2", nofile=14)
+    daemon.wait_for(lambda: len(daemon.lines("process-ended")) >= 8, "four deaths each")
+    lines = daemon.lines("process-ended")
+    assert all("status=1" in line for line in lines)
+    assert all('error="OSError(24' in line for line in daemon.lines("process-failed"))
+    # 0.1, 0.2 and 0.4 s apart: what took this long cannot have been a busy loop.
+    stamps = [line.split()[0] for line in lines if "worker-1" in line]
+    assert stamps[3] > stamps[0]
+    assert daemon.sleeps() < 200
+    assert "Traceback" not in daemon.log
+
+
+def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
+    """However the parent dies, nobody stays behind with the port."""
+    daemon = start("--workers", "3")
+    pids = children(daemon)
+    address = daemon.address
+    daemon.process.kill()
+    daemon.process.wait()
+    for pid in pids:
+        wait_until(lambda pid=pid: not is_running(pid), "the end of a worker")
+    with pytest.raises(ConnectionRefusedError):
+        connect(address)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_signal_ends_all_with_status_0(start: Start, number: signal.Signals, to_group: bool) -> None:  # noqa: FBT001
+    """Also when it reaches every process of the group, as Ctrl-C and some service managers have it."""
+    daemon = start("--workers", "2", prefix=["setsid"])
+    pids = children(daemon)
+    with connect(daemon.address) as client:
+        assert read_all(client) == LINE
+    (os.killpg if to_group else os.kill)(daemon.pid, number)
+    assert daemon.process.wait(PATIENCE) == 0
+    assert not any(is_running(pid) for pid in pids)
+    assert [line.split(" ", 1)[1].split()[0] for line in daemon.log.splitlines()][-1] == "stats"
+    assert len(daemon.lines("stats")) == 1
+    assert not daemon.lines("process-ended")
+
+
+def test_who_waits_in_a_dead_workers_queue_is_answered_at_the_end(start: Start) -> None:
+    """A worker dies as the end comes: somebody is started for its queue."""
+    daemon = start("--workers", "2")
+    doomed = children(daemon)[0]
+    stop_process(doomed)
+    stop_process(daemon.pid)
+    with crowd(daemon) as clients:
+        os.kill(doomed, signal.SIGKILL)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGCONT)
+        assert [read_all(client) for client in clients] == [LINE] * CROWD
+    assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_a_second_signal_ends_all_at_once(start: Start) -> None:
+    """Clients that linger are not waited for any longer."""
+    daemon = start("--workers", "2", "--linger", "600")
+    pids = children(daemon)
+    with connect(daemon.address) as client:
+        client.sendall(b"EHLO x\r\n")
+        assert read_all(client) == LINE
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for(lambda: _is_refused(daemon.address), "the closed port")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(PATIENCE) == 0
+    assert not any(is_running(pid) for pid in pids)
+    assert len(daemon.lines("stats")) == 1
+
+
+def _is_refused(address: tuple[str, int]) -> bool:
+    try:
+        connect(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_counters_are_summed(start: Start) -> None:
+    """One line for all, with the totals of those that have died, and the levels of those that live."""
+    daemon = start("--workers", "3", "--linger", "600")
+    with crowd(daemon) as clients:
+        assert [read_all(client) for client in clients] == [LINE] * CROWD
+        assert daemon.stats()["lingering"] == str(CROWD)
+        doomed = children(daemon)[0]
+        os.kill(doomed, signal.SIGKILL)
+        daemon.wait_for(lambda: daemon.lines("process-ended"), "its death")
+        stats = daemon.stats()
+        assert stats["connections"] == str(CROWD)
+        assert int(stats["lingering"]) < CROWD
+
+
+def test_auto_is_the_number_of_cpus(start: Start) -> None:
+    """--workers auto counts those that this process may use; a single one needs no parent."""
+    cpus = usable_cpus()
+    assert len(children(start("--workers", "auto"))) == (cpus if cpus > 1 else 0)
+    require_tools("taskset")
+    first = min(os.sched_getaffinity(0))
+    assert children(start("--workers", "auto", prefix=["taskset", "-c", str(first)])) == []
+
+
+def test_one_worker_has_no_parent(start: Start) -> None:
+    """--workers 1 is the process itself."""
+    assert children(start("--workers", "1")) == []
+
+
+def test_a_port_that_another_program_has_is_an_error_all_the_same() -> None:
+    """SO_REUSEPORT among our own does not hide that the port is taken, by ourselves even."""
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        run = run_cli("--listen", address, "--workers", "2")
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(f"nullsmtpd: --listen {address}: Address already in use; ")
+
+
+def test_a_worker_that_hangs_is_replaced_under_a_watchdog(start: Start) -> None:
+    """One that shows no sign of life for the time that the service manager grants is killed."""
+    require(sys.platform == "linux", "Linux")
+    daemon = start("--workers", "2", env={"WATCHDOG_USEC": "400000"})
+    hung = children(daemon)[0]
+    stop_process(hung)
+    daemon.wait_for(lambda: hung not in children(daemon) and len(children(daemon)) == 2, "a successor")
+    assert f"name=worker-1 pid={hung}" in daemon.lines("process-hung")[0]
+    with crowd(daemon) as clients:
+        assert [read_all(client) for client in clients] == [LINE] * CROWD
+
+
+def test_idle_workers_and_their_parent_do_not_wake_up(start: Start) -> None:
+    """Nobody polls: no process of the family uses the CPU while nobody connects."""
+    daemon = start("--workers", "2")
+    assert daemon.wake_ups_within(0) == 0  # they have come to rest
+    pids = [daemon.pid, *children(daemon)]
+    before = [sleeps(pid) for pid in pids]
+    time.sleep(1)
+    assert [sleeps(pid) for pid in pids] == before
