@@ -8,7 +8,7 @@ MAX_LINE_OCTETS = 512
 #: ``textstring`` of RFC 5321 §4.2: the tab, and printable ASCII.
 _TEXT = frozenset(b"\t" + bytes(range(32, 127)))
 
-_MAX_SHOWN = 120  # characters of what a server said that a report repeats
+_MAX_SHOWN = 240  # characters of what a server said that a report repeats
 
 
 class Reply:
