@@ -84,6 +84,8 @@ class Machine:
         self._prefix = ("nsenter", f"--target={pid}", "--mount", "--uts", "--pid", "--net")
         #: What to put before a command to run it in this machine.
         self.prefix = (*self._prefix, "--root", "--wd", "--")
+        #: Its root directory, as seen from here.
+        self.root = Path(f"/proc/{pid}/root")
 
     def run(self, *command: str, stdin: str = "", check: bool = True, patience: float = _PATIENCE) -> str:
         """Run a command to its end and return what it printed, standard error included."""

@@ -1,6 +1,8 @@
 """A network of the test's own: loopback addresses, a DNS that knows the domains below, and no way out."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -8,12 +10,27 @@ from pathlib import Path
 
 from child import child
 
-__all__ = ["NULL_MX", "REFUSING", "SENDING", "SPARED", "Network", "open_network"]
+__all__ = [
+    "BELOW_NULL_MX",
+    "NULL_MX",
+    "NULL_MX_A_LABELS",
+    "NULL_MX_U_LABELS",
+    "REFUSING",
+    "SENDING",
+    "SPARED",
+    "Network",
+    "open_network",
+]
 
 #: Its MX is the host on which nullsmtpd answers.
 REFUSING = "refusing.example"
 #: Its MX is the null MX of RFC 7505, and its address is that host's: who does not heed the MX is caught there.
 NULL_MX = "null.example"
+#: Another one with a null MX, an internationalized name (RFC 5890): as DNS has it, and as people write it.
+NULL_MX_A_LABELS = "xn--bcher-kva.example"
+NULL_MX_U_LABELS = "bücher.example"
+#: A domain below `NULL_MX` which takes mail: a null MX holds for its own name alone.
+BELOW_NULL_MX = f"sub.{NULL_MX}"
 #: Its first MX is that host; its second one takes mail.
 SPARED = "spared.example"
 #: The host that the mail comes from, and that its bounces go to.
@@ -67,6 +84,8 @@ _DNS = (
     f"--mx-host={SPARED},mx.{SPARED},20",
     f"--dns-rr={NULL_MX},15,000000",  # MX, preference 0, the root: dnsmasq has no option for a null MX
     f"--host-record={NULL_MX},{_MX_ADDRESS}",
+    f"--dns-rr={NULL_MX_A_LABELS},15,000000",
+    f"--mx-host={BELOW_NULL_MX},mx.{REFUSING},10",
     f"--host-record={SENDING},{_SENDER_ADDRESS}",
     f"--mx-host={SENDING},{SENDING},10",
 )
@@ -91,6 +110,12 @@ class Network:
     def connect(self) -> None:
         """Lay the cable; the kernel takes it away with the hosts."""
         subprocess.run([*self.prefix, "sh", "-e", "-c", _CONNECT, "sh", str(self._receiving)], check=True)
+
+    def end_dns(self) -> None:
+        """Kill the name server: nobody answers at its port any more."""
+        children = Path(f"/proc/{self._sending}/task/{self._sending}/children").read_text()
+        for pid in children.split():
+            os.kill(int(pid), signal.SIGKILL)
 
     def has_dns(self) -> bool:
         """Tell whether something is bound to 127.0.0.1:53/udp on the sending host."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from machine import boot, build_layer
 from network import SENDING, Network
 
-__all__ = ["PATIENCE", "RELAYS", "SENDER", "Outcome", "Relay", "Sender", "Verdict", "message_to"]
+__all__ = ["LISTENING", "PATIENCE", "RELAYS", "SENDER", "Outcome", "Relay", "Sender", "Verdict", "message_to"]
 
 #: Seconds. OpenSMTPD alone takes 11 to say that it defers; a relay that retries does so after minutes.
 PATIENCE = 60.0
@@ -167,15 +167,16 @@ _EXIM = Relay(
     },
 )
 
-# For those that log to syslog alone, and a wait for those that take mail only over SMTP to themselves.
-_SYSLOG = "busybox syslogd -O /var/log/mail.log\n"
-_LISTENING = "until grep -q ':0019 00000000:0000 0A' /proc/net/tcp; do sleep 0.02; done\n"
+#: A shell command that waits until something listens on port 25: some take mail only over SMTP to themselves.
+LISTENING = "until grep -q ':0019 00000000:0000 0A' /proc/net/tcp; do sleep 0.02; done\n"
+
+_SYSLOG = "busybox syslogd -O /var/log/mail.log\n"  # for those that log to syslog alone
 
 _SENDMAIL = Relay(
     name="Sendmail",
     packages=("sendmail", "busybox"),
     selections="",
-    set_up=f"{_SYSLOG}/etc/init.d/sendmail start\n{_LISTENING}",
+    set_up=f"{_SYSLOG}/etc/init.d/sendmail start\n{LISTENING}",
     submit=("sendmail", "-i", "-f", SENDER),
     queue="find /var/spool/mqueue /var/spool/mqueue-client -name 'qf*' || true",  # a file may vanish under it
     log="/var/log/mail.log",
@@ -190,7 +191,7 @@ _OPENSMTPD = Relay(
     name="OpenSMTPD",
     packages=("opensmtpd", "busybox"),
     selections=f"opensmtpd opensmtpd/mailname string {SENDING}\n",
-    set_up=f"{_SYSLOG}smtpd\n{_LISTENING}",
+    set_up=f"{_SYSLOG}smtpd\n{LISTENING}",
     submit=("sendmail", "-i", "-f", SENDER),
     queue="smtpctl show queue",
     log="/var/log/mail.log",

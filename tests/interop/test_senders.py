@@ -4,8 +4,7 @@ RFC 7504 §3 leaves to the sender what it makes of a 521; these tests say what e
 own log, its queue and the mailbox of the message's author. The README's table is the same records: see table.py.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from attempt import TEXT, Record
 from conftest import require, require_root, require_tools
 from records import ALL, NULL_MX_CASES, REFUSED_CLIENTS, REFUSED_RELAYS, SPARED_RELAYS, Case, Records
 from senders import Verdict
+from shown import assert_shows, release
 from table import table
 
 _README = Path(__file__).resolve().parents[2] / "README.md"
@@ -143,7 +143,7 @@ def test_relay_does_not_connect_to_a_domain_with_a_null_mx(records: Records, cas
     """RFC 7505 §1: a null MX makes a relay bounce the message without a connection to anyone."""
     record = _record(records, case)
     # OpenSMTPD before 7.5 does not know the null MX: it looks for a host without a name, and for that again and again.
-    is_unaware = record.sender == "OpenSMTPD" and _release(record.version) < (7, 5)
+    is_unaware = record.sender == "OpenSMTPD" and release(record.version) < (7, 5)
     assert record.verdict is (Verdict.DEFERRED if is_unaware else Verdict.BOUNCED)
     assert (record.connections, record.sent) == (0, [])
 
@@ -165,29 +165,9 @@ def test_the_table_of_the_readme_is_what_the_senders_do(records: Records) -> Non
     """The README's table, made by table.py, has the rows and cells that the same releases yield now."""
     for case in ALL:
         _require(case)
-    block = re.search(r"^<!-- senders -->\n(.*?)^<!-- /senders -->$", _README.read_text(), re.MULTILINE | re.DOTALL)
-    assert block, "README.md has no table between <!-- senders --> and <!-- /senders -->"
-    shown, made = (_rows(lines) for lines in (block[1].split("\n"), table(records)))
-    assert list(shown) == list(made)
-    for sender, (version, cells) in made.items():
-        if _release(shown[sender][0]) == _release(version):  # another release may do otherwise
-            assert shown[sender][1] == cells, sender
-
-
-def _rows(lines: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
-    """Return version and cells by sender, in order."""
-    rows = {}
-    for line in filter(None, lines):
-        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        version = re.search(r" (\d[\w.]*)", first)
-        rows[first.replace(version[0], "") if version else first] = (version[1] if version else "", cells)
-    return rows
+    assert_shows(_README, "senders", table(records))
 
 
 def _verbs(record: Record) -> list[str]:
     """Return for each connection the verbs that came over it."""
     return [" ".join(line.split()[0].upper() for line in sent.splitlines()) for sent in record.sent]
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

@@ -1,0 +1,141 @@
+"""One relay, set up after its recipe: what it says at RCPT while nullsmtpd relay answers, and while it cannot."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from child import UNTIL_WE_END
+from conftest import Daemon
+from machine import boot, build_layer
+from network import BELOW_NULL_MX, NULL_MX, NULL_MX_A_LABELS, NULL_MX_U_LABELS, REFUSING, Network, open_network
+from recipes import Recipe
+from senders import SENDER
+
+__all__ = [
+    "BELOW",
+    "IN_A_LABELS",
+    "IN_UPPER_CASE",
+    "IN_U_LABELS",
+    "NOBODY",
+    "SOMEBODY",
+    "Interview",
+    "Reply",
+    "interview",
+]
+
+#: Recipients whose domain has a null MX.
+NOBODY = f"bob@{NULL_MX}"
+IN_UPPER_CASE = f"Bob@{NULL_MX.upper()}"
+IN_A_LABELS = f"bob@{NULL_MX_A_LABELS}"
+IN_U_LABELS = f"bob@{NULL_MX_U_LABELS}"
+
+#: Recipients whose domain has an MX. What that host says to the mail is not asked at RCPT.
+SOMEBODY = f"bob@{REFUSING}"
+BELOW = f"bob@{BELOW_NULL_MX}"
+
+_ALL = (NOBODY, IN_UPPER_CASE, IN_A_LABELS, IN_U_LABELS, SOMEBODY, BELOW)
+_ONE_OF_EACH = (NOBODY, SOMEBODY)
+_CLIENT = Path(__file__).with_name("programs") / "ask_recipients.py"
+
+
+class Reply(NamedTuple):
+    """A reply to RCPT; ``text`` begins with the enhanced status code if it has one."""
+
+    code: int
+    text: str
+
+    @property
+    def status(self) -> str:
+        """The code, and the enhanced one if there is one."""
+        enhanced = re.match(r"[245]\.\d{1,3}\.\d{1,3} ", self.text)  # RFC 3463 §2
+        return f"{self.code} {enhanced[0] if enhanced else ''}".strip()
+
+
+class Interview(NamedTuple):
+    """The replies by recipient.
+
+    ``answered``: with nullsmtpd relay and DNS at work. ``cut_off``: nullsmtpd relay has ended since the recipient
+    before, within one session. ``stopped``: it is not there. ``without_dns``: it is, and no name server is.
+    ``log``: what the relay noted.
+    """
+
+    version: str
+    answered: dict[str, Reply]
+    cut_off: dict[str, Reply]
+    stopped: dict[str, Reply]
+    without_dns: dict[str, Reply]
+    log: str
+
+
+def interview(recipe: Recipe) -> Interview:
+    """Set up the relay in a machine of its own, and ask it about recipients in each of these situations."""
+    relay = recipe.relay
+    layer = build_layer(relay.packages[0], relay.packages, relay.selections)
+    with tempfile.TemporaryDirectory(prefix="nullsmtpd-interview-") as name:
+        directory = Path(name)
+        with open_network(directory) as network, boot(network, layer) as machine:
+            recipe.install(machine)
+            path = machine.root / recipe.socket.lstrip("/")
+            path.parent.mkdir()
+            with _client(network) as client:
+                with _nullsmtpd_relay(network, path, directory):
+                    answered = client.ask(_ALL)
+                cut_off = client.ask((SOMEBODY,))
+            with _client(network) as client:
+                stopped = client.ask(_ONE_OF_EACH)
+            network.end_dns()
+            with _nullsmtpd_relay(network, path, directory), _client(network) as client:  # a new one has nothing cached
+                without_dns = client.ask(_ONE_OF_EACH)
+            version = machine.run("dpkg-query", "--show", "--showformat=${Version}", relay.packages[0])
+            upstream = version.rpartition(":")[2].partition("-")[0]
+            return Interview(upstream, answered, cut_off, stopped, without_dns, machine.read(relay.log))
+
+
+class _Client:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, recipients: Sequence[str]) -> dict[str, Reply]:
+        return {recipient: self._ask(recipient) for recipient in recipients}
+
+    def _ask(self, recipient: str) -> Reply:
+        assert self._process.stdin
+        assert self._process.stdout
+        print(recipient, file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        assert line, f"the session ended at {recipient}"
+        return Reply(*json.loads(line))
+
+
+@contextlib.contextmanager
+def _client(network: Network) -> Iterator[_Client]:
+    """Open a session with the relay, and a message from its own domain in it."""
+    command = [*UNTIL_WE_END, *network.prefix, sys.executable, str(_CLIENT), SENDER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        try:
+            yield _Client(process)
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _nullsmtpd_relay(network: Network, path: Path, directory: Path) -> Iterator[None]:
+    """Run ``nullsmtpd relay`` with a Unix socket at ``path``."""
+    command = [*UNTIL_WE_END, *network.prefix, sys.executable, "-m", "nullsmtpd", "relay", "--listen", f"unix:{path}"]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
+    log_path = directory / "relay.log"
+    with log_path.open("wb") as log, subprocess.Popen(command, stderr=log, env=own) as process:
+        try:
+            daemon = Daemon(process, log_path)
+            daemon.wait_for(lambda: daemon.lines("listening"), "a listening line")
+            yield
+            assert daemon.stop() == 0
+        finally:
+            process.kill()

@@ -1,0 +1,59 @@
+"""The recipes of deploy/relay/: which mail server each is for, and how its README says to install it."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from machine import Machine
+from senders import LISTENING, RELAYS, Relay
+
+__all__ = ["README", "RECIPES", "Recipe"]
+
+_DIRECTORY = Path(__file__).resolve().parents[2] / "deploy" / "relay"
+README = _DIRECTORY / "README.md"
+
+_SOCKET = "/run/nullsmtpd/relay"
+_POSTFIX_SOCKET = "/var/spool/postfix/nullsmtpd/relay"
+
+
+class Recipe(NamedTuple):
+    """``heading``: its section in the README. ``socket``: where it looks for nullsmtpd relay.
+
+    ``start``: a shell command for what the relay's own set-up leaves out, as it is enough for sending.
+    """
+
+    heading: str
+    relay: Relay
+    socket: str = _SOCKET
+    start: str = ""
+
+    def install(self, machine: Machine) -> None:
+        """Do in a machine, on top of Debian's stock configuration, what the README says; and start the relay."""
+        copy = machine.root / "tmp" / "relay"
+        shutil.copytree(_DIRECTORY, copy)
+        machine.run("sh", "-e", "-c", f"cd /tmp/{copy.name}\n{self._commands()}")
+        machine.run("sh", "-e", "-c", f"{self.relay.set_up}\n{self.start}\n{LISTENING}")
+
+    def _commands(self) -> str:
+        """Return the commands of the README's section, the first block of it that is for a shell."""
+        pattern = rf"^## {re.escape(self.heading)}\n(.*?)(?=^## |\Z)"
+        section = re.search(pattern, README.read_text(), re.MULTILINE | re.DOTALL)
+        assert section, f"{README} has no section {self.heading!r}"
+        block = re.search(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+        assert block, f"{README} has no commands in the section {self.heading!r}"
+        return block[1]
+
+
+def _relay(name: str) -> Relay:
+    """Return the relay as Debian has it."""
+    return next(relay for relay in RELAYS if relay.name == name and not relay.setting)
+
+
+RECIPES = (
+    Recipe("Postfix", _relay("Postfix"), _POSTFIX_SOCKET),
+    Recipe("Postfix, with a policy service", _relay("Postfix"), _POSTFIX_SOCKET),
+    Recipe("Exim", _relay("Exim"), start="/etc/init.d/exim4 start"),
+    Recipe("Sendmail", _relay("Sendmail")),
+    Recipe("OpenSMTPD", _relay("OpenSMTPD")),
+)
