@@ -27,12 +27,8 @@ async def look_up_addresses(
         found = await stub.resolve_name(f"{name}.", lifetime=timeout, raise_on_no_answer=False)
     except dns.resolver.NXDOMAIN:
         return []
+    except dns.exception.Timeout as error:
+        raise DNSError(name, "timed out") from error
     except (dns.exception.DNSException, OSError, ValueError) as error:
-        raise DNSError(name, _reason(error)) from error
+        raise DNSError(name, "no usable answer") from error
     return list(found.addresses())
-
-
-def _reason(error: Exception) -> str:
-    import dns.exception
-
-    return "timed out" if isinstance(error, dns.exception.Timeout) else f"no usable answer ({type(error).__name__})"
