@@ -58,13 +58,12 @@ _EXPECTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 def require_library(mode: str) -> None:
     """Load all that a scrape needs; raise `nullsmtpd.arguments.UsageError` when prometheus-client is not installed."""
     try:
-        importlib.import_module("prometheus_client.openmetrics.exposition")
-    except ModuleNotFoundError as error:
-        if error.name != "prometheus_client":
-            raise
+        importlib.import_module("prometheus_client")
+    except ModuleNotFoundError:
         raise UsageError(
             "--metrics needs prometheus-client; install it: pip install 'nullsmtpd-521[metrics]'"
         ) from None
+    importlib.import_module("prometheus_client.openmetrics.exposition")
     _build_info(mode)
 
 
