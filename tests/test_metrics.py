@@ -101,7 +101,7 @@ def test_totals_never_fall_while_workers_are_replaced(start: Start) -> None:
         assert numbers["process_cpu_seconds_total"] >= before["process_cpu_seconds_total"]
         before = numbers
     daemon.wait_for(lambda: scrape(daemon)["nullsmtpd_worker_restarts_total"] == 3, "three successors")
-    assert scrape(daemon)["nullsmtpd_workers"] == 2
+    daemon.wait_for(lambda: scrape(daemon)["nullsmtpd_workers"] == 2, "their start")
 
 
 def test_a_dead_metrics_process_comes_back(start: Start) -> None:

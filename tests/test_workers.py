@@ -1,6 +1,7 @@
 """Several processes and their parent: nobody is lost when one of them dies, and all of them end together."""
 
 import contextlib
+import functools
 import os
 import re
 import select
@@ -24,12 +25,11 @@ def children(daemon: Daemon) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()]
 
 
-def is_running(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
-        return False
-    return state != "Z"
+        return True
 
 
 def sleeps(pid: int) -> int:
@@ -134,7 +134,7 @@ def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
     daemon.process.kill()
     daemon.process.wait()
     for pid in pids:
-        wait_until(lambda pid=pid: not is_running(pid), "the end of a worker")
+        wait_until(functools.partial(has_ended, pid), "the end of a worker")
     with pytest.raises(ConnectionRefusedError):
         connect(address)
 
@@ -149,7 +149,7 @@ def test_a_signal_ends_all_with_status_0(start: Start, number: signal.Signals, t
         assert read_all(client) == LINE
     (os.killpg if to_group else os.kill)(daemon.pid, number)
     assert daemon.process.wait(PATIENCE) == 0
-    assert not any(is_running(pid) for pid in pids)
+    assert all(has_ended(pid) for pid in pids)
     assert [line.split(" ", 1)[1].split()[0] for line in daemon.log.splitlines()][-1] == "stats"
     assert len(daemon.lines("stats")) == 1
     assert not daemon.lines("process-ended")
@@ -180,7 +180,7 @@ def test_a_second_signal_ends_all_at_once(start: Start) -> None:
         daemon.wait_for(lambda: _is_refused(daemon.address), "the closed port")
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(PATIENCE) == 0
-    assert not any(is_running(pid) for pid in pids)
+    assert all(has_ended(pid) for pid in pids)
     assert len(daemon.lines("stats")) == 1
 
 
