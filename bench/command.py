@@ -1,7 +1,8 @@
-"""The five commands: from their arguments to a measurement and back to a report."""
+"""The six commands: from their arguments to a measurement and back to a report."""
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from bench import compare, footprint, load, machine, report, rounds, servers, soak, sweep
+from bench import compare, footprint, load, machine, relay, relay_rcpt, report, rounds, servers, soak, sweep
 from bench.client import DIALOGUE, Plan
 from bench.latency import PERCENTILES
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_footprint(commands)
     _add_soak(commands)
+    _add_relay(commands)
     return parser
 
 
@@ -125,6 +127,15 @@ def _add_soak(commands: _Commands) -> None:
     parser.add_argument("--duration", type=_positive, default=300.0, metavar="S", help="seconds")
     parser.add_argument("--rate", type=_positive, default=500.0, metavar="R", help="clients a second")
     parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="which server")
+
+
+def _add_relay(commands: _Commands) -> None:
+    parser = _add(commands, "relay", _relay, "Measure what a lookup costs `nullsmtpd relay`; with --rcpt, Postfix.")
+    parser.add_argument("--rounds", type=_count, default=10, metavar="N", help="interleaved rounds")
+    parser.add_argument("--each", type=_count, default=5000, metavar="N", help="lookups, or recipients, a round")
+    parser.add_argument("--clients", type=_count, default=8, metavar="N", help="closed-loop clients")
+    parser.add_argument("--rcpt", action="store_true", help="a RCPT to Postfix, without and with a look at DNS; root")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
 
 
 def _add_rounds(parser: argparse.ArgumentParser, count: int) -> None:
@@ -338,6 +349,28 @@ def _soak(options: argparse.Namespace) -> int:
     print("\n".join([*lines, *([] if found.failures or found.interrupted else ["passed"])]))
     record = {"arm": arm.name, "duration": options.duration, "rate": options.rate, **found.record()}
     return _done(options, record, interrupted=found.interrupted, passed=not found.failures)
+
+
+def _relay(options: argparse.Namespace) -> int:
+    _need_linux()
+    if options.rcpt and not os.environ.get(relay_rcpt.INSIDE):
+        return relay_rcpt.run_inside(sys.argv[1:])
+    measure, base = (relay_rcpt.rcpt, relay_rcpt.BASE) if options.rcpt else (relay.lookups, relay.BASE)
+    found = measure(count=options.rounds, each=options.each, clients=options.clients)
+    if not all(found.rounds.values()):
+        raise KeyboardInterrupt
+    rows = relay.rows_of(found, base)
+    whose = "all of Postfix and nullsmtpd relay, per RCPT" if options.rcpt else "the server, per lookup over TCP"
+    notes = [
+        f"CPU: of {whose}; median (quartiles) of {options.rounds} rounds of {options.each:,}. Ratio: to {base!r}.",
+        f"per core: from the CPU time. per second, p50 and p99: of {options.clients} clients in a closed loop.",
+        machine.one_line(machine.describe()),
+    ]
+    print("\n".join([report.table(relay.HEAD, rows), "", *notes]))
+    if options.markdown:
+        options.markdown.write_text(_markdown(relay.HEAD, rows, notes))
+    settings = {"each": options.each, "clients": options.clients, "rcpt": options.rcpt}
+    return _done(options, {"settings": settings, **found.record()}, interrupted=found.interrupted)
 
 
 def _markdown(head: Sequence[str], rows: report.Rows, notes: Sequence[str]) -> str:
