@@ -5,19 +5,17 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, Start, require_root, require_tools
 from hosts import CLIENT, SERVER_4, SERVER_6, Host, connected_hosts, open_host
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
-NFT, REDIRECT, IPTABLES = (
-    DEPLOY / "nftables" / name for name in ("nullsmtpd.nft", "nullsmtpd-redirect.nft", "iptables.sh")
-)
+FOLDER = Path(__file__).parents[1] / "deploy" / "nftables"
+NFT, REDIRECT, IPTABLES = FOLDER / "nullsmtpd.nft", FOLDER / "nullsmtpd-redirect.nft", FOLDER / "iptables.sh"
 
-#: What each ruleset gives to one source: connections at once, and a second.
+#: What each ruleset allows one source: connections at once, and further ones a second.
 BURST, RATE = 50, 10
 
 each_ruleset = pytest.mark.parametrize("rules", [NFT, REDIRECT, IPTABLES], ids=lambda path: path.name)
@@ -65,7 +63,7 @@ class Net:
 
 
 def load(host: Host, rules: Path | str) -> None:
-    """Load a ruleset, a file or nft's own words, as its first lines say."""
+    """Load a ruleset, a file or the text of one for nft, as a file's first line says."""
     if isinstance(rules, str):
         host.run("nft", "-f", "-", stdin=rules)
     elif rules.suffix == ".sh":
@@ -121,9 +119,10 @@ def test_line_arrives_over_both_families(net: Net, rules: Path) -> None:
 
 @each_ruleset
 @pytest.mark.parametrize("sources", [sources_4, sources_6], ids=["IPv4", "IPv6"])
-def test_flooding_source_is_limited_and_others_are_not(net: Net, rules: Path, sources: object) -> None:
+def test_flooding_source_is_limited_and_others_are_not(
+    net: Net, rules: Path, sources: Callable[[int], list[str]]
+) -> None:
     """A source gets its burst and its rate, and a reset beyond that; another one meanwhile gets all it asks for."""
-    assert callable(sources)
     net.load(rules)
     flooding, other = sources(2)
     began = time.monotonic()
