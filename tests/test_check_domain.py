@@ -16,6 +16,7 @@ from typing import NamedTuple
 import dns.exception
 import dns.message
 import dns.query
+import dns.resolver
 import pytest
 from conftest import LINE, PATIENCE, require, require_tools, run_cli, starting
 from misbehaving import FIN, HOLD, LISTEN, Server
@@ -235,6 +236,18 @@ def test_dns_that_is_silent_is_said_and_not_waited_for(world: World) -> None:
     assert mx == "null.example MX: DNS does not tell: timed out"
     assert addresses == "null.example: DNS does not tell its addresses: timed out"
     assert verdict.startswith("null.example bad: DNS does not answer")
+
+
+def test_a_host_without_a_name_server_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An /etc/resolv.conf that names none is part of the report, as any other failure of DNS."""
+
+    def read_nothing(*_: object) -> None:
+        raise dns.resolver.NoResolverConfiguration
+
+    monkeypatch.setattr(dns.resolver.BaseResolver, "read_resolv_conf", read_nothing)
+    report = asyncio.run(nullsmtpd.check_domain("null.example"))
+    assert (report.mx, report.error) == (None, "no name server in /etc/resolv.conf")
+    assert (report.hosts[0].error, report.verdict.name) == ("no usable answer", "dns-fails")
 
 
 def test_without_dnspython_one_line_says_what_to_install(world: World) -> None:

@@ -19,11 +19,11 @@ async def look_up_addresses(
     import dns.exception
     import dns.resolver
 
-    stub = dns.asyncresolver.Resolver(configure=resolver is None)
-    if resolver is not None:
-        address, stub.port = resolver
-        stub.nameservers = [address]
     try:
+        stub = dns.asyncresolver.Resolver(configure=resolver is None)
+        if resolver is not None:
+            address, stub.port = resolver
+            stub.nameservers = [address]
         found = await stub.resolve_name(f"{name}.", lifetime=timeout, raise_on_no_answer=False)
     except dns.resolver.NXDOMAIN:
         return []
