@@ -66,6 +66,7 @@ ZONE = (
     "--mx-host=lost.example,gone.example,10",
     "--mx-host=self.example,self.example,10",
     f"--host-record=self.example,{SAYS_521_AT_MAIL}",
+    "--dns-rr=odd.example,15,000A03610A62076578616D706C6500",  # an MX with a line feed in its name
     "--txt-record=empty.example,nothing",
     "--local=/example/",  # names that are not here do not exist; those of other domains are REFUSED
 )
@@ -82,12 +83,18 @@ class World(NamedTuple):
         return ["--resolver", f"{self.resolver[0]}:{self.resolver[1]}", "--port", str(self.port)]
 
 
+def common_port() -> int:
+    """Return a port that is free at all addresses, and that no client is given by the kernel."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+
+
 @contextlib.contextmanager
 def naming(log_path: Path) -> Iterator[tuple[str, int]]:
     """Run dnsmasq with the names above on a port that is free, and give its address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = common_port()
     quiet = ("--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--no-hosts", "--no-resolv", "--user=")
     where = ("--bind-interfaces", "--listen-address=127.0.0.1", f"--port={port}", "--log-facility=-")
     with log_path.open("wb") as log:
@@ -104,14 +111,6 @@ def naming(log_path: Path) -> Iterator[tuple[str, int]]:
     finally:
         process.kill()
         process.wait()
-
-
-def common_port() -> int:
-    """Return a port that is free at all addresses, and that no client is given by the kernel."""
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            return port
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +149,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ("nothing.example", 1, "no-listener", r"nothing listens: every sender tries again for days \(Exim and"),
         ("two.example", 1, "mixed", "the addresses answer differently"),
         ("lost.example", 1, "no-address", "senders find no address"),
+        ("odd.example", 1, "no-address", "senders find no address"),
         ("empty.example", 1, "no-address", "senders find no address"),
         ("absent.example", 1, "no-domain", "there is no such domain"),
         ("refused.test", 1, "dns-fails", "DNS does not answer: every sender tries again for days"),
@@ -190,6 +190,13 @@ def test_the_report_shows_the_mx_set_and_what_each_address_answers(world: World)
         assert words in run_cli("check", "--domain", f"{domain}.example", *world.arguments).stdout
     closed = run_cli("check", "--domain", "closed.example", *world.arguments).stdout
     assert f"closed.example {NOTHING}:{world.port} bad: connection refused" in closed
+
+
+def test_names_are_shown_as_dns_has_them(world: World) -> None:
+    """A-labels for what people write, and escapes for what nobody should."""
+    idn = run_cli("check", "--domain", "B\u00fccher.example", *world.arguments).stdout
+    assert idn.startswith("xn--bcher-kva.example MX: no such domain\n")
+    assert "MX: 10 a\\010b.example " in run_cli("check", "--domain", "odd.example", *world.arguments).stdout
 
 
 def test_json_of_a_domain_holds_records_addresses_and_answers(world: World) -> None:

@@ -1,10 +1,20 @@
 """What an operator may ask ``nullsmtpd check``, and what is wrong with a mistake."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from nullsmtpd.arguments import Option, UsageError, last, option_lines, positive_seconds, read_options, shown, switch
+from nullsmtpd.arguments import (
+    Given,
+    Option,
+    UsageError,
+    last,
+    option_lines,
+    positive_seconds,
+    read_options,
+    shown,
+    switch,
+)
 from nullsmtpd.check.modes import known_mode
 from nullsmtpd.check.probe import TIMEOUT
 from nullsmtpd.listeners import parse_address
@@ -60,6 +70,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     """
     hosts, flags = _part(arguments)
     given = read_options(_TABLE, flags, {})
+    _refuse_idle(given, has_host=bool(hosts))
     port = last(given["port"], _port)
     return Options(
         hosts=tuple(dict.fromkeys(_host(host, port) for host in hosts)),
@@ -71,6 +82,20 @@ def parse_options(arguments: Sequence[str]) -> Options:
         port=port,
         resolver=last(given["resolver"], _resolver) if given["resolver"] else None,
     )
+
+
+def _refuse_idle(given: Mapping[str, Given], *, has_host: bool) -> None:
+    """Raise `UsageError` for a flag that would change nothing."""
+    has_domain = bool(given["domain"])
+    idle = {
+        "resolver": "" if has_domain else "--domain",
+        "port": "" if has_domain or has_host else "HOST or --domain",
+        "early": "HOST" if has_domain and not has_host else "",
+        "mode": "HOST" if has_domain and not has_host else "",
+    }
+    for name, needed in idle.items():
+        if needed and any(source == f"--{name}" for source, _ in given[name]):
+            raise UsageError(f"--{name} is for {needed} alone; give that too, or leave --{name} out")
 
 
 def _domain(text: str) -> str:
