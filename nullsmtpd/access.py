@@ -13,8 +13,8 @@ from nullsmtpd.log import log_each
 
 __all__ = ["BURST_LINES", "LINES_PER_SECOND", "AccessLog"]
 
-#: Lines a second in the long run: 1.7 million a day, which is 190 MB of IPv4 clients' lines (110 octets), and 350 MB if
-#: all of them are as long as an IPv6 client's can be (200). Enough to see who a flood comes from, and to ban them.
+#: Lines a second in the long run: 1.7 million a day. At most that is 210 MB of IPv4 clients' lines (120 octets), and
+#: 300 MB of IPv6 clients' (172). Enough to see whom a flood comes from, and to ban them.
 LINES_PER_SECOND = 20
 
 #: Lines that may come at once, after a quiet time: the crowd of a busy host's every day is logged whole.
