@@ -26,25 +26,30 @@ TABLES: dict[str, Mapping[str, Option]] = {
 }
 
 
-def lint(page: Path) -> list[str]:
-    """Return what mandoc has to say; not that it finds no page of another package, which may not be installed."""
-    require_tools("mandoc")
-    said = subprocess.run(
-        ["mandoc", "-T", "lint", "-W", "style", page], capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    return [line for line in said.stdout.splitlines() if "referenced manual not found" not in line]
+def complaints(page: Path) -> str:
+    """Return what mandoc and groff, which man-db uses, have to say.
+
+    Less that mandoc finds no page of another package: that may not be installed.
+    """
+    require_tools("mandoc", "groff")
+    said = ""
+    for command in (["mandoc", "-T", "lint", "-W", "style"], ["groff", "-mdoc", "-T", "utf8", "-ww", "-z"]):
+        result = subprocess.run([*command, page], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        said += result.stdout + (result.stderr if command[0] == "groff" else "")
+    return re.sub(".*referenced manual not found.*\n", "", said)
 
 
-def test_mandoc_finds_nothing_wrong() -> None:
+def test_the_page_is_well_formed() -> None:
     """No error, no warning, and no matter of style."""
-    assert lint(PAGE) == []
+    assert not complaints(PAGE)
 
 
-def test_mandoc_would_find_a_mistake(tmp_path: Path) -> None:
-    """A list that is not closed is seen by the check above."""
+@pytest.mark.parametrize(("good", "bad"), [(".El\n", ""), (r"\&No", "No")])
+def test_a_mistake_in_the_page_would_be_found(tmp_path: Path, good: str, bad: str) -> None:
+    """A list that is not closed, which mandoc sees, and a word that groff takes for a macro."""
     broken = tmp_path / "nullsmtpd.8"
-    broken.write_text(PAGE.read_text().replace(".El\n", "", 1))
-    assert lint(broken)
+    broken.write_text(PAGE.read_text().replace(good, bad, 1))
+    assert complaints(broken)
 
 
 def documented(section: str) -> dict[str, str]:
