@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -65,15 +66,15 @@ def test_rfc5321_4_2_one_whole_521_reply_and_a_fin_is_good(server: Server, reply
     [
         ([FIN], "not a word: '', then FIN"),
         ([LISTEN, RESET], "not a word: '', then a reset"),
-        ([HOLD], "not a word: '', then silence until 0.3 s"),
+        ([HOLD], "not a word: '', and no end within 0.3 s"),
         ([b"521 Host", FIN], "half a reply: '521 Host', then FIN"),
         ([b"521 Host\r", FIN], r"half a reply: '521 Host\r', then FIN"),
         ([LISTEN, b"521 Host does", RESET], "half a reply: '521 Host does', then a reset"),
-        ([b"521 Host does", HOLD], "half a reply: '521 Host does', then silence until 0.3 s"),
+        ([b"521 Host does", HOLD], "half a reply: '521 Host does', and no end within 0.3 s"),
         ([b"521-Host\r\n", FIN], r"half a reply: '521-Host\r\n', then FIN"),
         ([b"521-Host\r\n522 not\r\n", FIN], "not an SMTP reply: "),
         ([LISTEN, LINE, RESET], f"no FIN after the reply: '{GOOD}\\r\\n', then a reset"),
-        ([LINE, HOLD], f"no FIN after the reply: '{GOOD}\\r\\n', then silence until 0.3 s"),
+        ([LINE, HOLD], f"no FIN after the reply: '{GOOD}\\r\\n', and no end within 0.3 s"),
         ([LINE * 2, FIN], "one reply too many: "),
         ([LINE, b"x", FIN], f"octets after the last whole reply: '{GOOD}\\r\\nx', then FIN"),
         ([LINE, b"bye\r\n", FIN], "octets after the last whole reply: "),
@@ -474,3 +475,15 @@ def test_a_reader_that_has_gone_changes_no_exit_status(start: Start) -> None:
     host, port = start().address
     command = f"exec {sys.executable} -m nullsmtpd check {host}:{port} >&-"
     assert subprocess.run(["sh", "-c", command], timeout=PATIENCE, check=False).returncode == 0
+
+
+def test_a_check_that_is_interrupted_has_not_found_all_well() -> None:
+    """SIGTERM ends it by that signal, and not with status 0 as it ends the responder."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        silent.settimeout(PATIENCE)
+        with subprocess.Popen([sys.executable, "-m", "nullsmtpd", "check", target]) as checking:
+            connection, _ = silent.accept()
+            with connection:
+                checking.terminate()
+                assert checking.wait(PATIENCE) == -signal.SIGTERM

@@ -10,7 +10,7 @@ from nullsmtpd.check.modes import ANY
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe
 from nullsmtpd.check.verdicts import Answer, Facts, Verdict, answer_of, verdict_on
-from nullsmtpd.null_mx import DNSError, MXAnswer, look_up_mx
+from nullsmtpd.null_mx import DNSError, MXAnswer, domain_of, look_up_mx
 
 __all__ = ["DomainReport", "HostReport", "check_domain"]
 
@@ -62,10 +62,10 @@ async def check_domain(
     mail goes to the domain's own addresses (RFC 5321 §5.1); they are asked in any case. ``resolver`` and errors are
     those of `nullsmtpd.look_up_mx`, but for `DNSError`, which becomes part of the report.
     """
+    domain = domain_of(domain)
     mx, error = None, ""
     try:
         mx = await look_up_mx(domain, resolver=resolver, timeout=timeout)
-        domain = mx.domain
     except DNSError as failure:
         error = failure.reason
     preferences: dict[str, list[int]] = {domain: []}

@@ -10,7 +10,7 @@ __all__ = ["MAX_OCTETS", "fault_of"]
 MAX_OCTETS = 8 * 512
 
 # How the connection ended, after what was said.
-_THEN = {FIN: ", then FIN", RESET: ", then a reset", SILENCE: ", then silence until {timeout:g} s", LEFT: ""}
+_THEN = {FIN: ", then FIN", RESET: ", then a reset", SILENCE: ", and no end within {timeout:g} s", LEFT: ""}
 
 # What is wrong when there was no connection to see anything on; the kernel's own words where they say more.
 _NO_CONNECTION = {

@@ -41,7 +41,7 @@ def probe_hosts(hosts: Iterable[tuple[str, int]], ask: Ask = probe) -> list[Prob
     tasks = [task for host, port in hosts for task in _tasks(host, port, ask)]
     if len(tasks) == 1:
         return [tasks[0]()]
-    from concurrent.futures import ThreadPoolExecutor  # not for a health check of one address: it takes long to load
+    from concurrent.futures.thread import ThreadPoolExecutor  # takes long to load; a health check does without
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(lambda task: task(), tasks))

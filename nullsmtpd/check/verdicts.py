@@ -93,7 +93,7 @@ class Verdict(NamedTuple):
 _RULES: tuple[tuple[Callable[[Facts], bool], Verdict], ...] = (
     (
         lambda facts: not facts.exists,
-        Verdict("no-domain", False, "there is no such domain; senders give up at once"),
+        Verdict("no-domain", False, "there is no such domain: most senders give up at once"),
     ),
     (
         lambda facts: facts.is_null_mx and Answer.TAKES_MAIL in facts.own,
