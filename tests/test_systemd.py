@@ -197,13 +197,10 @@ def outcomes(clients: subprocess.Popen[str]) -> dict[str, int]:
     return counts
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with the wheels of this checkout and of what it needs."""
-    directory = tmp_path_factory.mktemp("wheels")
+def build_wheels(directory: Path) -> None:
+    """Put the wheels of this checkout and of what it needs into a directory."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(directory), f"{ROOT}[metrics]"]
     subprocess.run(pip, check=True, timeout=PIP_PATIENCE)
-    return directory
 
 
 @contextlib.contextmanager
@@ -227,12 +224,13 @@ def cgroup() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Iterator[Machine]:
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Boot a machine with the socket unit started, and switch it off at the end."""
     require_root()
     require(SYSTEMD.exists(), "systemd")
     require_tools("ip", "nsenter", "setpriv", "unshare")
-    directory, units = tmp_path_factory.mktemp("machine"), tmp_path_factory.mktemp("units")
+    directory, wheels, units = (tmp_path_factory.mktemp(name) for name in ("machine", "wheels", "units"))
+    build_wheels(wheels)
     for unit in (*(SYSTEMD.with_name("system") / name for name in STANDARD_UNITS), *UNITS):
         shutil.copy(unit, units)
     spaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--cgroup")
