@@ -113,6 +113,7 @@ def _add_sweep(commands: _Commands) -> None:
     parser.add_argument("--steps", type=_count, default=20, metavar="N", help="the most rates to offer")
     parser.add_argument("--lingering", type=_counts, default=list(sweep.LINGERING), metavar="N,N", help="sockets")
     parser.add_argument("--addresses", type=_counts, default=list(sweep.ADDRESSES), metavar="N,N", help="to listen on")
+    parser.add_argument("--workers", type=_counts, default=list(sweep.WORKERS), metavar="N,N", help="processes")
 
 
 def _add_footprint(commands: _Commands) -> None:
@@ -253,7 +254,7 @@ def _compare(options: argparse.Namespace) -> int:
     return _done(options, record, interrupted=result.interrupted)
 
 
-_PARTS = ("rate", "lingering", "addresses")
+_PARTS = ("rate", "lingering", "addresses", "workers")
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -273,6 +274,7 @@ def _sweep(options: argparse.Namespace) -> int:
     works = {
         "lingering": [sweep.Point(held=held) for held in options.lingering],
         "addresses": [sweep.Point(addresses=addresses) for addresses in options.addresses],
+        "workers": [sweep.Point(workers=workers) for workers in options.workers],
     }
     for part, points in works.items():
         if part in options.only and not interrupted:
@@ -298,7 +300,7 @@ def _steps_text(name: str, steps: Sequence[sweep.Step]) -> str:
 def _growth_text(part: str, points: Sequence[sweep.Point], grown: sweep.Growth) -> str:
     rows = []
     for point in points:
-        size = f"{point.held if part == 'lingering' else point.addresses:,}"
+        size = f"{point.held if part == 'lingering' else getattr(point, part):,}"
         if point in grown.missing:
             rows.append([size, "missing: " + grown.missing[point], "", ""])
             continue
@@ -318,6 +320,7 @@ def _footprint(options: argparse.Namespace) -> int:
     notes = [
         f"Ratios: to {footprint.BASE}, start by start; medians (quartiles) of {options.starts} starts.",
         f"wake-ups: context switches in {options.idle:g} s without a client. nginx: master and worker together.",
+        *footprint.worker_notes(found),
         "start: until a connection succeeds; of python, until its first statement.",
         *(f"missing: {name}: {why}" for name, why in missing.items()),
         machine.one_line(machine.describe()),

@@ -8,13 +8,16 @@ from typing import NamedTuple
 from bench import machine, process, report, rounds, servers
 from bench.spread import Spread, ratios, spread
 
-__all__ = ["BASE", "Footprint", "footprint", "rows_of"]
+__all__ = ["BASE", "Footprint", "footprint", "rows_of", "worker_notes"]
 
 #: What the ratios refer to.
 BASE = "empty-uvloop"
 
 HEAD = ("server", "RSS KiB", "ratio", "PSS", "ratio", "private dirty", "threads", "fds", "start ms", "ratio")
 IDLE_HEAD = ("wake-ups", "CPU ms")
+
+# Numbers of workers whose memory is compared, for what a further one takes.
+_FEW_AND_MORE = (2, 4)
 
 # nullsmtpd keeps whoever asked whether it is there for its linger time, 2 s: idle begins after that.
 _QUIET = 3.0
@@ -53,7 +56,8 @@ def footprint(*, starts: int, idle: float) -> tuple[dict[str, Footprint], dict[s
 
     Returns the footprints, why servers are missing, and whether Ctrl-C ended it early.
     """
-    arms = [servers.ARMS["nullsmtpd"], *servers.PEERS.values(), servers.ARMS["nginx"]]
+    shared = [servers.nullsmtpd("--workers", str(count), name=_with_workers(count)) for count in _FEW_AND_MORE]
+    arms = [servers.ARMS["nullsmtpd"], *shared, *servers.PEERS.values(), servers.ARMS["nginx"]]
     missing = {arm.name: why for arm in arms if (why := servers.is_there(arm))}
     arms = [arm for arm in arms if arm.name not in missing]
     seen: dict[str, list[_Start]] = {arm.name: [] for arm in arms}
@@ -93,6 +97,19 @@ def rows_of(found: Mapping[str, Footprint]) -> tuple[list[str], list[list[str]]]
         for name, one in found.items()
     ]
     return [*HEAD, *IDLE_HEAD], rows
+
+
+def worker_notes(found: Mapping[str, Footprint]) -> list[str]:
+    """Return what a further worker takes: proportional set size (PSS), as processes share what they have in common."""
+    few, more = _FEW_AND_MORE
+    if not {_with_workers(few), _with_workers(more)} <= found.keys():
+        return []
+    further = (found[_with_workers(more)].pss.median - found[_with_workers(few)].pss.median) / (more - few)
+    return [f"A further worker: {further:,.0f} KiB PSS."]
+
+
+def _with_workers(count: int) -> str:
+    return f"nullsmtpd-{count}-workers"
 
 
 def _start(arm: servers.Arm) -> _Start:

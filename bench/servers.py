@@ -71,7 +71,7 @@ class Arm(NamedTuple):
 
 
 class Server:
-    """A running server. ``pids`` are the processes that answer, ``family`` all of them."""
+    """A running server."""
 
     def __init__(self, arm: Arm, started: subprocess.Popen[bytes], ports: list[int], ready_ms: float) -> None:
         """Note what `running` has started."""
@@ -79,8 +79,16 @@ class Server:
         self.process = started
         self.targets = tuple(("127.0.0.1", port) for port in ports)
         self.ready_ms = ready_ms
-        self.family = [started.pid, *process.children(started.pid)]
-        self.pids = self.family[1:] if arm.in_child else [started.pid]
+
+    @property
+    def family(self) -> list[int]:
+        """All processes of it that there are now."""
+        return [self.process.pid, *process.children(self.process.pid)]
+
+    @property
+    def pids(self) -> list[int]:
+        """Those whose work is the server's answer."""
+        return self.family[1:] if self.arm.in_child else self.family
 
     def settle(self, quiet: float = 0.4, patience: float = 3.0) -> None:
         """Wait until the number of descriptors has not changed for ``quiet`` seconds.
@@ -205,9 +213,9 @@ def _xinetd(ports: list[int], directory: Path) -> list[str]:
     return [_tool("xinetd", "xinetd"), "-dontfork", "-f", str(configuration), "-pidfile", str(directory / "pid")]
 
 
-def nullsmtpd(*arguments: str) -> Arm:
+def nullsmtpd(*arguments: str, name: str = "nullsmtpd") -> Arm:
     """Return nullsmtpd with these options, beside where it listens."""
-    return Arm("nullsmtpd", " ".join(["nullsmtpd", *arguments]), _nullsmtpd(*arguments))
+    return Arm(name, " ".join(["nullsmtpd", *arguments]), _nullsmtpd(*arguments))
 
 
 #: What `compare` measures, nullsmtpd first.

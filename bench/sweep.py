@@ -1,4 +1,4 @@
-"""How the cost of one connection grows as the work grows: with the rate, with lingering sockets, with addresses."""
+"""How the cost of one connection grows: with the rate, with lingering sockets, with addresses, with workers."""
 
 import contextlib
 import resource
@@ -11,13 +11,16 @@ from bench.client import Plan
 from bench.rounds import Round
 from bench.spread import Spread
 
-__all__ = ["ADDRESSES", "LINGERING", "Growth", "Point", "Step", "find_knee", "grow", "knee_reason"]
+__all__ = ["ADDRESSES", "LINGERING", "WORKERS", "Growth", "Point", "Step", "find_knee", "grow", "knee_reason"]
 
 #: How many clients connect and neither read nor close, while others are measured.
 LINGERING = (0, 1, 64, 1024, 4096, 16384)
 
 #: How many addresses to listen on; the clients use all of them in turn.
 ADDRESSES = (1, 2, 4, 8)
+
+#: How many processes answer, all of them on the CPU of the server: what is asked is what sharing the port costs.
+WORKERS = (1, 2, 4)
 
 #: The knee: less than this share of what was offered is completed, or p99 is beyond this multiple of its first value.
 ENOUGH = 0.95
@@ -50,10 +53,11 @@ class Step:
 
 
 class Point(NamedTuple):
-    """One size of the work: clients that hold a connection, addresses to listen on."""
+    """One size of the work: clients that hold a connection, addresses to listen on, processes that answer."""
 
     held: int = 0
     addresses: int = 1
+    workers: int = 1
 
 
 class Growth(NamedTuple):
@@ -127,13 +131,12 @@ def grow(points: Sequence[Point], *, count: int, plan: Plan) -> Growth:
         group = stack.enter_context(load.generators(load.default_processes(), machine.other_cpus()))
         up: list[tuple[Point, servers.Server]] = []
         for point in points:
-            report.progress(f"starting with {point.held} held, {point.addresses} addresses")
+            report.progress(f"starting with {point.held} held, {point.addresses} addresses, {point.workers} workers")
             if why := _too_much(point.held):
                 missing[point] = why
                 continue
-            server = stack.enter_context(
-                servers.running(servers.nullsmtpd(*_STAY), addresses=point.addresses, cpus=machine.server_cpus())
-            )
+            arm = servers.nullsmtpd(*_STAY, "--workers", str(point.workers))
+            server = stack.enter_context(servers.running(arm, addresses=point.addresses, cpus=machine.server_cpus()))
             if point.held:
                 holder = stack.enter_context(load.generators(1, machine.other_cpus()))
                 held = holder.hold(server.targets[0], point.held)

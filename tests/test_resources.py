@@ -1,6 +1,7 @@
 """What the daemon costs while it has nothing to do, and after it had a lot to do. No test here measures time."""
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,19 @@ loop.run_forever()
 @pytest.fixture(autouse=True)
 def linux() -> None:
     require(sys.platform == "linux", "Linux's /proc")
+
+
+def family(daemon: Daemon) -> list[int]:
+    """Return the ids of the daemon and of the processes that it has forked."""
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+    return [daemon.pid, *map(int, children)]
+
+
+def proportional_memory(pid: int) -> int:
+    """Return the proportional set size in KiB, which counts a page shared by N processes as 1/N (proc(5), smaps)."""
+    match = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1])
 
 
 def empty_server_memory() -> int:
@@ -70,3 +84,9 @@ def test_100_000_connections_leave_nothing_behind(start: Start) -> None:
     assert daemon.stats()["connections"] == "110000"
     assert daemon.descriptors() == descriptors
     assert daemon.memory() - memory <= 256
+
+
+def test_a_further_worker_takes_little_memory(start: Start) -> None:
+    """Proportional set size: processes share what they had before the fork."""
+    few, many = (sum(map(proportional_memory, family(start("--workers", str(count))))) for count in (2, 6))
+    assert (many - few) / 4 <= 2700  # KiB; CPython 3.11 needs 2450, 3.13 less
