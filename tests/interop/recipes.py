@@ -8,10 +8,14 @@ from typing import NamedTuple
 from machine import Machine
 from senders import LISTENING, RELAYS, Relay
 
-__all__ = ["README", "RECIPES", "Recipe"]
+__all__ = ["READMES", "RECIPES", "Recipe"]
 
-_DIRECTORY = Path(__file__).resolve().parents[2] / "deploy" / "relay"
-README = _DIRECTORY / "README.md"
+_ROOT = Path(__file__).resolve().parents[2]
+_DIRECTORY = _ROOT / "deploy" / "relay"
+_README = _DIRECTORY / "README.md"
+
+#: Where the table of what they say is shown.
+READMES = (_README, _ROOT / "README.md")
 
 _SOCKET = "/run/nullsmtpd/relay"
 _POSTFIX_SOCKET = "/var/spool/postfix/nullsmtpd/relay"
@@ -38,10 +42,10 @@ class Recipe(NamedTuple):
     def _commands(self) -> str:
         """Return the commands of the README's section, the first block of it that is for a shell."""
         pattern = rf"^## {re.escape(self.heading)}\n(.*?)(?=^## |\Z)"
-        section = re.search(pattern, README.read_text(), re.MULTILINE | re.DOTALL)
-        assert section, f"{README} has no section {self.heading!r}"
+        section = re.search(pattern, _README.read_text(), re.MULTILINE | re.DOTALL)
+        assert section, f"{_README} has no section {self.heading!r}"
         block = re.search(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
-        assert block, f"{README} has no commands in the section {self.heading!r}"
+        assert block, f"{_README} has no commands in the section {self.heading!r}"
         return block[1]
 
 

@@ -1,6 +1,6 @@
 """Print what relays say at RCPT when set up after deploy/relay/: ``python tests/interop/relay_table.py``, as root.
 
-The README there has the output between ``<!-- relays -->`` and ``<!-- /relays -->``.
+The README there and the one of the project have the output between ``<!-- relays -->`` and ``<!-- /relays -->``.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Real relays, set up after deploy/relay/, with the real ``nullsmtpd relay`` and a real name server.
 
 RFC 7504 §4 has the reply of a relay that knows that a domain takes no mail, and RFC 7505 §6 its enhanced code. No
-failure of ours is a reason to refuse mail. The table in deploy/relay/README.md is made from the same interviews.
+failure of ours is a reason to refuse mail. The table in the READMEs is made from the same interviews.
 """
 
 import re
@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from conftest import require, require_root, require_tools
 from interview import BELOW, IN_A_LABELS, IN_U_LABELS, IN_UPPER_CASE, NOBODY, SOMEBODY, Interview, Reply, interview
-from recipes import README, RECIPES, Recipe
+from recipes import READMES, RECIPES, Recipe
 from relay_table import relay_table
 from shown import assert_shows
 
@@ -89,8 +89,9 @@ def test_relay_accepts_everybody_without_dns(recipe: Recipe, seen: Interview) ->
 
 
 def test_the_table_of_the_recipes_is_what_the_relays_say(futures: _Futures) -> None:
-    """The README's table, made by relay_table.py, has the rows and cells that the same releases yield now."""
+    """The table in both READMEs, made by relay_table.py, has the rows and cells that the same releases yield now."""
     for recipe in RECIPES:
         require(recipe.heading in futures, recipe.relay.missing())
-    made = relay_table((recipe, futures[recipe.heading].result()) for recipe in RECIPES)
-    assert_shows(README, "relays", made)
+    made = list(relay_table((recipe, futures[recipe.heading].result()) for recipe in RECIPES))
+    for readme in READMES:
+        assert_shows(readme, "relays", made)

@@ -42,8 +42,9 @@ def answer(session: str, token: str, address: str) -> None:
 def main() -> None:
     """Ask for every recipient that smtpd tells of, until it ends."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for line in sys.stdin:
-            fields = line.rstrip("\n").split("|", 7)  # the address is the last and may have a "|" in it
+        for octets in sys.stdin.buffer:
+            line = octets.decode(errors="replace").rstrip("\n")
+            fields = line.split("|", 7)  # the address is the last and may have a "|" in it
             if fields == ["config", "ready"]:
                 os.write(1, b"register|filter|smtp-in|rcpt-to\nregister|ready\n")
             elif fields[0] == "filter":
