@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import importlib
 import os
 import resource
@@ -14,7 +15,10 @@ from nullsmtpd.options import Options
 from nullsmtpd.sockets import announce, open_sockets
 from nullsmtpd.worker import Worker, new_loop
 
-__all__ = ["serve"]
+__all__ = ["MIN_DESCRIPTORS", "serve"]
+
+#: Open files without which there is no event loop: with fewer than ten libuv aborts, or complains in its own words.
+MIN_DESCRIPTORS = 12
 
 
 def serve(options: Options) -> None:
@@ -27,6 +31,8 @@ def serve(options: Options) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that it does not let us have
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < MIN_DESCRIPTORS:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     _import_what_is_needed(options)
     workers = options.workers or _usable_cpus()
     if workers == 1:
