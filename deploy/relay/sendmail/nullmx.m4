@@ -1,7 +1,7 @@
 dnl To the end of /etc/mail/sendmail.mc, after the MAILER lines; then run make -C /etc/mail and restart sendmail.
 dnl Sendmail asks for no directory of the socket's that everybody may write to. The two columns of a rule are parted by tabs.
 LOCAL_CONFIG
-Knullmx socket -T<TMPF> unix:/run/nullsmtpd/relay
+Knullmx socket unix:/run/nullsmtpd/relay
 
 LOCAL_RULESETS
 SLocal_check_rcpt
