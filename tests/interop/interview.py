@@ -62,8 +62,8 @@ class Interview(NamedTuple):
     """The replies by recipient.
 
     ``answered``: with nullsmtpd relay and DNS at work. ``cut_off``: nullsmtpd relay has ended since the recipient
-    before, within one session. ``stopped``: it is not there. ``without_dns``: it is, and no name server is.
-    ``log``: what the relay noted.
+    before, within one session. ``stopped``: it is not there. ``without_dns``: it is, and no name server is;
+    ``dns_failures`` is how many it counted then. ``log``: what the relay noted.
     """
 
     version: str
@@ -71,6 +71,7 @@ class Interview(NamedTuple):
     cut_off: dict[str, Reply]
     stopped: dict[str, Reply]
     without_dns: dict[str, Reply]
+    dns_failures: int
     log: str
 
 
@@ -83,7 +84,7 @@ def interview(recipe: Recipe) -> Interview:
         with open_network(directory) as network, boot(network, layer) as machine:
             recipe.install(machine)
             path = machine.root / recipe.socket.lstrip("/")
-            path.parent.mkdir()
+            path.parent.mkdir(mode=0o755)  # Sendmail uses none that everybody may write to
             with _client(network) as client:
                 with _nullsmtpd_relay(network, path, directory):
                     answered = client.ask(_ALL)
@@ -91,11 +92,14 @@ def interview(recipe: Recipe) -> Interview:
             with _client(network) as client:
                 stopped = client.ask(_ONE_OF_EACH)
             network.end_dns()
-            with _nullsmtpd_relay(network, path, directory), _client(network) as client:  # a new one has nothing cached
+            with _nullsmtpd_relay(network, path, directory) as daemon, _client(network) as client:  # nothing is cached
                 without_dns = client.ask(_ONE_OF_EACH)
+                dns_failures = int(daemon.stats()["dns_failures"])
             version = machine.run("dpkg-query", "--show", "--showformat=${Version}", relay.packages[0])
             upstream = version.rpartition(":")[2].partition("-")[0]
-            return Interview(upstream, answered, cut_off, stopped, without_dns, machine.read(relay.log))
+            return Interview(
+                upstream, answered, cut_off, stopped, without_dns, dns_failures, log=machine.read(relay.log)
+            )
 
 
 class _Client:
@@ -126,7 +130,7 @@ def _client(network: Network) -> Iterator[_Client]:
 
 
 @contextlib.contextmanager
-def _nullsmtpd_relay(network: Network, path: Path, directory: Path) -> Iterator[None]:
+def _nullsmtpd_relay(network: Network, path: Path, directory: Path) -> Iterator[Daemon]:
     """Run ``nullsmtpd relay`` with a Unix socket at ``path``."""
     command = [*UNTIL_WE_END, *network.prefix, sys.executable, "-m", "nullsmtpd", "relay", "--listen", f"unix:{path}"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
@@ -135,7 +139,7 @@ def _nullsmtpd_relay(network: Network, path: Path, directory: Path) -> Iterator[
         try:
             daemon = Daemon(process, log_path)
             daemon.wait_for(lambda: daemon.lines("listening"), "a listening line")
-            yield
+            yield daemon
             assert daemon.stop() == 0
         finally:
             process.kill()

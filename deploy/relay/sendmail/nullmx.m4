@@ -1,5 +1,5 @@
 dnl To the end of /etc/mail/sendmail.mc, after the MAILER lines; then run make -C /etc/mail and restart sendmail.
-dnl Sendmail asks for no directory of the socket's that everybody may write to. The two columns of a rule are parted by tabs.
+dnl The directory of the socket must not be writable for everybody. The columns of a rule are parted by tabs.
 LOCAL_CONFIG
 Knullmx socket unix:/run/nullsmtpd/relay
 
