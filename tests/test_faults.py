@@ -202,7 +202,9 @@ def test_a_second_without_descriptors_is_ten_looks(capfd: pytest.CaptureFixture[
         listener.faults = [errno.ENFILE] * 10
         responder._on_readable(responder._ports[0])
         assert loop.readers == set()
-        loop.advance(0.95)
+        loop.advance(0.45)
+        assert counters.accept_errors == {errno.ENFILE: 5}
+        loop.advance(0.5)
         assert counters.accept_errors == {errno.ENFILE: 10}
         loop.advance(0.1)
         assert read_all(client) == LINE

@@ -211,12 +211,30 @@ def test_being_stopped_under_load_costs_nobody_the_line(start: Start, behaviour:
     assert daemon.lines("internal-error") == []
 
 
+def test_a_client_that_spoke_while_we_were_stopped_still_reads_the_line(start: Start) -> None:
+    """Its linger time is up when we go on, and what it said is unread: it is drained, and not reset."""
+    daemon = start("--linger", "0.5")
+    with connect(daemon.address) as client:
+        daemon.wait_for(lambda: daemon.stats()["lingering"] == "1", "the answer")
+        with stopped(daemon):
+            client.sendall(b"EHLO x\r\n")
+            time.sleep(1)  # the fault itself
+        daemon.wait_for(lambda: daemon.stats()["drained"] == "1", "the end of its time")
+        client.sendall(b"MAIL FROM:<>\r\n")
+        client.sendall(b"QUIT\r\n")
+        assert read_all(client) == LINE
+
+
 @pytest.mark.xfail(reason="a session looks at its clock before it has read what came meanwhile", strict=True)
 def test_a_command_that_came_while_we_were_stopped_is_answered(start: Start) -> None:
     """A stop that outlasts --timeout is not the client's silence."""
     daemon = start("--mode", "mail", "--hostname", "mx.example.org", "--timeout", "0.5")
     with connect(daemon.address) as client:
         assert client.recv(99) == b"220 mx.example.org ESMTP\r\n"
+        status = Path(f"/proc/{daemon.pid}/status")
+        daemon.wait_for(
+            lambda: "S (sleeping)" in status.read_text(), "its waiting for events, which the stop interrupts"
+        )
         with stopped(daemon):
             client.sendall(b"NOOP\r\n")
             time.sleep(1)  # the fault itself
