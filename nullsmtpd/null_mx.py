@@ -129,6 +129,7 @@ async def look_up_mx(
     """
     need_extra()
     import dns.exception
+    import dns.flags
     import dns.name
     import dns.resolver
 
@@ -140,6 +141,8 @@ async def look_up_mx(
         return MXAnswer(domain, (), exists=False, ttl=_ttl(error.kwargs["responses"][name]))
     except (dns.exception.DNSException, OSError, ValueError) as error:
         raise DNSError(domain, _reason(error)) from error
+    if answer.response.flags & dns.flags.TC:  # over TCP too: a part of an MX set may look like a null MX
+        raise DNSError(domain, "truncated")
     return MXAnswer(domain, _records(answer.rrset), exists=True, ttl=_ttl(answer.response))
 
 

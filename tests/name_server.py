@@ -21,8 +21,9 @@ class NameServer:
 
     ``mx``: MX sets by domain, each record as in a zone file. ``ttl``, ``negative_ttl`` (of the SOA): seconds.
     ``aliases``: CNAMEs. ``empty``: domains that exist and have no MX. ``faults``: by domain, one of ``silence``,
-    ``servfail``, ``refused``, ``garbage``, ``truncated`` (over UDP), ``stranger`` (an answer to another question), or
-    ``held`` (until `release`). ``asked`` counts the questions, by name and transport. What is in none is NXDOMAIN.
+    ``servfail``, ``refused``, ``garbage``, ``truncated`` (over UDP), ``cut`` (so over TCP too), ``loop`` (a CNAME to
+    itself), ``stranger`` (an answer to another question), or ``held`` (until `release`). ``asked`` counts questions
+    by name and transport. What is in none is NXDOMAIN.
     """
 
     def __init__(self, port: int) -> None:
@@ -73,8 +74,10 @@ class NameServer:
             response.question = [
                 dns.rrset.RRset(dns.name.from_text("other.example"), dns.rdataclass.IN, dns.rdatatype.MX)
             ]
-        elif fault == "truncated" and transport == "udp":
+        elif fault == "cut" or (fault == "truncated" and transport == "udp"):
             response.flags |= dns.flags.TC
+        elif fault == "loop":
+            response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{name}."))
         else:
             self._fill(response, name)
         return response.to_wire()

@@ -1,10 +1,12 @@
 """What a domain says in DNS about its mail, asked of a real name server on loopback."""
 
 import asyncio
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
 
+import dns.asyncresolver
 import pytest
 from conftest import PATIENCE
 from hypothesis import example, given
@@ -95,14 +97,31 @@ def test_names_are_absolute_whatever_the_search_list(dns_server: NameServer) -> 
         ("silence", "timed out"),
         ("garbage", "timed out"),
         ("stranger", "timed out"),
+        ("cut", "truncated"),
+        ("loop", "no usable answer (ChainTooLong)"),
     ],
 )
 def test_dns_that_does_not_tell_is_an_error_of_its_own(dns_server: NameServer, fault: str, reason: str) -> None:
     """Nothing is made up when DNS fails: not "accepts", and not "accepts not". Garbage is waited over."""
     dns_server.faults["null.example"] = fault
-    with pytest.raises(DNSError, match=f"the MX of null.example: {reason}$") as caught:
+    with pytest.raises(DNSError) as caught:
         look_up(dns_server, "null.example", timeout=0.3)
+    assert str(caught.value) == f"DNS does not tell the MX of null.example: {reason}"
     assert caught.value.reason == reason
+
+
+def test_a_name_server_that_cannot_be_reached_is_an_error_too() -> None:
+    """What the system says of it is the reason: nobody may send to the broadcast address like that."""
+    with pytest.raises(DNSError, match=r"Permission denied$"):
+        asyncio.run(look_up_mx("null.example", resolver=("255.255.255.255", 53), timeout=1))
+
+
+def test_a_host_without_a_name_server_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An /etc/resolv.conf that names none, at the time of the question."""
+    read = dns.asyncresolver.Resolver.read_resolv_conf
+    monkeypatch.setattr(dns.asyncresolver.Resolver, "read_resolv_conf", lambda stub, _: read(stub, io.StringIO("")))
+    with pytest.raises(DNSError, match=r"no name server in /etc/resolv\.conf$"):
+        asyncio.run(look_up_mx("null.example"))
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,7 @@ def test_past_max_sessions_the_one_that_was_silent_longest_makes_room(start: Sta
             assert read_all(second) == b""
             assert ask(first, "null.example") == [REFUSAL]
     assert daemon.stats() | {"sessions": "3", "let_go": "1", "refused": "0"} == daemon.stats()
+    assert daemon.stop() == 0
 
 
 def test_past_max_sessions_nobody_who_waits_is_let_go(start: Start, dns_server: NameServer) -> None:
@@ -286,6 +287,7 @@ def test_past_max_sessions_nobody_who_waits_is_let_go(start: Start, dns_server: 
         dns_server.release()
         assert read_replies(first, 1) == [REFUSAL]
     assert daemon.stats()["refused"] == "1"
+    assert daemon.stop() == 0
 
 
 def test_max_sessions_fits_into_the_limit_of_open_files(start: Start, dns_server: NameServer) -> None:
@@ -334,9 +336,10 @@ def test_the_socket_of_a_dead_process_is_replaced(start: Start, dns_server: Name
     first.process.kill()
     first.process.wait()
     assert path.exists()
-    on_unix(start, dns_server, path)
+    second = on_unix(start, dns_server, path)
     with unix_socket(path) as client:
         assert ask(client, "null.example") == [REFUSAL]
+    assert second.stop() == 0
 
 
 def test_the_socket_of_a_living_process_is_taken(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
