@@ -93,9 +93,10 @@ def _answer(  # noqa: PLR0913 - what a process is made of
             loop.call_later(beat_every, beat)
 
     async def run() -> None:
-        # A signal for all processes of a group reaches the parent too, so one for us means no more than its word.
+        # A signal for all processes of a group reaches the parent too, and its word is what counts: only it knows
+        # whether this socket is to be closed for good.
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
+            signal.signal(number, signal.SIG_IGN)
         loop.add_reader(end, on_end)
         unblock_signals()
         worker = Worker(loop, options, counters, listeners, explain=explain)

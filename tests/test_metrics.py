@@ -63,6 +63,7 @@ def test_the_numbers_are_those_of_the_stats_line(start: Start, workers: str) -> 
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(daemon.address)) for _ in range(20)]
         assert [read_all(client) for client in clients] == [LINE] * 20
+        daemon.wait_for(lambda: daemon.stats()["lingering"] == "20", "all of them lingering")
         numbers = scrape(daemon)
         stats = daemon.stats()
         for name in ("connections", "cut_short", "drained", "sessions", "send_errors", "worker_restarts"):
