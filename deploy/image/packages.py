@@ -1,0 +1,96 @@
+"""Which packages the files of an image come from, and what of their metadata a scanner wants to find beside them."""
+
+import email
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Component", "add_debian_packages", "add_distributions"]
+
+_DPKG = Path("/var/lib/dpkg")
+
+
+class Component(NamedTuple):
+    """A package of which something is in the image. ``purl`` is its package URL, ``licence`` an SPDX expression."""
+
+    name: str
+    version: str
+    purl: str
+    licence: str = ""
+
+
+def add_debian_packages(sources: Iterable[Path], root: Path) -> Iterator[Component]:
+    """Write status, checksums and copyright of the packages that own these files below ``root``; yield the packages.
+
+    As the Distroless images have it: a file for each package in /var/lib/dpkg/status.d, which scanners know.
+    """
+    used = {_unmerged(source.resolve()) for source in sources}
+    system = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    for listing in sorted((_DPKG / "info").glob("*.list")):
+        ours = {path for path in map(_unmerged, map(Path, listing.read_text().splitlines())) if path in used}
+        if not ours:
+            continue
+        status = subprocess.run(
+            ["dpkg-query", "--status", listing.stem], capture_output=True, text=True, check=True
+        ).stdout
+        name, version, architecture = (_field(status, field) for field in ("Package", "Version", "Architecture"))
+        directory = root / "var/lib/dpkg/status.d"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(status)
+        (directory / f"{name}.md5sums").write_text("".join(_checksums(listing.with_suffix(".md5sums"), ours)))
+        _copy_copyright(name, root)
+        purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B').replace(':', '%3A')}?arch={architecture}"
+        yield Component(name, version, f"{purl}&distro=debian-{system['VERSION_ID'].strip(chr(34))}")
+
+
+def add_distributions(sources: Iterable[Path], site: Path, target: Path) -> Iterator[Component]:
+    """Write the metadata and licences of the Python distributions in ``site`` that own these files to ``target``."""
+    used = set(sources)
+    for distribution in distributions(path=[str(site)]):
+        files = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()]
+        if used.isdisjoint(files):
+            continue
+        for file in files:
+            inside = file.relative_to(site)
+            if file.name == "METADATA" or "licenses" in inside.parts or file.name.startswith("LICENSE"):
+                (target / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target / inside)
+                if file.name == "METADATA":  # the fields; what follows them is the README
+                    (target / inside).write_text(file.read_text().partition("\n\n")[0] + "\n")
+        yield _component(distribution)
+
+
+def _component(distribution: Distribution) -> Component:
+    name, version = distribution.metadata["Name"], distribution.version
+    licence = distribution.metadata["License-Expression"] or ""
+    return Component(name, version, f"pkg:pypi/{name.lower().replace('_', '-')}@{version}", licence)
+
+
+def _unmerged(path: Path) -> Path:
+    """Return a path without /usr: package lists say /lib for some files of /usr/lib, which is the same directory."""
+    return Path("/", *path.parts[2:]) if path.parts[:2] == ("/", "usr") else path
+
+
+def _field(status: str, name: str) -> str:
+    return str(email.message_from_string(status)[name])
+
+
+def _checksums(sums: Path, ours: set[Path]) -> Iterator[str]:
+    for line in sums.read_text().splitlines(keepends=True) if sums.exists() else ():
+        if _unmerged(Path("/", line.split(maxsplit=1)[1].rstrip("\n"))) in ours:
+            yield line
+
+
+def _copy_copyright(package: str, root: Path) -> None:
+    """Copy a package's copyright file; those that say the same are one file."""
+    text = Path("/usr/share/doc", package, "copyright").read_bytes()
+    copy = root / "usr/share/doc" / package / "copyright"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    for other in copy.parent.parent.glob("*/copyright"):
+        if not other.is_symlink() and other.read_bytes() == text:
+            copy.symlink_to(Path("..", other.parent.name, "copyright"))
+            return
+    copy.write_bytes(text)

@@ -1,0 +1,104 @@
+"""Images and containers, by podman: built where no registry can be reached, run as the README says to run them."""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from conftest import Daemon, require
+from test_manager import HAND_OVER
+
+__all__ = ["HARDENED", "build_image", "podman", "running_container"]
+
+ROOT = Path(__file__).parent.parent
+
+#: How little the README's container may do and have. Without a place that it could write to.
+HARDENED = (
+    "--user=65532:65532",
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--memory=64m",
+    "--pids-limit=16",
+)
+
+_numbers = itertools.count()
+
+
+def podman(*arguments: str, prefix: Sequence[str] = ()) -> str:
+    """Run podman; return what it printed. A failure fails the test with what podman said."""
+    done = subprocess.run([*prefix, "podman", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def build_image(tag: str, secrets: Path, *arguments: str, file: str = "Dockerfile") -> str:
+    """Build an image from the repository; return its name. ``secrets`` is a directory for this machine's mirrors."""
+    suite = re.findall(r"^ARG DEBIAN=(\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
+    base = f"docker.io/library/debian:{suite}-slim"
+    pulled = subprocess.run(["podman", "pull", "--quiet", "--policy=missing", base], capture_output=True, check=False)
+    there = subprocess.run(["podman", "image", "exists", base], check=False)
+    require(pulled.returncode == 0 or there.returncode == 0, f"the image {base}")
+    name = f"localhost/nullsmtpd-test:{tag}"
+    podman(
+        *("build", "--format=docker", "--network=host", f"--tag={name}", f"--file={ROOT / file}"),
+        *_mirrors(secrets, suite),
+        *(*arguments, str(ROOT)),
+    )
+    return name
+
+
+def _mirrors(directory: Path, suite: str) -> Iterator[str]:
+    """Yield the secrets that lead a build to Debian and PyPI in the way that this machine takes."""
+    sources = Path("/etc/apt/sources.list.d/debian.sources")
+    if sources.exists():
+        here = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
+        assert here
+        yield _secret(directory / "apt", re.sub(rf"\b{here[1]}\b", suite, sources.read_text()))
+        settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
+        wanted = re.findall(r"^Acquire::(?:Check-\w+|https?::\S+) .*\n", settings, re.MULTILINE)
+        yield _secret(directory / "apt-conf", "".join(wanted))
+    bundle = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
+    if bundle:
+        yield _secret(directory / "ca", Path(bundle).read_text())
+        yield _secret(directory / "pip", "[global]\ncert = /run/secrets/ca\n")
+
+
+def _secret(path: Path, text: str) -> str:
+    path.write_text(text)
+    return f"--secret=id={path.name},src={path}"
+
+
+@contextlib.contextmanager
+def running_container(
+    image: str,
+    log_path: Path,
+    *arguments: str,
+    options: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+    passed: Sequence[socket.socket] = (),
+) -> Iterator[tuple[Daemon, str]]:
+    """Run a container until the end of the block; give what stands for its process, and its name.
+
+    ``options`` are podman's, after `HARDENED`; ``prefix`` goes before its command; ``passed`` are handed over as a
+    service manager does. Signals to the process are passed on to the container, whose log and exit status are its own.
+    """
+    name = f"nullsmtpd-test-{os.getpid()}-{next(_numbers)}"
+    descriptors = [one.fileno() for one in passed]
+    handing_over = [sys.executable, "-c", HAND_OVER, str(len(passed)), *map(str, descriptors)] if passed else []
+    engine = shutil.which("podman") or "podman"
+    command = [*prefix, *handing_over, engine, "run", f"--name={name}", *HARDENED, *options, image, *arguments]
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=descriptors)
+    try:
+        yield Daemon(process, log_path), name
+    finally:
+        podman("rm", "--force", "--ignore", "--time=0", name, prefix=prefix)
+        process.wait()
