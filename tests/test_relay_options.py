@@ -41,11 +41,12 @@ def test_flags_win_over_variables_and_places_may_be_several() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--listen", "unix:"], "--listen: 'unix:' has no absolute path; give unix:/PATH"),
-        (["--listen", "unix:run/a"], "--listen: 'unix:run/a' has no absolute path"),
+        (["--listen", "unix:"], "--listen: 'unix:' has no plain absolute path; give unix:/PATH"),
+        (["--listen", "unix:run/a"], "--listen: 'unix:run/a' has no plain absolute path"),
         (["--listen", "unix:/" + "a" * 103], "has a path of more than 103 octets"),
         (["--listen", "unix:/" + "é" * 60], "has a path of more than 103 octets"),
-        (["--listen", "unix:/a\0b"], "has no absolute path"),
+        (["--listen", "unix:/a\nb"], "has no plain absolute path"),
+        (["--listen", "unix:/a\0b"], "has no plain absolute path"),
         (["--listen", "localhost"], "--listen: 'localhost' has no port"),
         (["--resolver", "ns.example"], "--resolver: 'ns.example' is not the address of a name server"),
         (["--timeout", "0"], "--timeout: '0' is not a number of seconds above 0"),

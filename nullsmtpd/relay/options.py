@@ -45,8 +45,8 @@ def _place(text: str) -> Address | str:
     if not text.startswith(_UNIX):
         return parse_address(text)
     path = text.removeprefix(_UNIX)
-    if not path.startswith("/") or "\0" in path:
-        raise ValueError("has no absolute path; give unix:/PATH, such as unix:/run/nullsmtpd/relay")
+    if not path.startswith("/") or not path.isprintable():
+        raise ValueError("has no plain absolute path; give unix:/PATH, such as unix:/run/nullsmtpd/relay")
     if len(os.fsencode(path)) > MAX_PATH_OCTETS:
         raise ValueError(f"has a path of more than {MAX_PATH_OCTETS} octets, which no Unix socket can have")
     return path
