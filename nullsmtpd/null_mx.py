@@ -14,7 +14,6 @@ from nullsmtpd.listeners import parse_address
 
 if TYPE_CHECKING:
     import dns.asyncresolver
-    import dns.message
     import dns.rrset
 
 __all__ = [
@@ -138,12 +137,14 @@ async def look_up_mx(
     try:
         answer = await _stub(resolver).resolve(name, "MX", raise_on_no_answer=False, lifetime=timeout)
     except dns.resolver.NXDOMAIN as error:
-        return MXAnswer(domain, (), exists=False, ttl=_ttl(error.kwargs["responses"][name]))
+        # The least TTL on the way to it, and what RFC 2308 §5 takes from the SOA; so it is in an answer.
+        ttl = error.kwargs["responses"][name].resolve_chaining().minimum_ttl
+        return MXAnswer(domain, (), exists=False, ttl=ttl)
     except (dns.exception.DNSException, OSError, ValueError) as error:
         raise DNSError(domain, _reason(error)) from error
     if answer.response.flags & dns.flags.TC:  # over TCP too: a part of an MX set may look like a null MX
         raise DNSError(domain, "truncated")
-    return MXAnswer(domain, _records(answer.rrset), exists=True, ttl=_ttl(answer.response))
+    return MXAnswer(domain, _records(answer.rrset), exists=True, ttl=answer.chaining_result.minimum_ttl)
 
 
 def domain_of(text: str) -> str:
@@ -222,11 +223,6 @@ def _stub(resolver: tuple[str, int] | None) -> "dns.asyncresolver.Resolver":
 
 def _records(rrset: "dns.rrset.RRset | None") -> tuple[MX, ...]:
     return tuple(sorted(MX(one.preference, one.exchange.to_text(omit_final_dot=True)) for one in rrset or ()))
-
-
-def _ttl(response: "dns.message.QueryMessage") -> int:
-    """Return the least TTL on the way to the answer; where there is none, what RFC 2308 §5 takes from the SOA."""
-    return response.resolve_chaining().minimum_ttl
 
 
 def _reason(error: Exception) -> str:
