@@ -1,5 +1,6 @@
 """What a service manager hands us and wants to hear: sockets, and how we are (sd_listen_fds(3), sd_notify(3))."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -70,6 +71,12 @@ class Notifier:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
             messenger.setblocking(False)
             messenger.sendto("\n".join(states).encode(), self._address)
+
+    def keep_alive(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say that the loop turns, as often as the manager wants to hear it."""
+        if seconds := self.watchdog_seconds:
+            self.tell("WATCHDOG=1")
+            loop.call_later(seconds, self.keep_alive, loop)
 
 
 def _watchdog_seconds(environment: MutableMapping[str, str]) -> float | None:

@@ -4,7 +4,6 @@ import errno
 import functools
 import importlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -19,7 +18,7 @@ from nullsmtpd import __version__
 from nullsmtpd.arguments import UsageError
 from nullsmtpd.counters import Counters
 from nullsmtpd.parent import unblock_signals
-from nullsmtpd.worker import open_descriptors
+from nullsmtpd.process import max_files, open_files
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -94,7 +93,7 @@ def serve_metrics_until(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # it ends with the parent
     unblock_signals()
-    own.process, own.descriptors = os.getpid(), open_descriptors()
+    own.process, own.descriptors = os.getpid(), open_files()
     serve_metrics(listeners, counters, mode)
     select.select([end], [], [])
 
@@ -144,13 +143,14 @@ class _Numbers:
                 value = min(values) if name == "process_start_time_seconds" else sum(values)
                 yield GaugeMetricFamily(name, metrics[0].documentation, value=value)
         # Not what /proc says: after --user a process may not look into another's descriptors.
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         yield GaugeMetricFamily(
             "process_open_fds",
             "Number of open file descriptors.",
             value=total.descriptors + total.lingering + total.draining + total.talking,
         )
-        yield GaugeMetricFamily("process_max_fds", "Maximum number of open file descriptors.", value=limit * len(pids))
+        yield GaugeMetricFamily(
+            "process_max_fds", "Maximum number of open file descriptors.", value=max_files() * len(pids)
+        )
 
     def _all_cpu_seconds(self, living: list[int]) -> float:
         """Return the seconds of all processes there ever were: a counter must not fall when a worker is replaced."""

@@ -2,42 +2,28 @@
 
 import asyncio
 import os
-import resource
 import socket
-import sys
-from typing import TYPE_CHECKING, Any
-
-import uvloop
+from typing import TYPE_CHECKING
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.drain import MAX_DRAINS, Drains
 from nullsmtpd.linger import Lingering
 from nullsmtpd.log import log
 from nullsmtpd.options import Options
+from nullsmtpd.process import max_files, open_files
 from nullsmtpd.responder import Responder
 
 if TYPE_CHECKING:
     from nullsmtpd.access import AccessLog
     from nullsmtpd.session import Sessions
 
-__all__ = ["Worker", "new_loop", "open_descriptors"]
+__all__ = ["Worker"]
 
 #: Descriptors left alone for what is not a client: the event loop's own, a log that is reopened, scrapes of --metrics.
 SPARE_DESCRIPTORS = 8
 
 #: Seconds between two looks at the remaining clients while the process ends.
 END_TICK = 0.01
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop that logs a mistake of ours in one line; the next client is served all the same."""
-    loop = uvloop.new_event_loop()
-    loop.set_exception_handler(_on_internal_error)
-    return loop
-
-
-def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    log("internal-error", message=context.get("message"), exception=repr(context.get("exception")))
 
 
 class Worker:
@@ -63,7 +49,7 @@ class Worker:
         self._lingering = Lingering(loop, counters, self._drains, options.linger, options.max_lingering)
         self._sessions = self._new_sessions()
         counters.process, counters.workers = os.getpid(), 1
-        counters.descriptors = open_descriptors()
+        counters.descriptors = open_files()
         self._fit_into_descriptors()
         self._responder = self._new_responder(listeners)
         self._responder.start()
@@ -109,28 +95,16 @@ class Worker:
 
     def _fit_into_descriptors(self) -> None:
         """Lower what may talk and linger to what the limit of open files leaves."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        left = sys.maxsize
-        if soft != resource.RLIM_INFINITY:
-            left = soft - self._counters.descriptors - SPARE_DESCRIPTORS
+        left = max_files() - self._counters.descriptors - SPARE_DESCRIPTORS
         if self._sessions is not None:
-            self._sessions.limit = self._lowered("max-sessions", self._sessions.limit, left // 2, soft)
+            self._sessions.limit = self._lowered("max-sessions", self._sessions.limit, left // 2)
             left -= self._sessions.limit
-        self._lingering.limit = self._lowered("max-lingering", self._lingering.limit, left, soft)
+        self._lingering.limit = self._lowered("max-lingering", self._lingering.limit, left)
         self._drains.limit = min(MAX_DRAINS, self._lingering.limit // 4)
 
-    def _lowered(self, option: str, wanted: int, left: int, files: int) -> int:
+    def _lowered(self, option: str, wanted: int, left: int) -> int:
         if wanted <= left:
             return wanted
         if self._explain:
-            log(f"{option}-lowered", wanted=wanted, to=max(1, left), because=f"at most {files} files may be open")
+            log(f"{option}-lowered", wanted=wanted, to=max(1, left), because=f"at most {max_files()} files may be open")
         return max(1, left)
-
-
-def open_descriptors() -> int:
-    """Return how many descriptors this process has open."""
-    directory = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
-    try:
-        return len(os.listdir(directory))
-    except OSError:
-        return 16  # a process with a loop and some listeners; SPARE_DESCRIPTORS covers a mistake

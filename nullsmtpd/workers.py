@@ -12,8 +12,9 @@ from nullsmtpd.log import log
 from nullsmtpd.manager import Notifier
 from nullsmtpd.options import Options
 from nullsmtpd.parent import Child, Parent, unblock_signals
+from nullsmtpd.process import new_loop, open_files
 from nullsmtpd.sockets import announce, open_sockets
-from nullsmtpd.worker import Worker, new_loop, open_descriptors
+from nullsmtpd.worker import Worker
 
 __all__ = ["serve_with_workers"]
 
@@ -42,7 +43,7 @@ def serve_with_workers(options: Options, count: int) -> None:
 
         work = functools.partial(serve_metrics_until, sockets.metrics, all_counters, of_metrics, options.mode)
         parent.children.append(Child("metrics", work, of_metrics, answers=False))
-    own.process, own.descriptors = os.getpid(), open_descriptors()
+    own.process, own.descriptors = os.getpid(), open_files()
     parent.start()
     announce(sockets, notifier)
     parent.watch()
