@@ -511,7 +511,7 @@ def test_the_kernel_tells_how_many_wait() -> None:
 
 def test_a_mistake_of_ours_is_one_line_and_not_the_end(capfd: pytest.CaptureFixture[str]) -> None:
     """An exception in a callback is logged without a traceback, and the loop goes on."""
-    from nullsmtpd.worker import new_loop
+    from nullsmtpd.process import new_loop
 
     loop = new_loop()
     loop.call_soon(lambda: 1 // 0)
