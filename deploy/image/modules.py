@@ -54,7 +54,7 @@ def needed_modules(program: str, site: Path) -> dict[str, Path | None]:
     """
     sys.path.insert(0, str(site))
     found: dict[str, Path | None] = {}
-    wanted = {f"{program}.__main__", "runpy", *_codecs_of(Path(sys.executable).read_bytes())}
+    wanted = {f"{program}.__main__", "runpy", *_codecs_of(Path(sys.executable))}
     while new := _load(wanted, site, found):
         found |= new
         for name, path in new.items():
@@ -75,10 +75,13 @@ def _load(names: Iterable[str], site: Path, known: Container[str]) -> dict[str, 
 
 
 def _late_imports(name: str, path: Path, program: str, skip: Container[str] = ()) -> Iterator[str]:
-    """Yield what the functions of a module may import, and the codecs that they name."""
+    """Yield what the functions of a module may import, and the codecs that they name; of C code it is those alone."""
+    if path.suffix == ".so":
+        yield from _codecs_of(path)
+        return
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     own = package.partition(".")[0]
-    for function in ast.walk(ast.parse(path.read_bytes()) if path.suffix == ".py" else ast.Module([], [])):
+    for function in ast.walk(ast.parse(path.read_bytes())):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or function.name in skip:
             continue
         imports = {one for node in ast.walk(function) for one in _imported(node, package)}
@@ -136,8 +139,8 @@ def _named_codecs(call: ast.Call) -> Iterator[str]:
             yield f"encodings.{encodings.aliases.aliases.get(name, name)}"
 
 
-def _codecs_of(interpreter: bytes) -> set[str]:
+def _codecs_of(binary: Path) -> set[str]:
     """Return the codecs that C code looks up by name, such as "idna" for the name of a host: they are its strings."""
-    strings = re.findall(rb"(?<=\0)[a-z][a-z0-9_-]{2,20}(?=\0)", interpreter)
+    strings = re.findall(rb"(?<=\0)[a-z][a-z0-9_-]{2,20}(?=\0)", binary.read_bytes())
     names = {f"encodings.{string.decode().replace('-', '_')}" for string in strings}
     return {name for name in names if importlib.util.find_spec(name)}
