@@ -174,6 +174,17 @@ def test_a_flood_leaves_a_bounded_log_and_a_count_of_the_rest(start: Start) -> N
     assert daemon.wake_ups_within(1.5) <= 1
 
 
+def test_workers_share_the_log_and_no_line_is_torn(start: Start) -> None:
+    """Two processes write at the same time: each line is whole, and lines and what was left out are all there is."""
+    daemon = start("--access-log", "--workers", "2")
+    crowd = BURST_LINES + 2000
+    assert run_clients(daemon.address, "says_quit_first", crowd, 200) == {"whole line": crowd}
+    stats = daemon.stats()
+    whole = r"\S+Z connection peer=127\.0\.0\.1:\d+ local=\S+ mode=close spoke_first=(yes|no)"
+    assert all(re.fullmatch(whole, line) for line in daemon.log.splitlines() if "peer=" in line)
+    assert len(daemon.lines("connection")) + int(stats["access_left_out"]) == int(stats["connections"]) == crowd
+
+
 def said_to_be_left_out(daemon: Daemon) -> int:
     return sum(int(line.rpartition("count=")[2]) for line in daemon.lines("access-left-out"))
 
