@@ -68,7 +68,7 @@ def test_a_dependency_that_imports_by_computed_names_comes_whole(tmp_path: Path)
     [
         ("def f(text): return text.encode('IBM437')\n", "encodings.cp437"),
         ("def f(path): return open(path, encoding='cp1252')\n", "encodings.cp1252"),
-        ("", "encodings.idna"),
+        ("import socket\n", "encodings.idna"),
     ],
 )
 def test_codecs_are_found_by_the_names_that_code_has_for_them(source: str, codec: str, tmp_path: Path) -> None:
