@@ -67,6 +67,14 @@ def root(image: str) -> Iterator[Path]:
 
 
 @pytest.fixture
+def host() -> Iterator[Host]:
+    """Return a network of the test's own: in the machine's, publishing a port would change its packet filter."""
+    require_tools("nsenter", "unshare", "iptables")
+    with open_host() as host:
+        yield host
+
+
+@pytest.fixture
 def run(image: str, tmp_path: Path) -> Iterator[Run]:
     """Return a function that runs the image, or ``of``, and waits until it says where it listens."""
     with contextlib.ExitStack() as stack:
@@ -127,6 +135,14 @@ def test_it_is_small(image: str, root: Path, tmp_path: Path) -> None:
     assert len(gzip.compress(layer.read_bytes(), 6)) <= MAX_COMPRESSED
 
 
+def test_the_table_in_the_readme_can_be_made_again(host: Host, image: str, secrets: Path) -> None:
+    """The script measures an image, and beside it one of nginx that was made the same way."""
+    yardstick = build_image("yardstick", secrets, file="deploy/image/nginx.Dockerfile")
+    table = host.run(sys.executable, str(ROOT / "deploy/image/measure.py"), image, yardstick)
+    row = r"^\| (\S+) \| [\d.]+ MB \| [\d.]+ MB \| [\d,]+ KiB \| [\d,]+ KiB \| \d+ ms \|$"
+    assert re.findall(row, table, re.MULTILINE) == [image, yardstick]
+
+
 def test_nothing_can_be_started_in_it_but_the_daemon(root: Path) -> None:
     """Its only programs are the interpreter and the command; there is no shell."""
     programs = {path.name for path in (root / "usr/bin").iterdir()}
@@ -176,14 +192,6 @@ def test_bill_of_materials_is_valid_and_names_every_component(root: Path) -> Non
 
 
 # How it runs.
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    """Return a network of the test's own: in the machine's, publishing a port would change its packet filter."""
-    require_tools("nsenter", "unshare", "iptables")
-    with open_host() as host:
-        yield host
 
 
 def test_port_25_of_a_host_with_next_to_no_rights(host: Host, run: Run) -> None:
