@@ -12,6 +12,7 @@ __all__ = [
     "Given",
     "Option",
     "UsageError",
+    "account",
     "count",
     "last",
     "option_lines",
@@ -146,6 +147,16 @@ def count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,10}", text) or not 1 <= int(text) <= _MAX_INT:
         raise ValueError(f"is not a whole number from 1 to {_MAX_INT}")
     return int(text)
+
+
+def account(text: str) -> str:
+    """Check what can be a user or a group, by name or by number; whether it exists is seen when it is needed.
+
+    Raises `ValueError`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", text):
+        raise ValueError("is neither a name nor a number; give one as in /etc/passwd or /etc/group")
+    return text
 
 
 def switch(text: str) -> bool:

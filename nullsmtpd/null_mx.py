@@ -25,6 +25,7 @@ __all__ = [
     "MissingExtraError",
     "accepts_mail",
     "domain_of",
+    "load_extra",
     "look_up_mx",
     "need_extra",
     "resolver_address",
@@ -197,6 +198,21 @@ def need_extra() -> None:
         raise MissingExtraError(
             f"the package {error.name} is missing: pip install 'nullsmtpd-521[relay]'", name=error.name
         ) from None
+
+
+def load_extra() -> None:
+    """Load what a question may need later, as another user might not be able to read it.
+
+    Raises `MissingExtraError`.
+    """
+    need_extra()
+    import dns.rdata
+    import dns.rdataclass
+    import dns.rdatatype
+
+    for kind in ("MX", "SOA", "CNAME", "DNAME", "OPT", "NS", "A", "AAAA", "RRSIG"):
+        dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.from_text(kind))
+    domain_of("\N{LATIN SMALL LETTER U WITH DIAERESIS}.example")
 
 
 def _a_labels(domain: str) -> str:

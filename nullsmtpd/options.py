@@ -8,6 +8,7 @@ from typing import NamedTuple
 from nullsmtpd.arguments import (
     Option,
     UsageError,
+    account,
     count,
     last,
     option_lines,
@@ -83,13 +84,6 @@ def _workers(text: str) -> int | None:
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_WORKERS:
         raise ValueError(f"is not a number of processes; give 1 to {MAX_WORKERS}, or auto")
     return int(text)
-
-
-def _account(text: str) -> str:
-    """Check what can be a user or a group, by name or by number; whether it exists is seen when it is needed."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", text):
-        raise ValueError("is neither a name nor a number; give one as in /etc/passwd or /etc/group")
-    return text
 
 
 def _metrics(text: str) -> Address:
@@ -185,8 +179,8 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         timeout=last(given["timeout"], positive_seconds),
         backlog=last(given["backlog"], count),
         workers=last(given["workers"], _workers),
-        user=last(given["user"], _account) if given["user"] else None,
-        group=last(given["group"], _account) if given["group"] else None,
+        user=last(given["user"], account) if given["user"] else None,
+        group=last(given["group"], account) if given["group"] else None,
         access_log=last(given["access-log"], switch),
         metrics=last(given["metrics"], _metrics) if given["metrics"] else None,
     )

@@ -512,13 +512,17 @@ def wait_until_caught(pid: int) -> None:
 
 
 def test_as_another_user_it_answers_and_root_is_given_up(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """--user holds once the sockets are bound, those in root's directories too."""
+    """--user holds once the sockets are bound, those in root's directories too.
+
+    And whatever a question needs was loaded before: where only root can read the interpreter, an IDN is still looked up.
+    """
     require_root()
     path = tmp_path / "relay"
     daemon = on_unix(start, dns_server, path, "--user", "nobody")
     with unix_socket(path) as client:
-        assert ask(client, "null.example") == [REFUSAL]
+        assert ask(client, "null.example", "a@bücher.example", "gone.example") == [REFUSAL, NOT_FOUND, NOT_FOUND]
     assert Path(f"/proc/{daemon.pid}").stat().st_uid != 0
+    assert not daemon.lines("internal-error")
     assert daemon.lines("running-as-root") == []
     assert daemon.stop() == 0
 

@@ -19,12 +19,12 @@ def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
     if "--version" in arguments:
         return _say(1, f"nullsmtpd {__version__}\n", 0)
     from nullsmtpd.listeners import ListenError
-    from nullsmtpd.null_mx import MissingExtraError, need_extra
+    from nullsmtpd.null_mx import MissingExtraError, load_extra
     from nullsmtpd.privileges import PrivilegeError
 
     try:
         options = parse_options(arguments, environment)
-        need_extra()
+        load_extra()
         from nullsmtpd.relay.server import serve
 
         serve(options, environment)

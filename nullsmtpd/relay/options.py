@@ -1,13 +1,13 @@
 """What the operator of the relay's side may say, and what is wrong with a mistake."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from nullsmtpd.arguments import (
     Option,
     UsageError,
+    account,
     count,
     last,
     option_lines,
@@ -58,13 +58,6 @@ def _timeout(text: str) -> float:
     return value
 
 
-def _account(text: str) -> str:
-    """Check what can be a user or a group, by name or by number; whether it exists is seen when it is needed."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", text):
-        raise ValueError("is neither a name nor a number; give one as in /etc/passwd or /etc/group")
-    return text
-
-
 _TABLE = {
     "listen": Option(
         "ADDR",
@@ -108,8 +101,8 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         timeout=last(given["timeout"], _timeout),
         cache=last(given["cache"], count),
         max_sessions=last(given["max-sessions"], count),
-        user=last(given["user"], _account) if given["user"] else None,
-        group=last(given["group"], _account) if given["group"] else None,
+        user=last(given["user"], account) if given["user"] else None,
+        group=last(given["group"], account) if given["group"] else None,
     )
 
 

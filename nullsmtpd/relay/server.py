@@ -3,21 +3,16 @@
 import asyncio
 import contextlib
 import os
-import resource
-import signal
 import socket
-import sys
 from collections.abc import MutableMapping
 from functools import partial
-from typing import Any
 
-import uvloop
-
-from nullsmtpd.listeners import Address, bind, format_address
+from nullsmtpd.listeners import Address, bind, own_address
 from nullsmtpd.log import log
 from nullsmtpd.manager import Notifier, inherited_listeners
 from nullsmtpd.null_mx import look_up_mx
 from nullsmtpd.privileges import become, find_account
+from nullsmtpd.process import max_files, raise_file_limit, run, take_signals
 from nullsmtpd.relay.answers import Answers
 from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.local import LocalListener, bind_local
@@ -43,20 +38,8 @@ def serve(options: Options, environment: MutableMapping[str, str]) -> None:
     when the account cannot be had, `nullsmtpd.arguments.UsageError` when there is no such account, `OSError` when the
     event loop itself lacks descriptors or memory.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that it does not let us have
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    loop = uvloop.new_event_loop()
-    loop.set_exception_handler(_on_internal_error)
-    served = _Server(loop, options, environment).run()
-    try:
-        loop.run_until_complete(served)
-    finally:
-        served.close()
-    # The loop stays open, as closing it gives the signals their default action back, and so does the interpreter's end,
-    # but not to those that are ignored: a late one must not change the exit status.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    raise_file_limit()
+    run(lambda loop: _Server(loop, options, environment).run())
 
 
 class _Server:
@@ -66,7 +49,6 @@ class _Server:
         self._loop = loop
         self._options = options
         self._environment = environment
-        self._end = asyncio.Event()
         self._notifier = Notifier(environment)
         self._local: list[LocalListener] = []
         self._counters = Counters()
@@ -78,23 +60,13 @@ class _Server:
         )
 
     async def run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_end_signal)
-        self._loop.add_signal_handler(signal.SIGUSR1, self._log_stats)
+        end = take_signals(self._loop, self._log_stats)
         try:
-            await self._run()
+            servers = await self._start()
+            await end.wait()
         finally:
-            self._remove_local()
-
-    async def _run(self) -> None:
-        listeners = self._listeners()
-        servers = [await self._start(listener) for listener in listeners]
-        for listener in listeners:
-            log("listening", address=_own_address(listener))
-        self._notifier.tell("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
-        self._watch()
-        self._sessions.look_for_idle()
-        await self._end.wait()
+            for local in self._local:
+                local.remove()
         self._notifier.tell("STOPPING=1", "STATUS=Letting clients finish")
         for server in servers:
             server.close()
@@ -102,6 +74,16 @@ class _Server:
             async with asyncio.timeout(END_SECONDS):
                 await self._sessions.finish()
         self._log_stats()
+
+    async def _start(self) -> list[asyncio.AbstractServer]:
+        listeners = self._listeners()
+        servers = [await self._serve(listener) for listener in listeners]
+        for listener in listeners:
+            log("listening", address=_own_address(listener))
+        self._notifier.tell("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
+        self._notifier.keep_alive(self._loop)
+        self._sessions.look_for_idle()
+        return servers
 
     def _listeners(self) -> list[socket.socket]:
         """Return the sockets to listen on, as the account to be; those that were passed to us replace --listen."""
@@ -119,28 +101,11 @@ class _Server:
         self._local.append(bind_local(place, BACKLOG))
         return [self._local[-1].listener]
 
-    async def _start(self, listener: socket.socket) -> asyncio.AbstractServer:
+    async def _serve(self, listener: socket.socket) -> asyncio.AbstractServer:
         """Serve clients; the backlog is passed because the loop calls listen(2) again, with 100 if it is not told."""
         create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
         factory = partial(RelayProtocol, self._answers, self._counters, self._sessions)
         return await create(factory, sock=listener, backlog=BACKLOG)
-
-    def _watch(self) -> None:
-        """Tell the service manager that the loop turns, as often as it wants to hear it."""
-        if seconds := self._notifier.watchdog_seconds:
-            self._notifier.tell("WATCHDOG=1")
-            self._loop.call_later(seconds, self._watch)
-
-    def _remove_local(self) -> None:
-        for local in self._local:
-            local.remove()
-
-    def _on_end_signal(self) -> None:
-        if self._end.is_set():  # the second one: no more patience
-            self._log_stats()
-            os._exit(0)
-        self._end.set()
-        self._remove_local()
 
     def _log_stats(self) -> None:
         levels = {"talking": len(self._sessions), "asking": self._answers.asking, "cached": self._answers.cached}
@@ -149,21 +114,16 @@ class _Server:
 
 def _session_limit(wanted: int) -> int:
     """Lower the number of clients to what the limit of open files leaves: each may need one for its question too."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    left = (soft - SPARE_DESCRIPTORS) // 2 if soft != resource.RLIM_INFINITY else sys.maxsize
+    left = (max_files() - SPARE_DESCRIPTORS) // 2
     if wanted <= left:
         return wanted
-    log("max-sessions-lowered", wanted=wanted, to=max(1, left), because=f"at most {soft} files may be open")
+    log("max-sessions-lowered", wanted=wanted, to=max(1, left), because=f"at most {max_files()} files may be open")
     return max(1, left)
 
 
-def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log a mistake of ours in one line; the next client is served all the same."""
-    log("internal-error", message=context.get("message"), exception=repr(context.get("exception")))
-
-
 def _own_address(listener: socket.socket) -> str:
-    name = listener.getsockname()
     if listener.family != socket.AF_UNIX:
-        return format_address(*name[:2])
-    return "unix:" + os.fsdecode(name).replace("\0", "@", 1)  # unix(7): an abstract name begins with a NUL
+        return own_address(listener)
+    return "unix:" + os.fsdecode(listener.getsockname()).replace(
+        "\0", "@", 1
+    )  # unix(7): an abstract name begins with a NUL
