@@ -390,9 +390,7 @@ def test_clients_that_reset_at_any_moment_leave_nothing_behind(start: Start, mod
 
 
 @pytest.mark.parametrize("mode", ["session", "mail"])
-def test_ten_thousand_half_open_sessions_are_held_and_let_go(
-    start: Start, mode: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_ten_thousand_half_open_sessions_are_held_and_let_go(start: Start, mode: str) -> None:
     """Clients that say nothing, or half a command, are held; the next hears 521; all go when they end, or when we do.
 
     Of its descriptors a daemon gives half to sessions at most: where a process may have 20,000, it is 9,950 of them.
@@ -410,8 +408,7 @@ def test_ten_thousand_half_open_sessions_are_held_and_let_go(
         assert len(greetings) == 1
         assert daemon.stats()["talking"] == str(many)
         each = (daemon.memory() - memory) / many
-        record_property("KiB of memory for each session", f"{each:.1f}")
-        assert each < 16
+        assert each < 8, "KiB for a session"  # 2.4 when measured
         assert visit(daemon.address, b"") == LINE
         for client in clients[: many // 2]:
             client.close()
