@@ -5,6 +5,7 @@ RFC 5321 §4.1.1 has the commands, RFC 7504 §3 what a host that accepts no mail
 
 import asyncio
 import contextlib
+import functools
 from socket import SocketType
 from typing import cast
 
@@ -26,6 +27,9 @@ TIMEOUT = 300.0
 
 #: Twice as long as for one command. Whoever is still talking then has no mail to deliver.
 MAX_SESSION_SECONDS = 600.0
+
+#: Seconds that a client which seems to have been silent for too long gets: one turn of the event loop, however short.
+LAST_TURN = 0.001
 
 # Every verb in every table has four letters. After one comes a space, a tab, or the line's end: two octets at most.
 _VERB_OCTETS = 4
@@ -131,15 +135,21 @@ class SessionProtocol(asyncio.Protocol):
             return self._dialogue.replies.get(verb, self._dialogue.otherwise)
         return self._dialogue.otherwise
 
-    def _watch_clock(self) -> None:
-        """Look at the clock when the silence may have lasted too long; a command in between costs no timer."""
+    def _watch_clock(self, *, have_read: bool = False) -> None:
+        """Look at the clock when the silence may have lasted too long; a command in between costs no timer.
+
+        A process that was stopped for a while finds its timers due before it has read what came meanwhile, so the loop
+        gets a turn to read (``have_read``) before a client counts as silent.
+        """
         now = self._loop.time()
         due = min(self._last_heard + self._timeout, self._deadline)
-        if due <= now:
+        if due > now:
+            self._timer = self._loop.call_at(due, self._watch_clock)
+        elif not have_read:
+            self._timer = self._loop.call_later(LAST_TURN, functools.partial(self._watch_clock, have_read=True))
+        else:
             self._timer = None
             self._leave(self._dialogue.too_late)
-        else:
-            self._timer = self._loop.call_at(due, self._watch_clock)
 
     def _say(self, reply: bytes) -> None:
         if reply and self._transport is not None:

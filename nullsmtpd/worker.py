@@ -97,7 +97,8 @@ class Worker:
         """Lower what may talk and linger to what the limit of open files leaves."""
         left = max_files() - self._counters.descriptors - SPARE_DESCRIPTORS
         if self._sessions is not None:
-            self._sessions.limit = self._lowered("max-sessions", self._sessions.limit, left // 2)
+            most = max(left // 2, left - self._lingering.limit)
+            self._sessions.limit = self._lowered("max-sessions", self._sessions.limit, most)
             left -= self._sessions.limit
         self._lingering.limit = self._lowered("max-lingering", self._lingering.limit, left)
         self._drains.limit = min(MAX_DRAINS, self._lingering.limit // 4)

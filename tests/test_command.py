@@ -121,10 +121,10 @@ def test_each_address_has_its_start_line_after_which_it_answers(start: Start) ->
     """Both families, more than one address, real ports instead of 0, from the environment."""
     daemon = start(env={"NULLSMTPD_LISTEN": "127.0.0.1:0,[::1]:0,:0"}, listen=None, count=4)
     addresses = daemon.addresses()
-    assert [host for host, _ in addresses] == ["127.0.0.1", "::1", "0.0.0.0", "::"]
+    assert [host for host, _ in addresses] == ["127.0.0.1", "::1", "0.0.0.0", "::"]  # noqa: S104
     assert all(port for _, port in addresses)
     for host, port in addresses:
-        with connect(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)) as connection:
+        with connect(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)) as connection:  # noqa: S104
             assert read_all(connection) == LINE
     time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
     assert all(re.match(rf"{time} [a-z-]+( [a-z_]+=\S+)*$", line) for line in daemon.log.splitlines())

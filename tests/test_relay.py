@@ -514,7 +514,7 @@ def wait_until_caught(pid: int) -> None:
 def test_as_another_user_it_answers_and_root_is_given_up(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
     """--user holds once the sockets are bound, those in root's directories too.
 
-    And whatever a question needs was loaded before: where only root can read the interpreter, an IDN is still looked up.
+    And what a question needs was loaded before: where only root can read the interpreter, an IDN is still looked up.
     """
     require_root()
     path = tmp_path / "relay"
