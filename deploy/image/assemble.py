@@ -23,9 +23,6 @@ PRODUCT = "nullsmtpd-521"
 _INTERPRETER = Path(sys.executable).resolve()
 _STDLIB = Path(sysconfig.get_path("stdlib"))
 
-#: The interpreter finds its library by this file (Modules/getpath.py), though it has the module frozen inside.
-_LANDMARK = _STDLIB / "os.py"
-
 # -I, -S: nothing from PYTHON* variables, no search for site-packages: it starts sooner, and the library's directory is
 # the one place where modules are. The kernel starts the interpreter by the first line; no shell is needed for that.
 _COMMAND = f"""#!{_INTERPRETER} -IS
@@ -53,7 +50,7 @@ def main() -> None:
     site, root = (Path(argument).resolve() for argument in sys.argv[1:])
     modules = needed_modules(PROGRAM, site)
     sources = [path for path in modules.values() if path]
-    copies = [_add_module(source, site, root) for source in {*sources, _LANDMARK}]
+    copies = [_add_module(source, site, root) for source in sources]
     binaries = {copy_in(_INTERPRETER, root), *(copy for copy in copies if copy.suffix == ".so")}
     libraries = needed_libraries(binaries, {*UNOPENED, *(() if _THREADS in modules else _FOR_THREADS)})
     for library in libraries:
@@ -68,14 +65,15 @@ def main() -> None:
 
 
 def _add_module(source: Path, site: Path, root: Path) -> Path:
-    """Put a module where -S finds it: an extension as it is but stripped, Python as byte code without its source."""
+    """Put a module where -S finds it: an extension stripped, Python as byte code without its source."""
     dependency = source.is_relative_to(site)
     path = _STDLIB / source.relative_to(site if dependency else _STDLIB)
     target = root / path.relative_to("/")
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".so":
         shutil.copyfile(source, target)
-        subprocess.run(["strip", "--strip-unneeded", target], check=True)
+        if dependency:  # those of Debian are stripped already
+            subprocess.run(["strip", "--strip-unneeded", target], check=True)
         return target
     # In the place of the source, where Python compares it with nothing.
     target = target.with_suffix(".pyc")
@@ -84,6 +82,8 @@ def _add_module(source: Path, site: Path, root: Path) -> Path:
 
 
 def _add_configuration(root: Path) -> None:
+    # The interpreter finds its library by the name of this file (Modules/getpath.py); the module is frozen in itself.
+    (root / _STDLIB.relative_to("/") / "os.pyc").touch()
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/os-release").symlink_to("../usr/lib/os-release")
     for name, text in _ETC.items():
