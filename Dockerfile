@@ -40,13 +40,11 @@ RUN test "$(chroot /image /usr/bin/nullsmtpd --version)" = "nullsmtpd $VERSION"
 
 FROM scratch
 ARG VERSION=0.1.0
-# Where the sources are, for whoever publishes the image to say.
-ARG SOURCE=""
+# And org.opencontainers.image.source is for whoever publishes the image to say: docker build --label NAME=URL
 LABEL org.opencontainers.image.title="nullsmtpd" \
       org.opencontainers.image.description="Answers port 25 of a host that receives no mail: 521, at once, and closes (RFC 7504)" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.licenses="MIT" \
-      org.opencontainers.image.source="${SOURCE}"
+      org.opencontainers.image.licenses="MIT"
 COPY --from=build /image /
 # A port below 1024 takes a capability with some engines; publish 25 to this one.
 ENV PATH=/usr/bin NULLSMTPD_LISTEN=:2525

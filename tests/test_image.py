@@ -51,7 +51,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def image(secrets: Path) -> str:
-    return build_image("plain", secrets, "--build-arg=SOURCE=https://example.org/nullsmtpd")
+    return build_image("plain", secrets, "--label=org.opencontainers.image.source=https://example.org/nullsmtpd")
 
 
 @pytest.fixture(scope="module")
