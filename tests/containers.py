@@ -18,6 +18,11 @@ __all__ = ["HARDENED", "build_image", "podman", "running_container"]
 
 ROOT = Path(__file__).parent.parent
 
+# What .ci/run does too: podman's configuration for machines where its own does not do.
+_CONFIGURATION = Path(os.environ.get("CONTAINER_TOOLS", ROOT.parent / "shared/container"), "containers.conf")
+if _CONFIGURATION.exists():
+    os.environ.setdefault("CONTAINERS_CONF", str(_CONFIGURATION))
+
 #: How little the README's container may do and have. Without a place that it could write to.
 HARDENED = (
     "--user=65532:65532",
