@@ -1,12 +1,14 @@
 """Which packages the files of an image come from, and what of their metadata a scanner wants to find beside them."""
 
 import email
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 __all__ = ["Component", "add_debian_packages", "add_distributions"]
 
@@ -28,22 +30,18 @@ def add_debian_packages(sources: Iterable[Path], root: Path) -> Iterator[Compone
     As the Distroless images have it: a file for each package in /var/lib/dpkg/status.d, which scanners know.
     """
     used = {_unmerged(source.resolve()) for source in sources}
-    system = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    directory = root / "var/lib/dpkg/status.d"
+    directory.mkdir(parents=True)
     for listing in sorted((_DPKG / "info").glob("*.list")):
-        ours = {path for path in map(_unmerged, map(Path, listing.read_text().splitlines())) if path in used}
-        if not ours:
-            continue
-        status = subprocess.run(
-            ["dpkg-query", "--status", listing.stem], capture_output=True, text=True, check=True
-        ).stdout
-        name, version, architecture = (_field(status, field) for field in ("Package", "Version", "Architecture"))
-        directory = root / "var/lib/dpkg/status.d"
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(status)
-        (directory / f"{name}.md5sums").write_text("".join(_checksums(listing.with_suffix(".md5sums"), ours)))
-        _copy_copyright(name, root)
-        purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B').replace(':', '%3A')}?arch={architecture}"
-        yield Component(name, version, f"{purl}&distro=debian-{system['VERSION_ID'].strip(chr(34))}")
+        if ours := used.intersection(map(_unmerged, map(Path, listing.read_text().splitlines()))):
+            show = ["dpkg-query", "--status", listing.stem]
+            status = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+            component = _debian_component(status)
+            (directory / component.name).write_text(status)
+            checksums = _checksums(listing.with_suffix(".md5sums"), ours)
+            (directory / f"{component.name}.md5sums").write_text("".join(checksums))
+            _copy_copyright(component.name, root)
+            yield component
 
 
 def add_distributions(sources: Iterable[Path], site: Path, target: Path) -> Iterator[Component]:
@@ -69,13 +67,17 @@ def _component(distribution: Distribution) -> Component:
     return Component(name, version, f"pkg:pypi/{name.lower().replace('_', '-')}@{version}", licence)
 
 
+def _debian_component(status: str) -> Component:
+    fields = email.message_from_string(status)
+    name, version, architecture = (str(fields[field]) for field in ("Package", "Version", "Architecture"))
+    release = platform.freedesktop_os_release()["VERSION_ID"]
+    purl = f"pkg:deb/debian/{name}@{quote(version, safe='')}?arch={architecture}&distro=debian-{release}"
+    return Component(name, version, purl)
+
+
 def _unmerged(path: Path) -> Path:
     """Return a path without /usr: package lists say /lib for some files of /usr/lib, which is the same directory."""
     return Path("/", *path.parts[2:]) if path.parts[:2] == ("/", "usr") else path
-
-
-def _field(status: str, name: str) -> str:
-    return str(email.message_from_string(status)[name])
 
 
 def _checksums(sums: Path, ours: set[Path]) -> Iterator[str]:
