@@ -7,12 +7,9 @@ import os
 import select
 import signal
 import socket
-import socketserver
 import sys
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from nullsmtpd import __version__
 from nullsmtpd.arguments import UsageError
@@ -23,16 +20,7 @@ from nullsmtpd.process import max_files, open_files
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["MAX_SCRAPES", "SCRAPE_SECONDS", "require_library", "serve_metrics", "serve_metrics_until"]
-
-#: Readers at once, a thread and a descriptor each: a pair of Prometheus servers, and an operator's curl beside them.
-MAX_SCRAPES = 4
-
-#: Seconds that a reader may be silent; Prometheus itself gives up after ten.
-SCRAPE_SECONDS = 5
-
-#: Seconds between two looks of the HTTP server at whether it was shut down, which nobody asks for.
-NO_POLLING = 86_400.0
+__all__ = ["require_library", "serve_metrics", "serve_metrics_until"]
 
 _TOTALS = {
     "connections": "Connections accepted.",
@@ -70,6 +58,8 @@ def serve_metrics(listeners: list[socket.socket], counters: list[Counters], mode
     """Serve the sums of ``counters`` over HTTP on ``listeners``, in threads that end with the process."""
     from prometheus_client import CollectorRegistry, make_wsgi_app
 
+    from nullsmtpd.scrapes import serve_on  # an HTTP server is 2 MB of an image
+
     registry = CollectorRegistry()
     registry.register(_Numbers(counters, mode))
     metrics = make_wsgi_app(registry)
@@ -81,9 +71,7 @@ def serve_metrics(listeners: list[socket.socket], counters: list[Counters], mode
         return [b"The numbers are at /metrics.\n"]
 
     for listener in listeners:
-        server = _Server(listener)
-        server.set_app(app)
-        threading.Thread(target=server.serve_forever, args=[NO_POLLING], daemon=True).start()
+        serve_on(listener, app)
 
 
 def serve_metrics_until(
@@ -174,43 +162,3 @@ def _build_info(mode: str) -> "Metric":
     family = GaugeMetricFamily("nullsmtpd_build_info", "What runs here; the value is 1.", labels=list(info))
     family.add_metric(list(info.values()), 1)
     return family
-
-
-class _Handler(WSGIRequestHandler):
-    """One scrape; nothing that it says is logged."""
-
-    timeout = SCRAPE_SECONDS
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
-        pass
-
-
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """An HTTP server on a socket that listens already, with a bound on its threads, and no word on stderr."""
-
-    daemon_threads = True
-
-    def __init__(self, listener: socket.socket) -> None:
-        host, port = listener.getsockname()[:2]
-        super().__init__((host, port), _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-        # What server_bind would do, but for the look into DNS.
-        self.server_name, self.server_port = host, port
-        self.setup_environ()
-        self._room = threading.BoundedSemaphore(MAX_SCRAPES)
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a reader that went away or was silent for too long

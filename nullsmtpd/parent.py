@@ -9,7 +9,6 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.log import log
@@ -32,7 +31,6 @@ MAX_MISSED = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
 
 
-@dataclass(eq=False)
 class Child:
     """The place of one process, and how the one that has it now is doing. Times are monotonic seconds.
 
@@ -40,17 +38,18 @@ class Child:
     answers clients, so it shows by ``counters.heartbeats`` that it is alive, and its queue is not left behind.
     """
 
-    name: str
-    work: Callable[[int], None]
-    counters: Counters
-    answers: bool = True
-    pid: int = 0  # 0: nobody has the place
-    started: float = 0.0
-    delay: float = 0.0
-    due: float = 0.0
-    heartbeats: int = 0
-    missed: int = 0
-    is_done: bool = False  # the last one has ended as it should, with nobody left in its queue
+    def __init__(self, name: str, work: Callable[[int], None], counters: Counters, *, answers: bool = True) -> None:
+        self.name = name
+        self.work = work
+        self.counters = counters
+        self.answers = answers
+        self.pid = 0  # 0: nobody has the place
+        self.started = 0.0
+        self.delay = 0.0
+        self.due = 0.0
+        self.heartbeats = 0
+        self.missed = 0
+        self.is_done = False  # the last one has ended as it should, with nobody left in its queue
 
 
 class Parent:

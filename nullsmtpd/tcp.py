@@ -42,6 +42,8 @@ def waiting(listener: socket.socket, otherwise: int) -> int:
     if sys.platform != "linux":
         return otherwise
     info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
+    if len(info) < _TCPI_UNACKED.size:  # an emulated kernel
+        return otherwise
     count: int = _TCPI_UNACKED.unpack(info)[0]
     return count
 

@@ -18,7 +18,7 @@ def cpus_within(tmp_path: Path, own_groups: str, quotas: dict[str, str]) -> int:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     (tmp_path / "own").write_text(own_groups)
-    return usable_cpus(tmp_path / "own", root)
+    return usable_cpus(str(tmp_path / "own"), str(root))
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_a_part_of_a_cpu_counts_as_one(tmp_path_factory: pytest.TempPathFactory,
 
 def test_without_control_groups_the_affinity_decides(tmp_path: Path) -> None:
     """A host that has no /proc/self/cgroup."""
-    assert usable_cpus(tmp_path / "none", tmp_path) == AFFINITY
+    assert usable_cpus(str(tmp_path / "none"), str(tmp_path)) == AFFINITY

@@ -15,7 +15,7 @@ from conftest import LINE, PATIENCE, Daemon, Start, connect, read_all, require_r
 from prometheus_client.parser import text_string_to_metric_families
 
 from nullsmtpd import __version__
-from nullsmtpd.metrics import MAX_SCRAPES
+from nullsmtpd.scrapes import MAX_SCRAPES
 
 WITH_METRICS = ("--metrics", "127.0.0.1:0")
 NAMES = {

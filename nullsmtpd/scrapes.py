@@ -1,0 +1,65 @@
+"""The HTTP server that scrapes of the metrics come to: one more thread for each, and not many of them."""
+
+import socket
+import socketserver
+import threading
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+__all__ = ["MAX_SCRAPES", "SCRAPE_SECONDS", "serve_on"]
+
+#: Readers at once, a thread and a descriptor each: a pair of Prometheus servers, and an operator's curl beside them.
+MAX_SCRAPES = 4
+
+#: Seconds that a reader may be silent; Prometheus itself gives up after ten.
+SCRAPE_SECONDS = 5
+
+#: Seconds between two looks of the HTTP server at whether it was shut down, which nobody asks for.
+NO_POLLING = 86_400.0
+
+
+def serve_on(listener: socket.socket, app: Any) -> None:  # noqa: ANN401 - PEP 3333, see wsgiref.types
+    """Serve a WSGI application over HTTP on a socket that listens, in threads that end with the process."""
+    server = _Server(listener)
+    server.set_app(app)
+    threading.Thread(target=server.serve_forever, args=[NO_POLLING], daemon=True).start()
+
+
+class _Handler(WSGIRequestHandler):
+    """One scrape; nothing that it says is logged."""
+
+    timeout = SCRAPE_SECONDS
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        pass
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """An HTTP server on a socket that listens already, with a bound on its threads, and no word on stderr."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket) -> None:
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        # What server_bind would do, but for the look into DNS.
+        self.server_name, self.server_port = host, port
+        self.setup_environ()
+        self._room = threading.BoundedSemaphore(MAX_SCRAPES)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a reader that went away or was silent for too long
