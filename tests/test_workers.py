@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,39 @@ def test_workers_that_die_at_once_are_backed_off(start: Start) -> None:
     assert stamps[3] > stamps[0]
     assert daemon.sleeps() < 200
     assert "Traceback" not in daemon.log
+
+
+def test_a_fork_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """No process or no memory left for a successor: a line says so, and it comes when there is room."""
+    faulty = tmp_path / "faulty.py"
+    faulty.write_text(
+        "import errno, itertools, os, sys\n"
+        "from nullsmtpd.__main__ import main\n"
+        "fork, calls = os.fork, itertools.count(1)\n"
+        "def failing():\n"
+        "    if next(calls) in {3, 4}:  # the first two are the start\n"
+        "        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "    return fork()\n"
+        "os.fork = failing\n"
+        "sys.exit(main())\n"
+    )
+    log_path = tmp_path / "log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, faulty, "--listen", "127.0.0.1:0", "--workers", "2"], stderr=log, env=os.environ
+        )
+    daemon = Daemon(process, log_path)
+    try:
+        daemon.wait_for(daemon.addresses, "the start line")
+        os.kill(children(daemon)[0], signal.SIGKILL)
+        daemon.wait_for(lambda: len(children(daemon)) == 2 and daemon.lines("process-not-started"), "a successor")
+        failed = [line.split(" again_in=") for line in daemon.lines("process-not-started")]
+        assert all('name=worker-1 reason="Resource temporarily unavailable"' in line for line, _ in failed)
+        assert [float(seconds) / float(failed[0][1]) for _, seconds in failed] == [1, 2]
+        assert daemon.stop() == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
