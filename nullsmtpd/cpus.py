@@ -53,5 +53,5 @@ def _quota(group: str) -> float | None:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:  # noqa: PTH123 - pathlib is a hundred kilobytes of the image
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 - pathlib is a hundred kilobytes of the image
         return file.read()

@@ -22,6 +22,9 @@ _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPRO
 # RFC 1123 §2.1 host names; the underscore is common in container networks.
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 
+# RFC 4007 §11: an interface, by number or by name; Linux has names of up to 15 octets.
+_SCOPE = re.compile(r"[A-Za-z0-9_.:-]{1,15}")
+
 _MAX_PORT = 65535
 
 #: How often to look for a port that is free in both address families, for ``:0``.
@@ -57,7 +60,8 @@ def parse_address(text: str) -> Address:
         return Address(None, int(port))
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if not _is_literal(socket.AF_INET6, host.partition("%")[0]):
+        literal, percent, scope = host.partition("%")
+        if not _is_literal(socket.AF_INET6, literal) or (percent and not _SCOPE.fullmatch(scope)):
             raise ValueError(f"has {host!a} in brackets, which is not an IPv6 address")
         return Address(host, int(port))
     if ":" in host:

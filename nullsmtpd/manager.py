@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import sys
 from collections.abc import MutableMapping
@@ -29,7 +30,7 @@ def inherited_listeners(
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()):
         return []
-    if not (count.isascii() and count.isdigit()):
+    if not re.fullmatch("[0-9]{1,9}", count):
         raise ListenError(f"LISTEN_FDS: {count!a} is not a number of sockets")
     return [_adopt(descriptor, cork=cork, local=local) for descriptor in range(_FIRST, _FIRST + int(count))]
 
@@ -82,7 +83,7 @@ class Notifier:
 def _watchdog_seconds(environment: MutableMapping[str, str]) -> float | None:
     """Return how often to say WATCHDOG=1: twice in the time after which we count as dead (sd_watchdog_enabled(3))."""
     microseconds, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
-    if not (microseconds.isascii() and microseconds.isdigit() and int(microseconds)) or pid not in {
+    if not re.fullmatch("0*[1-9][0-9]{0,14}", microseconds) or pid not in {
         "",
         str(os.getpid()),
     }:

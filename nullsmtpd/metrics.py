@@ -3,24 +3,21 @@
 import errno
 import functools
 import importlib
-import os
-import select
-import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nullsmtpd import __version__
 from nullsmtpd.arguments import UsageError
 from nullsmtpd.counters import Counters
-from nullsmtpd.parent import unblock_signals
-from nullsmtpd.process import max_files, open_files
+from nullsmtpd.process import max_files
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["require_library", "serve_metrics", "serve_metrics_until"]
+__all__ = ["require_library", "serve_metrics"]
 
 _TOTALS = {
     "connections": "Connections accepted.",
@@ -50,7 +47,8 @@ def require_library(mode: str) -> None:
         raise UsageError(
             "--metrics needs prometheus-client; install it: pip install 'nullsmtpd-521[metrics]'"
         ) from None
-    importlib.import_module("prometheus_client.openmetrics.exposition")
+    for later in ("prometheus_client.openmetrics.exposition", "nullsmtpd.scrapes"):
+        importlib.import_module(later)
     _build_info(mode)
 
 
@@ -63,27 +61,17 @@ def serve_metrics(listeners: list[socket.socket], counters: list[Counters], mode
     registry = CollectorRegistry()
     registry.register(_Numbers(counters, mode))
     metrics = make_wsgi_app(registry)
+    one_at_a_time = threading.Lock()
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:  # noqa: ANN401 - PEP 3333, see wsgiref.types
         if environ["PATH_INFO"] == "/metrics":
-            return metrics(environ, start_response)
+            with one_at_a_time:
+                return metrics(environ, start_response)
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"The numbers are at /metrics.\n"]
 
     for listener in listeners:
         serve_on(listener, app)
-
-
-def serve_metrics_until(
-    listeners: list[socket.socket], counters: list[Counters], own: Counters, mode: str, end: int
-) -> None:
-    """Be the process that serves the numbers of others, until ``end`` is readable; ``own`` has its descriptors."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # it ends with the parent
-    unblock_signals()
-    own.process, own.descriptors = os.getpid(), open_files()
-    serve_metrics(listeners, counters, mode)
-    select.select([end], [], [])
 
 
 class _Numbers:

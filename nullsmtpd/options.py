@@ -29,7 +29,7 @@ from nullsmtpd.replies import (
     session_dialogue,
 )
 
-__all__ = ["Options", "UsageError", "help_text", "parse_options"]
+__all__ = ["MAX_WORKERS", "Options", "UsageError", "help_text", "parse_options"]
 
 MODES = ("close", "session", "mail")
 

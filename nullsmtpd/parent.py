@@ -14,7 +14,7 @@ from nullsmtpd.counters import Counters
 from nullsmtpd.log import log
 from nullsmtpd.manager import Notifier
 
-__all__ = ["FIRST_DELAY", "MAX_DELAY", "MAX_MISSED", "SHORT_LIFE", "Child", "Parent", "unblock_signals"]
+__all__ = ["FIRST_DELAY", "MAX_DELAY", "MAX_MISSED", "SHORT_LIFE", "Child", "Parent"]
 
 #: A process that lived for longer than this many seconds is replaced at once: what ended it is not in its start.
 SHORT_LIFE = 1.0
@@ -55,13 +55,14 @@ class Child:
 class Parent:
     """Watches ``children``, to be added before `start`. ``on_stats`` is called for SIGUSR1, and at the end.
 
-    From the constructor on it has the signals of the process.
+    ``patience``: how many seconds they may take to end. From the constructor on it has the signals of the process.
     """
 
-    def __init__(self, notifier: Notifier, on_stats: Callable[[], None]) -> None:
+    def __init__(self, notifier: Notifier, on_stats: Callable[[], None], patience: float) -> None:
         self.children: list[Child] = []
         self._notifier = notifier
         self._on_stats = on_stats
+        self._patience = patience
         self._signals = _Signals()
         # Nobody writes to it: its end can be read when the parent closes the other one, or has died.
         self._end, self._end_writer = os.pipe()
@@ -114,15 +115,19 @@ class Parent:
 
     def _replace(self) -> None:
         for child in self.children:
-            if child.pid or child.due > time.monotonic():
-                continue
-            child.counters.worker_restarts += child.answers
-            try:
-                self._fork(child)
-            except OSError as error:
-                child.delay = _longer(child.delay)
-                child.due = time.monotonic() + child.delay
-                log("process-not-started", name=child.name, reason=error.strerror, again_in=child.delay)
+            if not child.pid and child.due <= time.monotonic() and self._try_fork(child):
+                child.counters.worker_restarts += child.answers
+
+    def _try_fork(self, child: Child) -> bool:
+        """Fork; where no process or no memory is left, say so, and try again later."""
+        try:
+            self._fork(child)
+        except OSError as error:
+            child.delay = _longer(child.delay)
+            child.due = time.monotonic() + child.delay
+            log("process-not-started", name=child.name, reason=error.strerror, again_in=child.delay)
+            return False
+        return True
 
     def _look_after_watchdog(self) -> None:
         """Tell the service manager that we are here; kill who does not turn any more, so that it is replaced."""
@@ -145,29 +150,31 @@ class Parent:
         self._is_ending = True
         os.close(self._end_writer)
         self._end_writer = -1
+        last = time.monotonic() + self._patience
         heirs = [child for child in self.children if child.answers]  # who dies now may have one successor
         while True:
             for child in [child for child in heirs if not child.pid and not child.is_done]:
                 heirs.remove(child)
-                self._fork(child)  # somebody has to answer those who wait in its queue
+                self._try_fork(child)  # somebody has to answer those who wait in its queue
             if not any(child.pid for child in self.children):
                 return
-            if self._is_told_to_end(None):
+            if self._is_told_to_end(max(0.0, last - time.monotonic())) or time.monotonic() >= last:
                 heirs.clear()
+                last = time.monotonic() + self._patience
                 for child in self.children:
                     if child.pid:
                         os.kill(child.pid, signal.SIGKILL)
             self._bury()
 
     def _fork(self, child: Child) -> None:
-        # No signal may reach the child before it has handlers of its own: by ours it would seem to be the parent's.
+        # No signal may reach the child while it has our handlers: it would seem to be the parent's.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
                 self._live(child)
         finally:
-            unblock_signals()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         child.pid = pid
         child.started = time.monotonic()
         child.missed = 0
@@ -179,6 +186,7 @@ class Parent:
             self._signals.leave_to_parent()
             if self._end_writer >= 0:
                 os.close(self._end_writer)
+            child.counters.process = os.getpid()
             child.work(self._end)
             status = 0
         except Exception as error:  # noqa: BLE001 - whatever it was: one line, and the parent sees to the rest
@@ -205,17 +213,17 @@ class _Signals:
         return set(os.read(self._reader, select.PIPE_BUF))
 
     def leave_to_parent(self) -> None:
-        """Have none any more, in a child; those that mean its end stay blocked until it has handlers of its own."""
+        """Have none any more, in a child: a signal for a whole group reaches the parent too, and its word counts.
+
+        Only the parent knows whether a socket is to be closed for good.
+        """
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
         os.close(self._reader)
         os.close(self._writer)
-
-
-def unblock_signals() -> None:
-    """Let the signals through that the parent blocked for the fork: the child has handlers now."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _longer(delay: float) -> float:
@@ -224,4 +232,7 @@ def _longer(delay: float) -> float:
 
 def _status(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
-    return signal.Signals(-code).name if code < 0 else str(code)
+    try:
+        return signal.Signals(-code).name if code < 0 else str(code)
+    except ValueError:  # a real-time signal has no name
+        return str(code)

@@ -3,6 +3,7 @@
 import socket
 import socketserver
 import threading
+import time
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -13,6 +14,9 @@ MAX_SCRAPES = 4
 
 #: Seconds that a reader may be silent; Prometheus itself gives up after ten.
 SCRAPE_SECONDS = 5
+
+#: Seconds to accept nothing when that failed: the next reader would be there at once, and again, and again.
+ACCEPT_PAUSE = 0.1
 
 #: Seconds between two looks of the HTTP server at whether it was shut down, which nobody asks for.
 NO_POLLING = 86_400.0
@@ -49,10 +53,22 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
         self._room = threading.BoundedSemaphore(MAX_SCRAPES)
 
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept; where there is no descriptor for that, give others the time to close theirs."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ACCEPT_PAUSE)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
-        if self._room.acquire(blocking=False):
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
             super().process_request(request, client_address)
-        else:
+        except RuntimeError:  # no thread can be had
+            self._room.release()
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver

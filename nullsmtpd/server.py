@@ -8,7 +8,7 @@ import os
 from nullsmtpd.counters import Counters
 from nullsmtpd.log import log
 from nullsmtpd.manager import Notifier
-from nullsmtpd.options import Options
+from nullsmtpd.options import MAX_WORKERS, Options
 from nullsmtpd.process import ignore_late_signals, raise_file_limit, run, take_signals
 from nullsmtpd.sockets import announce, open_sockets
 from nullsmtpd.worker import Worker
@@ -38,7 +38,7 @@ def serve(options: Options) -> None:
 def _usable_cpus() -> int:
     from nullsmtpd.cpus import usable_cpus  # for --workers auto alone: it is half a megabyte
 
-    return usable_cpus()
+    return min(usable_cpus(), MAX_WORKERS)
 
 
 def _import_what_is_needed(options: Options) -> None:
@@ -68,3 +68,5 @@ async def _serve_alone(options: Options, loop: asyncio.AbstractEventLoop) -> Non
     notifier.tell("STOPPING=1", "STATUS=Letting clients finish")
     await worker.finish(for_good=not sockets.inherited)
     log("stats", **counters.fields())
+    if sockets.metrics:
+        os._exit(0)  # the interpreter's end does not go well with threads that serve HTTP

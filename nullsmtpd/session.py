@@ -11,7 +11,7 @@ from typing import cast
 
 from nullsmtpd.attach import Attached
 from nullsmtpd.counters import Counters
-from nullsmtpd.drain import DrainProtocol, Drains
+from nullsmtpd.drain import MAX_DRAINS, DrainProtocol, Drains
 from nullsmtpd.replies import Dialogue
 
 __all__ = ["MAX_COMMANDS", "MAX_LINE_OCTETS", "MAX_SESSION_SECONDS", "TIMEOUT", "SessionProtocol", "Sessions"]
@@ -40,8 +40,9 @@ class SessionProtocol(asyncio.Protocol):
     """Greet, answer each command line from the table, take leave.
 
     ``dialogue``: the fixed replies. ``timeout``: seconds of silence after which the client is let go. ``sessions``: the
-    Protocols in a dialogue now, for who wants to count them. ``drains``: passed on to the `DrainProtocol` that a client
-    gets after the last reply, so that what it has sent beyond its QUIT does not cost it the 221.
+    Protocols in a dialogue now, for who wants to count them. ``drains`` and ``max_drains``: passed on to the
+    `DrainProtocol` that a client gets after the last reply, so that what it has sent beyond its QUIT does not cost it
+    the 221.
 
     A line ends at LF, and a CR before that LF is part of the end; a CR elsewhere is an octet like any other. So no
     reply is drawn from half a line, and the replies depend on the lines alone, not on how they arrive. A line of more
@@ -50,7 +51,7 @@ class SessionProtocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("_commands", "_deadline", "_dialogue", "_drains", "_head", "_last_heard", "_length"),
+        *("_commands", "_deadline", "_dialogue", "_drains", "_head", "_last_heard", "_length", "_max_drains"),
         *("_loop", "_sessions", "_timeout", "_timer", "_transport"),
     )
 
@@ -60,12 +61,14 @@ class SessionProtocol(asyncio.Protocol):
         timeout: float = TIMEOUT,
         sessions: set["SessionProtocol"] | None = None,
         drains: set[DrainProtocol] | None = None,
+        max_drains: int = MAX_DRAINS,
     ) -> None:
         """Note the table and the bounds; nothing happens before the connection is made."""
         self._dialogue = dialogue
         self._timeout = timeout
         self._sessions = set() if sessions is None else sessions
         self._drains = drains
+        self._max_drains = max_drains
         self._head = b""
         self._length = 0
         self._commands = 0
@@ -161,7 +164,7 @@ class SessionProtocol(asyncio.Protocol):
         transport = self._transport
         self._forget()
         if transport is not None:
-            drain = DrainProtocol(farewell, drains=self._drains)
+            drain = DrainProtocol(farewell, drains=self._drains, max_drains=self._max_drains)
             transport.set_protocol(drain)
             drain.connection_made(transport)
 
@@ -197,7 +200,8 @@ class Sessions(Attached[SessionProtocol]):
         if self.is_full:
             return False
         self._counters.sessions += 1
-        self.attach(connection, SessionProtocol(self._dialogue, self._timeout, self.open, self._drains.open))
+        drains = self._drains
+        self.attach(connection, SessionProtocol(self._dialogue, self._timeout, self.open, drains.open, drains.limit))
         return True
 
     def _count(self, talking: int) -> None:

@@ -30,8 +30,8 @@ def open_sockets(options: Options, processes: int = 1) -> Sockets:
     """
     account = find_account(options.user, options.group)
     cork = options.dialogue is None
-    metrics = bind(options.metrics, socket.SOMAXCONN, cork=False, option="--metrics") if options.metrics else []
     inherited = inherited_listeners(os.environ, cork=cork)
+    metrics = bind(options.metrics, socket.SOMAXCONN, cork=False, option="--metrics") if options.metrics else []
     listeners = inherited or [
         listener for address in options.listen for listener in bind(address, options.backlog, cork=cork)
     ]

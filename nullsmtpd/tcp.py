@@ -10,7 +10,7 @@ import struct
 import sys
 from socket import SocketType
 
-__all__ = ["cork_replies", "is_finished", "refuse_handshakes", "waiting"]
+__all__ = ["cork_replies", "is_finished", "refuse_handshakes", "stop_listening", "waiting"]
 
 # struct tcp_info. For a listening socket tcpi_unacked is the length of its accept queue (net/ipv4/tcp.c, tcp_get_info).
 _TCPI_UNACKED = struct.Struct("=24xI")
@@ -77,3 +77,9 @@ def refuse_handshakes(listener: socket.socket) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # an older kernel: that moment remains
             listener.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+
+
+def stop_listening(listener: socket.socket) -> None:
+    """Close the port for good, though other processes may have a copy of the socket: close() would leave it to them."""
+    with contextlib.suppress(OSError):  # not Linux: ENOTCONN, and close() has to do
+        listener.shutdown(socket.SHUT_RDWR)

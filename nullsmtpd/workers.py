@@ -4,19 +4,22 @@ import asyncio
 import functools
 import mmap
 import os
-import signal
+import select
 import socket
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.log import log
 from nullsmtpd.manager import Notifier
 from nullsmtpd.options import Options
-from nullsmtpd.parent import Child, Parent, unblock_signals
+from nullsmtpd.parent import Child, Parent
 from nullsmtpd.process import new_loop, open_files
 from nullsmtpd.sockets import announce, open_sockets
 from nullsmtpd.worker import Worker
 
-__all__ = ["serve_with_workers"]
+__all__ = ["END_SECONDS", "serve_with_workers"]
+
+#: Seconds that a worker may take to end beyond the linger time; one that hangs is killed then.
+END_SECONDS = 5.0
 
 
 def serve_with_workers(options: Options, count: int) -> None:
@@ -24,7 +27,11 @@ def serve_with_workers(options: Options, count: int) -> None:
     _warm_up(options)
     *of_workers, of_metrics, own = all_counters = _shared_counters(count + 2)
     notifier = Notifier(os.environ)
-    parent = Parent(notifier, on_stats=lambda: log("stats", **Counters.total(all_counters).fields()))
+    parent = Parent(
+        notifier,
+        on_stats=lambda: log("stats", **Counters.total(all_counters).fields()),
+        patience=options.linger + END_SECONDS,
+    )
     sockets = open_sockets(options, count)
     beat_every = notifier.watchdog_seconds and notifier.watchdog_seconds / 2
     for number, (listeners, counters) in enumerate(zip(sockets.queues, of_workers, strict=True), 1):
@@ -39,9 +46,7 @@ def serve_with_workers(options: Options, count: int) -> None:
         )
         parent.children.append(Child(f"worker-{number}", work, counters))
     if sockets.metrics:
-        from nullsmtpd.metrics import serve_metrics_until
-
-        work = functools.partial(serve_metrics_until, sockets.metrics, all_counters, of_metrics, options.mode)
+        work = functools.partial(_serve_metrics, sockets.metrics, all_counters, of_metrics, options.mode)
         parent.children.append(Child("metrics", work, of_metrics, answers=False))
     own.process, own.descriptors = os.getpid(), open_files()
     parent.start()
@@ -94,15 +99,21 @@ def _answer(  # noqa: PLR0913 - what a process is made of
             loop.call_later(beat_every, beat)
 
     async def run() -> None:
-        # A signal for all processes of a group reaches the parent too, and its word is what counts: only it knows
-        # whether this socket is to be closed for good.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
         loop.add_reader(end, on_end)
-        unblock_signals()
         worker = Worker(loop, options, counters, listeners, explain=explain)
         beat()
         await ended.wait()
         await worker.finish(for_good=for_good)
 
     loop.run_until_complete(run())
+
+
+def _serve_metrics(
+    listeners: list[socket.socket], counters: list[Counters], own: Counters, mode: str, end: int
+) -> None:
+    """Be the process that serves the numbers of the others, until ``end`` is readable."""
+    from nullsmtpd.metrics import serve_metrics
+
+    own.descriptors = open_files()
+    serve_metrics(listeners, counters, mode)
+    select.select([end], [], [])

@@ -37,6 +37,7 @@ def cpus_within(tmp_path: Path, own_groups: str, quotas: dict[str, str]) -> int:
             1,
         ),
         ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, AFFINITY),
+        ("0::/caf\u00e9\n", {"caf\u00e9/cpu.max": "1000 100000\n"}, 1),
         ("3:memory:/\n", {"cpu.max": "x"}, AFFINITY),
         ("0::/\n", {"cpu.max": "nonsense"}, AFFINITY),
     ],

@@ -144,6 +144,8 @@ def test_what_is_no_listening_tcp_socket_is_refused_in_one_line(make: object) ->
 
 def test_a_descriptor_that_is_none_is_refused() -> None:
     """LISTEN_FDS that promises more than was passed names the descriptor that is missing."""
+    with pytest.raises(ListenError, match="LISTEN_FDS: '9999"):
+        inherited_listeners({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "9" * 5000}, cork=True)
     environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x1"}
     with pytest.raises(ListenError, match="LISTEN_FDS: 'x1' is not a number"):
         inherited_listeners(environment, cork=True)
@@ -195,6 +197,8 @@ def test_the_watchdog_is_fed_when_asked_for(start: Start, tmp_path: Path) -> Non
         ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, None),
         ({"WATCHDOG_USEC": "0"}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "18446744073709551615"}, None),  # never
+        ({"WATCHDOG_USEC": "9" * 5000}, None),
     ],
 )
 def test_the_watchdog_interval_is_half_of_what_is_allowed(environment: dict[str, str], seconds: float | None) -> None:

@@ -4,17 +4,24 @@ import contextlib
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import LINE, PATIENCE, Daemon, Start, connect, read_all, require_root, run_cli
+from conftest import LINE, PATIENCE, Daemon, Start, connect, read_all, require_root, require_tools, run_cli
 from prometheus_client.parser import text_string_to_metric_families
 
+import nullsmtpd
 from nullsmtpd import __version__
+from nullsmtpd.counters import Counters
+from nullsmtpd.metrics import serve_metrics
 from nullsmtpd.scrapes import MAX_SCRAPES
 
 WITH_METRICS = ("--metrics", "127.0.0.1:0")
@@ -142,6 +149,63 @@ def test_descriptors_are_known_of_other_users_too(start: Start) -> None:
     daemon = start(*WITH_METRICS, "--workers", "2", "--user", "nobody")
     real = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in [daemon.pid, *children(daemon)])
     assert abs(scrape(daemon)["process_open_fds"] - real) <= 4 * 4
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_numbers_are_served_by_who_may_not_read_the_package(start: Start, tmp_path: Path, workers: str) -> None:
+    """All of it is loaded before root is given up."""
+    require_root()
+    private = tmp_path / "private"
+    shutil.copytree(Path(nullsmtpd.__file__).parent, private / "nullsmtpd")
+    private.chmod(0o700)
+    env = {"PYTHONPATH": str(private), "PYTHONSAFEPATH": "1"}
+    daemon = start(*WITH_METRICS, "--user", "nobody", "--workers", workers, "--mode", "mail", "--access-log", env=env)
+    with connect(daemon.address) as client:
+        client.sendall(b"QUIT\r\n")
+        assert read_all(client).startswith(b"220 ")
+    assert scrape(daemon)["nullsmtpd_connections_total"] == 1
+    assert "Traceback" not in daemon.log
+    assert daemon.stop() == 0
+
+
+def test_without_descriptors_readers_wait_and_nobody_spins(start: Start) -> None:
+    """A scrape that cannot be accepted uses no CPU to speak of, and the end is the end all the same."""
+    require_tools("prlimit")
+    daemon = start(*WITH_METRICS)
+    scrape(daemon)
+    subprocess.run(["prlimit", f"--pid={daemon.pid}", "--nofile=5:"], check=True)
+    with connect(metrics_address(daemon)):
+        before = cpu_ticks(daemon)
+        time.sleep(1)
+        assert cpu_ticks(daemon) - before < os.sysconf("SC_CLK_TCK") / 4
+        assert daemon.stop() == 0
+
+
+def cpu_ticks(daemon: Daemon) -> int:
+    fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_a_thread_that_cannot_start_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many readers were turned away for want of threads, the next one is served."""
+    serve_in_thread, failing = socketserver.ThreadingMixIn.process_request, list(range(MAX_SCRAPES + 1))
+
+    def process_request(*arguments: Any) -> None:  # noqa: ANN401 - whatever they are, they are passed on
+        if failing:
+            failing.pop()
+            raise RuntimeError("can't start new thread")
+        serve_in_thread(*arguments)
+
+    monkeypatch.setattr(socketserver.ThreadingMixIn, "process_request", process_request)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serve_metrics([listener], [Counters()], "close")
+        address = listener.getsockname()
+        while failing:
+            with connect(address) as reader:
+                assert read_all(reader) == b""
+        with connect(address) as reader:
+            reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert read_all(reader).startswith(b"HTTP/1.0 200 OK\r\n")
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/favicon.ico", "/%2e%2e/etc/passwd", "/x" * 1000])

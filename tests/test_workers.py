@@ -128,15 +128,16 @@ def test_workers_that_die_at_once_are_backed_off(start: Start) -> None:
     assert "Traceback" not in daemon.log
 
 
-def test_a_fork_that_fails_is_tried_again(tmp_path: Path) -> None:
-    """No process or no memory left for a successor: a line says so, and it comes when there is room."""
+@contextlib.contextmanager
+def daemon_that_cannot_fork(tmp_path: Path, *, until: int) -> Iterator[Daemon]:
+    """Start a daemon whose forks fail, but for the first two and those after so many."""
     faulty = tmp_path / "faulty.py"
     faulty.write_text(
         "import errno, itertools, os, sys\n"
         "from nullsmtpd.__main__ import main\n"
         "fork, calls = os.fork, itertools.count(1)\n"
         "def failing():\n"
-        "    if next(calls) in {3, 4}:  # the first two are the start\n"
+        f"    if 2 < next(calls) <= {until}:\n"
         "        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
         "    return fork()\n"
         "os.fork = failing\n"
@@ -150,15 +151,51 @@ def test_a_fork_that_fails_is_tried_again(tmp_path: Path) -> None:
     daemon = Daemon(process, log_path)
     try:
         daemon.wait_for(daemon.addresses, "the start line")
+        yield daemon
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_fork_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """No process or no memory left for a successor: a line says so, and it comes when there is room."""
+    with daemon_that_cannot_fork(tmp_path, until=4) as daemon:
         os.kill(children(daemon)[0], signal.SIGKILL)
         daemon.wait_for(lambda: len(children(daemon)) == 2 and daemon.lines("process-not-started"), "a successor")
         failed = [line.split(" again_in=") for line in daemon.lines("process-not-started")]
         assert all('name=worker-1 reason="Resource temporarily unavailable"' in line for line, _ in failed)
         assert [float(seconds) / float(failed[0][1]) for _, seconds in failed] == [1, 2]
+        assert daemon.stats()["worker_restarts"] == "1"
         assert daemon.stop() == 0
-    finally:
-        process.kill()
-        process.wait()
+
+
+def test_a_fork_that_fails_at_the_end_does_not_lose_the_end(tmp_path: Path) -> None:
+    """The other worker still finishes, the counters are logged, and the status is 0."""
+    with daemon_that_cannot_fork(tmp_path, until=1000) as daemon:
+        doomed, other = children(daemon)
+        os.kill(doomed, signal.SIGKILL)
+        daemon.wait_for(lambda: daemon.lines("process-not-started"), "a fork that fails")
+        assert daemon.stop() == 0
+        assert has_ended(other)
+        assert len(daemon.lines("stats")) == 1
+
+
+def test_a_signal_without_a_name_kills_no_more_than_the_worker(start: Start) -> None:
+    """A real-time signal is told by its number."""
+    daemon = start("--workers", "2")
+    os.kill(children(daemon)[0], signal.SIGRTMIN + 1)
+    daemon.wait_for(lambda: len(children(daemon)) == 2 and daemon.lines("process-ended"), "a successor")
+    assert f"status=-{signal.SIGRTMIN + 1}" in daemon.lines("process-ended")[0]
+    assert daemon.stop() == 0
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_end(start: Start) -> None:
+    """It is killed some seconds after the linger time."""
+    daemon = start("--workers", "2", "--linger", "0")
+    stop_process(children(daemon)[0])
+    assert daemon.stop() == 0
+    assert "name=worker-1" in daemon.lines("process-ended")[0]
+    assert "status=SIGKILL" in daemon.lines("process-ended")[0]
 
 
 def test_workers_end_when_their_parent_is_killed(start: Start) -> None:
