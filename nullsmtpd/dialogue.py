@@ -21,6 +21,8 @@ class DialogueResponder(Responder):
     The listeners must not be corked.
     """
 
+    _worth_a_look = 0  # the dialogues wake the loop up anyway, and go on the faster the sooner they begin
+
     def __init__(  # noqa: PLR0913, PLR0917 - those of the base class, and the sessions
         self,
         loop: asyncio.AbstractEventLoop,

@@ -74,6 +74,8 @@ class Responder:
     Nothing is accepted before `start`.
     """
 
+    _worth_a_look = WORTH_A_LOOK
+
     def __init__(  # noqa: PLR0913, PLR0917 - what answering takes
         self,
         loop: asyncio.AbstractEventLoop,
@@ -135,7 +137,7 @@ class Responder:
         answered = self._look(self._ports)
         if self._timer is None:
             if answered:
-                pace = PACE if answered >= WORTH_A_LOOK else 2 * PACE
+                pace = PACE if answered >= self._worth_a_look else 2 * PACE
                 self._timer = self._loop.call_later(pace, self._on_clock)
             else:
                 self.start()

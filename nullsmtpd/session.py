@@ -79,7 +79,8 @@ class SessionProtocol(asyncio.Protocol):
         """Greet, and start the clocks."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
         self._transport.set_write_buffer_limits(high=0)  # see pause_writing
-        self._sessions.add(self)
+        if self not in self._sessions:
+            self._sessions.add(self)
         self._loop = asyncio.get_running_loop()
         self._last_heard = self._loop.time()
         self._deadline = self._last_heard + MAX_SESSION_SECONDS
