@@ -138,14 +138,12 @@ async def look_up_mx(
     try:
         answer = await _stub(resolver).resolve(name, "MX", raise_on_no_answer=False, lifetime=timeout)
     except dns.resolver.NXDOMAIN as error:
-        # The least TTL on the way to it, and what RFC 2308 §5 takes from the SOA; so it is in an answer.
-        ttl = error.kwargs["responses"][name].resolve_chaining().minimum_ttl
-        return MXAnswer(domain, (), exists=False, ttl=ttl)
+        return MXAnswer(domain, (), exists=False, ttl=_ttl(error.kwargs["responses"][name]))
     except (dns.exception.DNSException, OSError, ValueError) as error:
         raise DNSError(domain, _reason(error)) from error
     if answer.response.flags & dns.flags.TC:  # over TCP too: a part of an MX set may look like a null MX
         raise DNSError(domain, "truncated")
-    return MXAnswer(domain, _records(answer.rrset), exists=True, ttl=answer.chaining_result.minimum_ttl)
+    return MXAnswer(domain, _records(answer.rrset), exists=True, ttl=_ttl(answer.response))
 
 
 def domain_of(text: str) -> str:
@@ -239,6 +237,18 @@ def _stub(resolver: tuple[str, int] | None) -> "dns.asyncresolver.Resolver":
 
 def _records(rrset: "dns.rrset.RRset | None") -> tuple[MX, ...]:
     return tuple(sorted(MX(one.preference, one.exchange.to_text(omit_final_dot=True)) for one in rrset or ()))
+
+
+def _ttl(response: "dns.message.QueryMessage") -> int:
+    """Return the least TTL on the way to the answer; where there is none, what RFC 2308 §5 takes from the SOA.
+
+    Without a SOA that is 0: "should not be cached".
+    """
+    import dns.rdatatype
+
+    found = response.resolve_chaining()
+    has_soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
+    return found.minimum_ttl if found.answer is not None or has_soa else 0
 
 
 def _reason(error: Exception) -> str:

@@ -25,6 +25,7 @@ class Wire(asyncio.Transport):
         self.waiting = b""
         self.end = ""
         self.is_paused = False
+        self.unread = 0  # octets that were written and cannot be sent
 
     def says(self, octets: bytes, size: int = 1 << 16) -> None:
         """Deliver what the client says, at most ``size`` octets at a time and never while reading is paused."""
@@ -60,8 +61,12 @@ class Wire(asyncio.Transport):
     def write_eof(self) -> None:
         self.end = "FIN"
 
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
     def close(self) -> None:
-        self._lose("FIN")
+        if not self.unread:  # else it waits until that is sent
+            self._lose("FIN")
 
     def abort(self) -> None:
         self._lose("RST")
@@ -275,6 +280,21 @@ def test_a_client_without_questions_may_stay_an_hour() -> None:
         await it.passes(LOOK_SECONDS)
         assert (idle.end, active.end) == ("FIN", "")
         assert len(it.sessions) == 1
+
+    play(scene)
+
+
+def test_a_client_that_never_reads_what_is_left_is_cut_off() -> None:
+    """One that was let go keeps its descriptor no longer than a request may take."""
+
+    async def scene(it: Scene) -> None:
+        client = it.connects()
+        client.unread = 50
+        it.sessions._let_go(client.protocol)  # type: ignore[arg-type]
+        await it.passes(REQUEST_SECONDS - 0.1)
+        assert client.end == ""
+        await it.passes(0.2)
+        assert client.end == "RST"
 
     play(scene)
 

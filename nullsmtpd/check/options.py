@@ -113,7 +113,7 @@ def _resolver(text: str) -> tuple[str, int]:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _MAX_PORT:
+    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(_MAX_PORT)) or not 1 <= int(text) <= _MAX_PORT:
         raise ValueError(f"is not a port; give a number from 1 to {_MAX_PORT}")
     return int(text)
 

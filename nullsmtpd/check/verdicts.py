@@ -21,6 +21,9 @@ class Answer(Enum):
 
     TAKES_MAIL = "an open port that accepts mail: senders deliver there"
     REFUSES_AT_MAIL = "immediate bounce: every sender gives up at once, with the text of the reply"
+    REFUSES_THIS_SENDER = (
+        "a server that refused our empty sender, or wants TLS first: it may well take the mail of others"
+    )
     REFUSES_AT_GREETING = (
         "immediate bounce from Exim, Sendmail and programs without a queue; Postfix (5 days), OpenSMTPD (4) and qmail "
         f"(7) try again, and do not show the text: {_PUBLISH}"
@@ -47,12 +50,15 @@ _BY_REPLY = {
     (0, "5"): Answer.REFUSES_AT_GREETING,
     (0, "4"): Answer.NOT_NOW,
     (1, "4"): Answer.NOT_NOW,
-    (2, "5"): Answer.REFUSES_AT_MAIL,
+    (2, "5"): Answer.REFUSES_THIS_SENDER,
     (2, "4"): Answer.NOT_NOW,
     (2, "2"): Answer.TAKES_MAIL,
 }
 
 _TO_MAIL = 2
+
+#: RFC 7504 §3; any other 5xx there may be about the sender.
+HOST_TAKES_NO_MAIL = "521"
 
 
 def answer_of(seen: Probe) -> Answer:
@@ -60,6 +66,8 @@ def answer_of(seen: Probe) -> Answer:
     if not seen.codes and not seen.received:
         return _BY_ENDING.get(seen.ending, Answer.BROKEN)
     for place, code in enumerate(seen.codes[: _TO_MAIL + 1]):
+        if code == HOST_TAKES_NO_MAIL and place == _TO_MAIL:
+            return Answer.REFUSES_AT_MAIL
         if code[0] != "2" or place == _TO_MAIL:
             return _BY_REPLY.get((place, code[0]), Answer.BROKEN)
     return Answer.BROKEN
@@ -130,6 +138,10 @@ _RULES: tuple[tuple[Callable[[Facts], bool], Verdict], ...] = (
     (
         lambda facts: Answer.TAKES_MAIL in facts.tried,
         Verdict("takes-mail", False, Answer.TAKES_MAIL.value),
+    ),
+    (
+        lambda facts: not facts.is_known,
+        Verdict("dns-fails-in-part", False, "DNS does not tell all of the addresses, and the others may take mail"),
     ),
     (
         lambda facts: len(set(facts.tried) - {Answer.UNKNOWN}) > 1,

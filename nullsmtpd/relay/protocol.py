@@ -126,9 +126,12 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close once what was said is sent."""
-        if self._transport is not None:
-            self._transport.close()
+        transport = self._transport
         self._forget()
+        if transport is not None:
+            transport.close()
+            if transport.get_write_buffer_size():  # it may never be read
+                self._loop.call_later(REQUEST_SECONDS, transport.abort)
 
     def _go_on(self) -> None:
         """Answer requests until one has to wait; their replies leave together."""
