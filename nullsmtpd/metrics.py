@@ -82,6 +82,7 @@ class _Numbers:
         self._mode = mode
         self._cpu_seconds: dict[int, float] = {}  # by process
         self._cpu_seconds_of_the_dead = 0.0
+        self._told_cpu_seconds = 0.0
 
     def collect(self) -> Iterator["Metric"]:
         """Yield one metric after the other."""
@@ -132,7 +133,9 @@ class _Numbers:
         """Return the seconds of all processes there ever were: a counter must not fall when a worker is replaced."""
         for pid in self._cpu_seconds.keys() - living:
             self._cpu_seconds_of_the_dead += self._cpu_seconds.pop(pid)
-        return self._cpu_seconds_of_the_dead + sum(self._cpu_seconds.values())
+        now = self._cpu_seconds_of_the_dead + sum(self._cpu_seconds.values())
+        self._told_cpu_seconds = max(self._told_cpu_seconds, now)  # a sum in another order may differ by a last digit
+        return self._told_cpu_seconds
 
 
 @functools.cache

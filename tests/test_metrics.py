@@ -147,8 +147,12 @@ def test_descriptors_are_known_of_other_users_too(start: Start) -> None:
     """After --user no process may look into the other's /proc; the numbers are there all the same."""
     require_root()
     daemon = start(*WITH_METRICS, "--workers", "2", "--user", "nobody")
-    real = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in [daemon.pid, *children(daemon)])
-    assert abs(scrape(daemon)["process_open_fds"] - real) <= 4 * 4
+
+    def is_right() -> bool:
+        real = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in [daemon.pid, *children(daemon)])
+        return abs(scrape(daemon)["process_open_fds"] - real) <= 4 * 4
+
+    daemon.wait_for(is_right, "the number of all of their descriptors, once all have started")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
