@@ -23,9 +23,8 @@ _CONFIGURATION = Path(os.environ.get("CONTAINER_TOOLS", ROOT.parent / "shared/co
 if _CONFIGURATION.exists():
     os.environ.setdefault("CONTAINERS_CONF", str(_CONFIGURATION))
 
-#: How little the README's container may do and have. Without a place that it could write to.
+#: How little the README's container may do and have. Without a place that it could write to; its user is the image's.
 HARDENED = (
-    "--user=65532:65532",
     "--read-only",
     "--read-only-tmpfs=false",
     "--cap-drop=ALL",
@@ -48,9 +47,9 @@ def build_image(tag: str, secrets: Path, *arguments: str, file: str = "Dockerfil
     """Build an image from the repository; return its name. ``secrets`` is a directory for this machine's mirrors."""
     suite = re.findall(r"^ARG DEBIAN=(\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
     base = f"docker.io/library/debian:{suite}-slim"
-    pulled = subprocess.run(["podman", "pull", "--quiet", "--policy=missing", base], capture_output=True, check=False)
-    there = subprocess.run(["podman", "image", "exists", base], check=False)
-    require(pulled.returncode == 0 or there.returncode == 0, f"the image {base}")
+    if subprocess.run(["podman", "image", "exists", base], check=False).returncode:
+        pulled = subprocess.run(["podman", "pull", "--quiet", base], capture_output=True, check=False)
+        require(pulled.returncode == 0, f"the image {base}")
     name = f"localhost/nullsmtpd-test:{tag}"
     podman(
         *("build", "--format=docker", "--network=host", f"--tag={name}", f"--file={ROOT / file}"),

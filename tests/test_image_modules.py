@@ -4,11 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from containers import ROOT
-
-sys.path.insert(0, str(ROOT / "deploy/image"))
-
-# Scripts of the image's build, which are no package.
 from bytecode import compiled
 from modules import needed_modules
 
