@@ -8,7 +8,7 @@ from typing import Any
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.linger import Batch
-from nullsmtpd.listeners import format_address
+from nullsmtpd.listeners import own_address, shown_address
 from nullsmtpd.log import log_each
 
 __all__ = ["BURST_LINES", "LINES_PER_SECOND", "AccessLog"]
@@ -81,7 +81,7 @@ class AccessLog:
 
     def _entry(self, connection: SocketType) -> dict[str, str]:
         return {
-            "peer": _shown(self._peers[connection.fileno()]),
+            "peer": shown_address(self._peers[connection.fileno()]),
             "local": _local(connection),
             "mode": self._mode,
             "spoke_first": "yes" if _has_spoken(connection) else "no",
@@ -109,23 +109,6 @@ def _has_spoken(connection: SocketType) -> bool:
 
 def _local(connection: SocketType) -> str:
     try:
-        return _shown(connection.getsockname())
+        return own_address(connection)
     except OSError:  # macOS: EINVAL, the client has reset
         return "unknown"
-
-
-def _shown(address: tuple[Any, ...]) -> str:
-    """Write a socket's address: an IPv4-mapped one as IPv4 (RFC 4291 §2.5.5.2), a scope by name (RFC 4007 §11)."""
-    host, port, *more = address
-    if "." in host:
-        host = host.removeprefix("::ffff:")
-    if more and (scope := more[-1]):
-        host = f"{host}%{_interface(scope)}"
-    return format_address(host, port)
-
-
-def _interface(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # removed meanwhile, or no descriptor left to ask with
-        return str(index)

@@ -3,11 +3,12 @@
 import errno
 import re
 import socket
-from typing import NamedTuple
+from socket import SocketType
+from typing import Any, NamedTuple
 
 from nullsmtpd.tcp import cork_replies
 
-__all__ = ["Address", "ListenError", "bind", "format_address", "own_address", "parse_address", "share"]
+__all__ = ["Address", "ListenError", "bind", "format_address", "own_address", "parse_address", "share", "shown_address"]
 
 _WAYS_OUT = {
     errno.EADDRINUSE: "stop the program that has it, or choose another port",
@@ -86,10 +87,26 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def own_address(listener: socket.socket) -> str:
+def own_address(listener: SocketType) -> str:
     """Write where a socket listens, the way `parse_address` reads it."""
-    host, port = listener.getsockname()[:2]
+    return shown_address(listener.getsockname())
+
+
+def shown_address(sockaddr: tuple[Any, ...]) -> str:
+    """Write a socket's address: an IPv4-mapped one as IPv4 (RFC 4291 §2.5.5.2), a scope by name (RFC 4007 §11)."""
+    host, port, *more = sockaddr
+    if "." in host:
+        host = host.removeprefix("::ffff:")
+    if more and (scope := more[-1]):
+        host = f"{host}%{_interface(scope)}"
     return format_address(host, port)
+
+
+def _interface(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # removed meanwhile, or no descriptor left to ask with
+        return str(index)
 
 
 def bind(address: Address, backlog: int, *, cork: bool = True, option: str = "--listen") -> list[socket.socket]:
@@ -113,10 +130,10 @@ def _bind_all(address: Address, backlog: int, *, cork: bool) -> list[socket.sock
     listeners: list[socket.socket] = []
     refusal: OSError | None = None
     try:
-        for family, host in _resolve(address.host):
+        for family, (host, _, *more) in _resolve(address.host):
             port = listeners[0].getsockname()[1] if listeners else address.port
             try:
-                listeners.append(_listen(family, host, port, backlog, cork=cork))
+                listeners.append(_listen(family, (host, port, *more), backlog, cork=cork))
             except OSError as error:
                 if error.errno not in _NO_SUCH_FAMILY:
                     raise
@@ -130,17 +147,13 @@ def _bind_all(address: Address, backlog: int, *, cork: bool) -> list[socket.sock
     return listeners
 
 
-def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, str]]:
+def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """Return the addresses, with port 0: host and port, and for IPv6 flow and scope."""
     if host is None:
-        return [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]  # noqa: S104 - what :PORT asks for
+        return [(socket.AF_INET, ("0.0.0.0", 0)), (socket.AF_INET6, ("::", 0))]  # noqa: S104 - what :PORT asks for
     # As octets: a str would be encoded as an IDN, which loads half a megabyte of tables.
     found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
-
-
-def _listen(family: socket.AddressFamily, host: str, port: int, backlog: int, *, cork: bool) -> socket.socket:
-    sockaddr = socket.getaddrinfo(host.encode("ascii"), port, family, flags=socket.AI_NUMERICHOST)[0][4]
-    return _listen_at(family, sockaddr, backlog, cork=cork)
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
 
 def share(listener: socket.socket, backlog: int, *, cork: bool = True) -> socket.socket:
@@ -151,13 +164,13 @@ def share(listener: socket.socket, backlog: int, *, cork: bool = True) -> socket
     """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        return _listen_at(listener.family, listener.getsockname(), backlog, cork=cork, reuse_port=True)
+        return _listen(listener.family, listener.getsockname(), backlog, cork=cork, reuse_port=True)
     except OSError as error:
         raise _explain("--workers", parse_address(own_address(listener)), error) from None
 
 
-def _listen_at(
-    family: int, sockaddr: tuple[object, ...], backlog: int, *, cork: bool, reuse_port: bool = False
+def _listen(
+    family: int, sockaddr: tuple[Any, ...], backlog: int, *, cork: bool, reuse_port: bool = False
 ) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -21,8 +21,9 @@ from test_clients import run_clients
 from test_linger import Clock
 from test_manager import command_with, daemon_on
 
-from nullsmtpd.access import BURST_LINES, LEFT_OUT_EVERY, LINES_PER_SECOND, AccessLog, _shown
+from nullsmtpd.access import BURST_LINES, LEFT_OUT_EVERY, LINES_PER_SECOND, AccessLog
 from nullsmtpd.counters import Counters
+from nullsmtpd.listeners import shown_address
 
 if TYPE_CHECKING:
     import asyncio
@@ -158,7 +159,7 @@ def test_an_ipv4_client_of_an_ipv6_socket_is_shown_as_ipv4(tmp_path: Path) -> No
 def test_addresses_are_written_as_operators_write_them(address: tuple[str, int], text: str) -> None:
     """Brackets around IPv6, the interface of a link-local address, IPv4-mapped addresses as IPv4."""
     require(sys.platform == "linux", "an interface lo with the index 1")
-    assert _shown(address) == text
+    assert shown_address(address) == text
 
 
 def test_a_flood_leaves_a_bounded_log_and_a_count_of_the_rest(start: Start) -> None:

@@ -1,8 +1,14 @@
+"""What is bound, to which addresses, and what is said when it cannot be."""
+
 import errno
+import re
 import socket
 import sys
+from typing import Any
 
 import pytest
+from conftest import Start, require_root, require_tools
+from hosts import open_host
 
 from nullsmtpd import listeners
 from nullsmtpd.listeners import Address, ListenError, bind
@@ -43,11 +49,11 @@ def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch:
     real_listen = listeners._listen
     refusals: list[int] = []
 
-    def taken_once(family: socket.AddressFamily, host: str, port: int, backlog: int, *, cork: bool) -> socket.socket:
+    def taken_once(family: int, sockaddr: tuple[Any, ...], backlog: int, *, cork: bool) -> socket.socket:
         if family == socket.AF_INET6 and not refusals:
-            refusals.append(port)
+            refusals.append(sockaddr[1])
             raise OSError(errno.EADDRINUSE, "Address already in use")
-        return real_listen(family, host, port, backlog, cork=cork)
+        return real_listen(family, sockaddr, backlog, cork=cork)
 
     monkeypatch.setattr(listeners, "_listen", taken_once)
     assert len(closed(bind(Address(None, 0), 16))) == 2
@@ -60,7 +66,21 @@ def test_a_name_listens_on_each_of_its_addresses() -> None:
     assert ("127.0.0.1") in [host for host, _ in closed(bind(Address("localhost", 0), 16))]
 
 
-def test_a_taken_port_says_so_and_leaves_nothing_bound() -> None:
+def test_the_interface_of_a_link_local_address_counts(start: Start) -> None:
+    """An address with its scope (RFC 4007) is bound on that interface, and shown with it."""
+    require_root()
+    require_tools("unshare", "nsenter", "ip")
+    with open_host() as host:
+        host.run("sh", "-ec", "ip link add cable type veth peer name far; ip link set far up; ip link set cable up")
+        found = re.search(r"inet6 (fe80:\S+)/64", host.run("ip", "-6", "address", "show", "dev", "cable"))
+        assert found
+        daemon = start("--workers", "2", prefix=host.prefix, listen=f"[{found[1]}%cable]:2525")
+        assert daemon.addresses() == [(f"{found[1]}%cable", 2525)]
+        answer = host.run(sys.executable, "-m", "nullsmtpd", "check", f"[{found[1]}%cable]:2525")
+        assert " good: " in answer
+
+
+def test_a_taken_port_says_so() -> None:
     """The message names the address, the reason and the way out."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
