@@ -63,15 +63,17 @@ class Notifier:
         """Look for the manager's socket, and for whether it wants to be told regularly."""
         path = environment.pop("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._messenger: socket.socket | None = None
+        if path and sys.platform == "linux":
+            with contextlib.suppress(OSError):  # once, not for every message: there may be no descriptor left then
+                self._messenger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.watchdog_seconds = _watchdog_seconds(environment)
 
     def tell(self, *states: str) -> None:
         """Send ``states`` such as ``READY=1``; never wait, never raise."""
-        if not self._address or sys.platform != "linux":
-            return
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
-            messenger.setblocking(False)
-            messenger.sendto("\n".join(states).encode(), self._address)
+        if self._messenger is not None:
+            with contextlib.suppress(OSError):
+                self._messenger.sendto("\n".join(states).encode(), self._address)
 
     def keep_alive(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say that the loop turns, as often as the manager wants to hear it."""

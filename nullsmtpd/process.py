@@ -94,5 +94,5 @@ def take_signals(loop: asyncio.AbstractEventLoop, log_stats: Callable[[], None])
 
 def ignore_late_signals() -> None:
     """Let no signal change the exit status any more: at its end the interpreter resets handlers, but no ignoring."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -185,6 +186,22 @@ def test_the_watchdog_is_fed_when_asked_for(start: Start, tmp_path: Path) -> Non
         manager.settimeout(PATIENCE)
         start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
         assert manager.recv(4096).startswith(b"READY=1")
+        assert [manager.recv(4096) for _ in range(5)] == [b"WATCHDOG=1"] * 5
+
+
+def test_the_watchdog_is_fed_without_a_descriptor_to_spare(start: Start, tmp_path: Path) -> None:
+    """A daemon that is out of descriptors holds its clients until there are some; the manager is not to kill it."""
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(PATIENCE)
+        daemon = start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, 3))
+        manager.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while manager.recv(4096):
+                pass
+        manager.settimeout(PATIENCE)
         assert [manager.recv(4096) for _ in range(5)] == [b"WATCHDOG=1"] * 5
 
 
