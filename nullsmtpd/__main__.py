@@ -73,12 +73,22 @@ def _respond(arguments: list[str]) -> int:
 
 
 def _open_standard_descriptors() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed: a client's socket must never become our log."""
+    """Put /dev/null where stdin, stdout or stderr is closed: a client's socket must never become our log.
+
+    And see to it that stderr never makes us wait.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    if os.isatty(2):
+        # A terminal is writable while it has room for one octet, and a line then waits for a reader that may never
+        # come. Opened anew, the terminal is told not to wait without the shell's own descriptor being told so too.
+        with contextlib.suppress(OSError):
+            terminal = os.open("/dev/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _say(descriptor: int, text: str, status: int) -> int:

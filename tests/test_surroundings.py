@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import re
 import signal
 import socket
@@ -71,10 +72,25 @@ def full_socket() -> Iterator[int]:
         yield writer.fileno()
 
 
+@contextlib.contextmanager
+def full_terminal() -> Iterator[int]:
+    """Give a terminal whose screen nobody draws, full but for some octets: it still counts as writable."""
+    screen, terminal = pty.openpty()
+    os.set_blocking(terminal, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(terminal, b"x" * 64)
+    os.set_blocking(terminal, True)
+    os.read(screen, 16)
+    yield terminal
+    for descriptor in (screen, terminal):
+        os.close(descriptor)
+
+
 Stderr = Callable[[], contextlib.AbstractContextManager[int | None]]
 
 
-@pytest.mark.parametrize("stderr", [closed, full_disk, full_pipe, broken_pipe, full_socket])
+@pytest.mark.parametrize("stderr", [closed, full_disk, full_pipe, broken_pipe, full_socket, full_terminal])
 @pytest.mark.parametrize("mode", MODES)
 def test_whatever_state_stderr_is_in_clients_are_answered(mode: str, stderr: Stderr) -> None:
     """A daemon that cannot log, and has a line to log for each client, does all the rest to the end: exit status 0."""
