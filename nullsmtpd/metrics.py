@@ -140,15 +140,14 @@ class _Numbers:
 
 @functools.cache
 def _build_info(mode: str) -> "Metric":
-    from importlib.metadata import version
-
     from prometheus_client.core import GaugeMetricFamily
+    from uvloop._version import __version__ as uvloop_version
 
     info = {
         "version": __version__,
         "mode": mode,
         "python": ".".join(map(str, sys.version_info[:3])),
-        "uvloop": version("uvloop"),
+        "uvloop": uvloop_version,
     }
     family = GaugeMetricFamily("nullsmtpd_build_info", "What runs here; the value is 1.", labels=list(info))
     family.add_metric(list(info.values()), 1)

@@ -69,9 +69,9 @@ def become(account: Account) -> None:
     try:
         if gid is not None:
             os.setgroups([gid])
-            os.setresgid(gid, gid, gid)
+            os.setgid(gid)
         if uid is not None:
-            os.setresuid(uid, uid, uid)
+            os.setuid(uid)
     except OSError as error:
         raise PrivilegeError(_refused(account, error.strerror)) from None
     if not _is(account) or (gid is not None and os.getgroups() != [gid]) or (uid and _can_return()):
@@ -80,7 +80,16 @@ def become(account: Account) -> None:
 
 def _is(account: Account) -> bool:
     uid, gid = account
-    return (uid is None or os.getresuid() == (uid, uid, uid)) and (gid is None or os.getresgid() == (gid, gid, gid))
+    return (uid is None or _uids() == {uid}) and (gid is None or _gids() == {gid})
+
+
+def _uids() -> set[int]:
+    """Return the real and the effective user, and the saved one where it can be asked for (not on macOS)."""
+    return set(os.getresuid()) if hasattr(os, "getresuid") else {os.getuid(), os.geteuid()}
+
+
+def _gids() -> set[int]:
+    return set(os.getresgid()) if hasattr(os, "getresgid") else {os.getgid(), os.getegid()}
 
 
 def _can_return() -> bool:

@@ -1,5 +1,6 @@
 """The HTTP server that scrapes of the metrics come to: one more thread for each, and not many of them."""
 
+import errno
 import socket
 import socketserver
 import threading
@@ -23,10 +24,16 @@ NO_POLLING = 86_400.0
 
 
 def serve_on(listener: socket.socket, app: Any) -> None:  # noqa: ANN401 - PEP 3333, see wsgiref.types
-    """Serve a WSGI application over HTTP on a socket that listens, in threads that end with the process."""
+    """Serve a WSGI application over HTTP on a socket that listens, in threads that end with the process.
+
+    Raises `OSError` when no thread can be had.
+    """
     server = _Server(listener)
     server.set_app(app)
-    threading.Thread(target=server.serve_forever, args=[NO_POLLING], daemon=True).start()
+    try:
+        threading.Thread(target=server.serve_forever, args=[NO_POLLING], daemon=True).start()
+    except RuntimeError as error:  # a limit of processes
+        raise OSError(errno.EAGAIN, str(error)) from None
 
 
 class _Handler(WSGIRequestHandler):
