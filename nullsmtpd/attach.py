@@ -57,7 +57,8 @@ class Attached(Generic[_P]):
     def attach(self, connection: SocketType, protocol: _P) -> None:
         """Give the connection to the Protocol; where the loop cannot take it, it is closed."""
         self.open.add(protocol)
-        task = self._loop.create_task(self._attach(socket.socket(fileno=connection.detach()), protocol))
+        kind = (connection.family, connection.type, connection.proto)  # or each would be asked of the kernel
+        task = self._loop.create_task(self._attach(socket.socket(*kind, fileno=connection.detach()), protocol))
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 

@@ -90,8 +90,11 @@ class Lingering:
         now = self._loop.time()
         while self._slow and self._slow[0][0] + self._seconds <= now:
             self._expire(self._slow.popleft()[1])
-        if self._timer is None and (oldest := self._next_due()) is not None:
-            self._timer = self._loop.call_at(oldest, self._on_timer)
+        due = self._next_due()
+        if due is not None and (self._timer is None or due < self._timer.when()):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self._on_timer)
 
     def look_at_all(self) -> None:
         """Close every connection whose client has finished, however young."""

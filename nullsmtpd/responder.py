@@ -14,6 +14,7 @@ from nullsmtpd.tcp import refuse_handshakes, stop_listening, waiting
 
 if TYPE_CHECKING:
     from nullsmtpd.access import AccessLog
+    from nullsmtpd.session import Sessions
 
 __all__ = ["BURST", "CAPACITY_PAUSE", "END_SECONDS", "FULL_PAUSE", "PACE", "WORTH_A_LOOK", "Responder"]
 
@@ -38,6 +39,11 @@ CAPACITY_PAUSE = 0.1
 #: Seconds for those who wait in the backlog when the server ends: a full one is done in a fifth of that. Where nothing
 #: can keep new ones from coming, or is to, they would keep us for ever.
 END_SECONDS = 1.0
+
+#: Seconds within which a handshake that has begun comes to its end, one round trip around the Earth; and between two
+#: looks for it.
+HANDSHAKE_SECONDS = 0.25
+END_LOOK = 0.01
 
 #: Seconds until the same accept error is worth another log line.
 LOG_AGAIN = 60.0
@@ -69,12 +75,11 @@ class _Port(NamedTuple):
 class Responder:
     """The listening sockets of a server, answered as RFC 7504 §3 has it: 521 at connection opening, then the FIN.
 
-    ``listeners``: bound, listening, non-blocking, corked where that exists. ``reply``: the octets of the line.
-    ``lingering`` keeps what was answered. ``access_log`` is told of every connection; without one it costs nothing.
-    Nothing is accepted before `start`.
+    ``listeners``: bound, listening, non-blocking; corked where that exists, but for dialogues. ``reply``: the octets of
+    the line. ``lingering`` keeps what was answered. ``sessions`` hold a dialogue with each client that they have room
+    for, instead of the line. ``access_log`` is told of every connection; without one it costs nothing. Nothing is
+    accepted before `start`.
     """
-
-    _worth_a_look = WORTH_A_LOOK
 
     def __init__(  # noqa: PLR0913, PLR0917 - what answering takes
         self,
@@ -83,15 +88,19 @@ class Responder:
         reply: bytes,
         counters: Counters,
         lingering: Lingering,
+        sessions: "Sessions | None" = None,
         access_log: "AccessLog | None" = None,
     ) -> None:
         """Take the listeners over; `stop` closes them."""
         self._loop = loop
+        self._sessions = sessions
+        # Dialogues wake the loop up anyway, and go on the faster the sooner they begin.
+        self._worth_a_look = WORTH_A_LOOK if sessions is None else 0
         accepts = [listener._accept for listener in listeners]  # type: ignore[attr-defined] # noqa: SLF001
-        self._serve: Callable[[Batch], None] = self._answer
+        self._serve: Callable[[Batch], None] = self._answer if sessions is None else self._begin_dialogues
         if access_log is not None:
             accepts = [access_log.noting(accept) for accept in accepts]
-            self._serve = access_log.around(self._answer)
+            self._serve = access_log.around(self._serve)
         self._ports = [
             _Port(listener, accept, int(listener.family)) for listener, accept in zip(listeners, accepts, strict=True)
         ]
@@ -115,11 +124,15 @@ class Responder:
         if for_good:
             for port in self._ports:
                 refuse_handshakes(port.listener)
-        last = self._loop.time() + END_SECONDS
-        for _ in range(2):  # handshakes that had begun before the refusal end between the two rounds
-            while self._look(self._ports) and self._loop.time() < last:  # noqa: ASYNC110 - the kernel sets no event
+        begin = now = self._loop.time()
+        while now < begin + END_SECONDS:
+            if self._look(self._ports):
                 await asyncio.sleep(0)
-            await asyncio.sleep(0.01)
+            elif for_good and (now < begin + HANDSHAKE_SECONDS or self._has_waiting()):
+                await asyncio.sleep(END_LOOK)
+            else:
+                break
+            now = self._loop.time()
         self._ask_no_more()  # an accept error may have set the timer again
         for port in self._ports:
             if for_good:
@@ -149,6 +162,9 @@ class Responder:
             self._timer.cancel()
             self._timer = None
 
+    def _has_waiting(self) -> bool:
+        return any(waiting(port.listener, otherwise=0) for port in self._ports)
+
     def _look_again_in(self, seconds: float) -> None:
         self._ask_no_more()
         self._timer = self._loop.call_later(seconds, self._on_clock)
@@ -167,13 +183,15 @@ class Responder:
             if room <= 0:
                 if not batch:
                     self._look_again_in(FULL_PAUSE)
+                self._ports.append(self._ports.pop(0))  # or the first would always be the one that gets the room
                 break
             try:
                 _accept(port, batch, room)
             except BlockingIOError:
                 pass  # a client that gave up, or another process on the same socket, was first
             except OSError as error:
-                self._on_accept_error(error)
+                if self._is_out_of_room(error):
+                    break
         answered = len(batch)
         if batch:
             self._counters.connections += answered
@@ -192,11 +210,17 @@ class Responder:
                 self._counters.send_errors += 1
         self._lingering.add(batch)
 
-    def _on_accept_error(self, error: OSError) -> None:
-        """Count it; if it is not the fault of one connection, make room and accept nothing for a moment."""
+    def _begin_dialogues(self, batch: Batch) -> None:
+        """Talk with each, as long as there is room; the others hear what mode ``close`` says."""
+        assert self._sessions is not None
+        if too_many := [connection for connection in batch if not self._sessions.take(connection)]:
+            self._answer(too_many)
+
+    def _is_out_of_room(self, error: OSError) -> bool:
+        """Count an accept error; if more than one connection is at fault, make room and accept nothing for a moment."""
         self._counters.count_accept_error(error.errno)
         if error.errno in _CONNECTION_ERRNOS:
-            return
+            return False
         now = self._loop.time()
         if now >= self._logged.get(error.errno, now):
             self._logged[error.errno] = now + LOG_AGAIN
@@ -205,6 +229,7 @@ class Responder:
         self._lingering.shed()
         if self._timer is None:
             self._look_again_in(CAPACITY_PAUSE)
+        return True
 
 
 def _accept(port: _Port, batch: Batch, count: int) -> None:

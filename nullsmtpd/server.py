@@ -43,7 +43,7 @@ def _usable_cpus() -> int:
 
 def _import_what_is_needed(options: Options) -> None:
     """Import now what these options need: as another user we may not be able to read it (a home directory, say)."""
-    modules = {"nullsmtpd.dialogue": options.dialogue, "nullsmtpd.access": options.access_log}
+    modules = {"nullsmtpd.session": options.dialogue, "nullsmtpd.access": options.access_log}
     for module in (name for name, needed in modules.items() if needed):
         importlib.import_module(module)
     if options.metrics:

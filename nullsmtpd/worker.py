@@ -59,7 +59,8 @@ class Worker:
 
         ``for_good`` as for `nullsmtpd.responder.Responder.stop`.
         """
-        self._lingering.hurry()
+        if for_good:  # else whoever has no room here waits for the next of us
+            self._lingering.hurry()
         await self._responder.stop(for_good=for_good)
         if self._sessions is not None:
             self._sessions.close()
@@ -79,12 +80,15 @@ class Worker:
         return Sessions(self._loop, self._counters, self._drains, dialogue, timeout, limit)
 
     def _new_responder(self, listeners: list[socket.socket]) -> Responder:
-        given = (self._loop, listeners, self._options.reply, self._counters, self._lingering)
-        if self._sessions is None:
-            return Responder(*given, self._new_access_log())
-        from nullsmtpd.dialogue import DialogueResponder
-
-        return DialogueResponder(*given, self._sessions, self._new_access_log())
+        return Responder(
+            self._loop,
+            listeners,
+            self._options.reply,
+            self._counters,
+            self._lingering,
+            self._sessions,
+            self._new_access_log(),
+        )
 
     def _new_access_log(self) -> "AccessLog | None":
         if not self._options.access_log:
@@ -99,7 +103,7 @@ class Worker:
         if self._sessions is not None:
             most = max(left // 2, left - self._lingering.limit)
             self._sessions.limit = self._lowered("max-sessions", self._sessions.limit, most)
-            left -= self._sessions.limit
+            left = (left - self._sessions.limit) * 4 // 5  # a fifth for those who are drained after a dialogue
         self._lingering.limit = self._lowered("max-lingering", self._lingering.limit, left)
         self._drains.limit = min(MAX_DRAINS, self._lingering.limit // 4)
 

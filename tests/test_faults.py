@@ -214,13 +214,62 @@ def test_a_second_without_descriptors_is_ten_looks(capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err.count("accept-paused error=ENFILE") == 1
 
 
+def test_without_descriptors_no_further_address_is_asked() -> None:
+    """Accepting pauses for all of them at once, and a single error costs half of those who linger, not all."""
+    loop = ShortLoop()
+    loop_ = cast("asyncio.AbstractEventLoop", loop)
+    listeners = [FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach()) for _ in range(4)]
+    counters = Counters()
+    lingering = Lingering(loop_, counters, Drains(loop_, counters, 1), seconds=2, limit=100)
+    responder = Responder(loop_, list(listeners), REPLY, counters, lingering)
+    with contextlib.ExitStack() as held:
+        for listener in listeners:
+            listener.faults = []
+            held.enter_context(listener)
+        for _ in range(8):
+            held.enter_context(connect(listeners[0].getsockname()))
+        assert responder._look(responder._ports, at_least=0) == 8
+        for listener in listeners:
+            held.enter_context(connect(listener.getsockname()))
+            listener.faults = [errno.ENFILE]
+        responder._look(responder._ports)
+        assert counters.accept_errors == {errno.ENFILE: 1}
+        assert len(lingering) == 4
+        lingering.close_all()
+        responder._ask_no_more()
+
+
+def test_each_address_has_its_turn_when_there_is_room_for_few() -> None:
+    """A crowd at the first address that takes all places as they become free does not shut out the second."""
+    loop = ShortLoop()
+    loop_ = cast("asyncio.AbstractEventLoop", loop)
+    listeners = [FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach()) for _ in range(2)]
+    counters = Counters()
+    lingering = Lingering(loop_, counters, Drains(loop_, counters, 1), seconds=2, limit=4)
+    responder = Responder(loop_, list(listeners), REPLY, counters, lingering)
+    with contextlib.ExitStack() as held:
+        for listener in listeners:
+            listener.faults = []
+            held.enter_context(listener)
+        for _ in range(40):
+            held.enter_context(connect(listeners[0].getsockname()))
+        other = held.enter_context(connect(listeners[1].getsockname()))
+        other.setblocking(False)
+        responder._on_readable(responder._ports[0])
+        loop.advance(1)
+        assert other.recv(99) == LINE
+        assert listeners[0].calls < 40
+        lingering.close_all()
+        responder._ask_no_more()
+
+
 def test_an_accept_error_while_ending_does_not_keep_the_listener_open() -> None:
-    """Even when descriptors run out in the last round, the listener is closed and no timer is left."""
+    """Even when descriptors run out again and again, who waits is answered, and no timer is left."""
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         listener = FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach())
-        listener.faults = [errno.EMFILE]
+        listener.faults = [errno.EMFILE] * 5
         counters = Counters()
         lingering = Lingering(loop, counters, Drains(loop, counters, 1), seconds=2, limit=100)
         responder = Responder(loop, [listener], REPLY, counters, lingering)

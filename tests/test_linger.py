@@ -249,6 +249,16 @@ def test_without_a_free_drain_a_sending_client_lingers_on(bench: Make) -> None:
     assert len(b.lingering) == 0
 
 
+def test_a_client_that_stays_does_not_put_off_the_look_at_the_next(bench: Make) -> None:
+    """One that came later and has closed is let go at its first look, though the one before it has an hour left."""
+    b = bench(3600.0)
+    b.arrive()
+    b.clock.advance(2 * FIRST_LOOK)
+    b.arrive()[0].close()
+    b.clock.advance(2 * FIRST_LOOK)
+    assert len(b.lingering) == 1
+
+
 def test_shedding_closes_the_older_half(bench: Make) -> None:
     """When descriptors have run out, half of what lingers makes room."""
     b = bench(2.0)

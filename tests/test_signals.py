@@ -11,6 +11,7 @@ import time
 
 import pytest
 from conftest import LINE, PATIENCE, Start, connect, read_all, require, require_root, require_tools
+from hosts import SERVER_4, connected_hosts
 
 COMMAND = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
 
@@ -152,6 +153,52 @@ def test_what_waits_in_the_backlog_at_sigterm_gets_the_line(start: Start) -> Non
         for client in clients:
             client.close()
     assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_a_handshake_under_way_at_sigterm_is_waited_for(start: Start) -> None:
+    """A client far away is connected before its last ACK is here, so it gets the line though the port closes."""
+    require_root()
+    require_tools("nft", "unshare", "nsenter", "ip")
+    with connected_hosts() as (server, client):
+        daemon = start(prefix=server.prefix, listen=f"{SERVER_4}:25")
+        client.run("nft", "-f", "-", stdin=NO_LAST_ACK)
+        with subprocess.Popen(
+            [*client.prefix, sys.executable, "-c", SLOW_CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin
+            assert process.stdout
+            assert process.stdout.readline() == b"connected\n"
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_for(lambda: server.run(sys.executable, "-c", TRY) == "refused\n", "a closed port")
+            time.sleep(0.05)  # a way of a tenth of a second, there and back
+            assert process.communicate(b"speak\n", PATIENCE)[0].rstrip() == ascii(LINE).encode()
+        assert daemon.process.wait(PATIENCE) == 0
+
+
+# What has no octets in it and ends nothing.
+NO_LAST_ACK = """
+table inet far {
+    chain output {
+        type filter hook output priority 0
+        tcp dport 25 tcp flags & (syn | ack | psh | fin | rst) == ack drop
+    }
+}
+"""
+SLOW_CLIENT = f"""
+import socket
+client = socket.create_connection(("{SERVER_4}", 25), 20)
+print("connected", flush=True)
+input()
+client.sendall(b"QUIT\\r\\n")
+print(ascii(b"".join(iter(lambda: client.recv(4096), b""))))
+"""
+TRY = f"""
+import socket
+try:
+    socket.create_connection(("{SERVER_4}", 25), 20).close()
+except ConnectionRefusedError:
+    print("refused")
+"""
 
 
 def test_lingering_clients_get_the_linger_time_at_the_end_and_no_more(start: Start) -> None:
