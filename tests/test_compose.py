@@ -44,6 +44,6 @@ def test_service_can_do_nothing_but_answer(service: dict[str, Any]) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert (service["mem_limit"], service["pids_limit"]) == ("64m", 16)
+    assert (service["mem_limit"], service["pids_limit"]) == ("640m", 16)
     assert service["ports"] == ["25:2525"]
     assert service.keys().isdisjoint({"cap_add", "privileged", "volumes", "network_mode", "healthcheck"})

@@ -246,7 +246,7 @@ def test_iptables_rules_can_be_removed(net: Net) -> None:
 @pytest.mark.parametrize("rules", [NFT, REDIRECT], ids=lambda path: path.name)
 def test_all_sources_together_are_limited(net: Net, rules: Path) -> None:
     """What comes beyond the common limit is dropped without a word, from whichever source, and leaves no entry."""
-    text, found = re.subn(r"over [02]+/second burst 4096", "over 1/hour burst 40", rules.read_text())
+    text, found = re.subn(r"over \d+/second burst 4096", "over 1/hour burst 40", rules.read_text())
     assert found == 1
     load(net.server, text)
     net.serve(net.server, 2525 if rules == REDIRECT else 25)
@@ -258,6 +258,19 @@ def test_all_sources_together_are_limited(net: Net, rules: Path) -> None:
     assert tracked(net.server) == before
 
 
+@pytest.mark.parametrize("table", ["raw", "filter"])
+def test_iptables_rules_that_were_left_by_half_are_replaced(net: Net, table: str) -> None:
+    """A load that failed between the tables left one of them; the next one makes it whole, and twice of nothing."""
+    load(net.server, IPTABLES)
+    whole = net.server.run("iptables-save").count("NULLSMTPD")
+    for command in ("iptables", "ip6tables"):
+        net.server.run(command, "-t", table, "-F")
+        net.server.run(command, "-t", table, "-X")
+    assert 0 < net.server.run("iptables-save").count("NULLSMTPD") < whole
+    load(net.server, IPTABLES)
+    assert net.server.run("iptables-save").count("NULLSMTPD") == whole
+
+
 @pytest.mark.parametrize("rules", [NFT, REDIRECT], ids=lambda path: path.name)
 def test_a_full_set_shuts_nobody_out(net: Net, rules: Path) -> None:
     """When a flood from many addresses has filled the set, further sources still get the line."""
@@ -266,6 +279,34 @@ def test_a_full_set_shuts_nobody_out(net: Net, rules: Path) -> None:
     for sources in (sources_4(100), sources_6(100)):
         assert net.knock(*sources) == all_whole(sources, 1)
     assert net.server.run("nft", "list", "set", "inet", "nullsmtpd", "sources4").count("expires") == 4
+
+
+def test_redirected_beside_a_stateful_firewall(net: Net) -> None:
+    """The rule that the file names lets in who was redirected, and nobody who goes to 2525 past the limits."""
+    net.load(REDIRECT)
+    (advice,) = re.findall(r"^#     (tcp .* accept)", REDIRECT.read_text(), re.MULTILINE)
+    load(net.server, STATEFUL.format(incoming="", outgoing=""))
+    assert net.knock(CLIENT, patience=0.5) == {CLIENT: {"TimeoutError after b''": 1}}
+    load(net.server, STATEFUL.format(incoming=advice, outgoing=""))
+    assert net.knock(CLIENT) == {CLIENT: {"whole line": 1}}
+    assert net.knock(CLIENT, port=2525, patience=0.5) == {CLIENT: {"TimeoutError after b''": 1}}
+
+
+def test_limits_of_the_redirection_stand_alone_for_a_published_port(net: Net) -> None:
+    """Without its last two chains the file limits who comes to a port that something else redirects."""
+    limits, found = re.subn(r"\tchain prerouting .*(?=^})", "", REDIRECT.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert found == 1
+    load(net.server, limits)
+    load(net.server, PUBLISHED)
+    net.serve(net.server, 2525)
+    outcome = net.knock(CLIENT, rounds=4 * BURST)[CLIENT]
+    assert set(outcome) == {"whole line", "refused"}
+    assert outcome["whole line"] >= BURST
+
+
+PUBLISHED = (
+    "table inet engine { chain nat { type nat hook prerouting priority dstnat; tcp dport 25 redirect to :2525; }; }"
+)
 
 
 def test_beside_a_stateful_firewall(net: Net) -> None:

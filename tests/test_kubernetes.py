@@ -123,13 +123,13 @@ def test_each_breach_of_the_standard_is_seen(rule: str) -> None:
 
 @each_file
 def test_pods_have_bounds_probes_and_nothing_that_they_do_not_need(path: Path) -> None:
-    """No token, no variables of services, nothing to write, 64 MB; the line keeps them alive, the port makes ready."""
+    """No token, no variables of services, nothing to write; the line keeps them alive, the port makes them ready."""
     spec = pod_template(path)["spec"]
     (container,) = spec["containers"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert container["resources"]["limits"] == {"memory": "64Mi"}
+    assert container["resources"]["limits"] == {"memory": "640Mi"}
     assert container["livenessProbe"]["exec"]["command"] == ["nullsmtpd", "check"]
     assert container["readinessProbe"]["tcpSocket"]["port"] == container["ports"][0]["name"]
     sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)

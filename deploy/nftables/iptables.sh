@@ -33,9 +33,9 @@ set_up() {
 	RULES
 }
 
-# $1: iptables or ip6tables
+# $1: iptables or ip6tables. Each table for itself: a load that failed may have left one of them.
 remove() {
-	"$1-restore" -w --noflush <<-RULES
+	! "$1" -w -t raw -S NULLSMTPD-IN >/dev/null 2>&1 || "$1-restore" -w --noflush <<-RULES
 		*raw
 		-D PREROUTING -j NULLSMTPD-IN
 		-D OUTPUT -j NULLSMTPD-OUT
@@ -44,6 +44,8 @@ remove() {
 		-X NULLSMTPD-IN
 		-X NULLSMTPD-OUT
 		COMMIT
+	RULES
+	! "$1" -w -S NULLSMTPD >/dev/null 2>&1 || "$1-restore" -w --noflush <<-RULES
 		*filter
 		-D INPUT ! -i lo -p tcp --dport 25 --syn -j NULLSMTPD
 		-F NULLSMTPD
@@ -54,9 +56,7 @@ remove() {
 
 for family in "iptables 32" "ip6tables 64"; do
 	command=${family% *}
-	if "$command" -w -S NULLSMTPD >/dev/null 2>&1; then
-		remove "$command"
-	fi
+	remove "$command"
 	if [ "${1-}" != remove ]; then
 		set_up "$command" "${family#* }"
 	fi
