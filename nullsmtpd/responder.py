@@ -33,7 +33,8 @@ WORTH_A_LOOK = 16
 #: Seconds until the next look when as many clients linger as may, all of them young.
 FULL_PAUSE = 0.01
 
-#: Seconds to accept nothing when descriptors or memory have run out; what waits keeps its place in the backlog.
+#: Seconds to accept nothing when descriptors or memory have run out; what waits keeps its place in the backlog. And
+#: seconds until a line that the kernel had no buffer for is tried again.
 CAPACITY_PAUSE = 0.1
 
 #: Seconds for those who wait in the backlog when the server ends: a full one is done in a fifth of that. Where nothing
@@ -57,6 +58,9 @@ _CONNECTION_ERRNOS = frozenset(
     )
     if (number := getattr(errno, name, None)) is not None
 )
+
+# send(2): the kernel has no buffer just now.
+_BUFFER_ERRNOS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 # As plain integers: the enumerations of the socket module cost a conversion each time.
 _SOCK_STREAM = int(socket.SOCK_STREAM)
@@ -108,7 +112,7 @@ class Responder:
         self._counters = counters
         self._lingering = lingering
         self._timer: asyncio.TimerHandle | None = None
-        self._logged: dict[int | None, float] = {}
+        self._logged: dict[tuple[str, int | None], float] = {}
 
     def start(self) -> None:
         """Answer from now on, whenever the event loop says that someone is there."""
@@ -200,15 +204,26 @@ class Responder:
         return answered
 
     def _answer(self, batch: Batch) -> None:
+        """Say the line to each, and keep them until they have read it."""
+        self._say(batch)
+        self._lingering.add(batch)
+
+    def _say(self, batch: Batch) -> None:
         """Say the line and the FIN to each: sendto and shutdown, which leave as one segment from a corked socket."""
         reply = self._reply
+        unsent: Batch = []
         for connection in batch:
             try:
                 connection.send(reply, _DONTWAIT)
                 connection.shutdown(_SHUT_WR)
-            except OSError:  # ECONNRESET, EPIPE, ENOTCONN: the client has gone already
-                self._counters.send_errors += 1
-        self._lingering.add(batch)
+            except OSError as error:
+                if error.errno in _BUFFER_ERRNOS:
+                    unsent.append(connection)
+                    self._log_once("send-put-off", error)
+                else:  # ECONNRESET, EPIPE, ENOTCONN: the client has gone already; EBADF: it has had its linger time
+                    self._counters.send_errors += 1
+        if unsent:
+            self._loop.call_later(CAPACITY_PAUSE, self._say, unsent)
 
     def _begin_dialogues(self, batch: Batch) -> None:
         """Talk with each, as long as there is room; the others hear what mode ``close`` says."""
@@ -221,15 +236,19 @@ class Responder:
         self._counters.count_accept_error(error.errno)
         if error.errno in _CONNECTION_ERRNOS:
             return False
-        now = self._loop.time()
-        if now >= self._logged.get(error.errno, now):
-            self._logged[error.errno] = now + LOG_AGAIN
-            name = errno.errorcode.get(error.errno or 0, error.errno)
-            log("accept-paused", error=name, reason=error.strerror, lingering=len(self._lingering))
+        self._log_once("accept-paused", error)
         self._lingering.shed()
         if self._timer is None:
             self._look_again_in(CAPACITY_PAUSE)
         return True
+
+    def _log_once(self, event: str, error: OSError) -> None:
+        """Log what an error leads to, and the same not again for a while."""
+        now = self._loop.time()
+        if now >= self._logged.get((event, error.errno), now):
+            self._logged[event, error.errno] = now + LOG_AGAIN
+            name = errno.errorcode.get(error.errno or 0, error.errno)
+            log(event, error=name, reason=error.strerror, lingering=len(self._lingering))
 
 
 def _accept(port: _Port, batch: Batch, count: int) -> None:

@@ -317,6 +317,20 @@ def test_no_accept_that_fails_in_the_kernel_costs_a_client_its_line(
     assert calls.count("accept4(") <= 30 + 3 + 10
 
 
+@pytest.mark.parametrize("name", ["EAGAIN", "ENOBUFS", "ENOMEM"])
+def test_a_line_that_the_kernel_has_no_buffer_for_comes_later(start: Start, tmp_path: Path, name: str) -> None:
+    """Nobody is dropped without a word: the line is tried again until it can be sent, and the log says so once."""
+    require_tools("strace")
+    trace = tmp_path / "trace"
+    daemon = start(prefix=injecting(trace, f"sendto:error={name}:when=1..9"))
+    with contextlib.ExitStack() as held:
+        clients = [held.enter_context(connect(daemon.address)) for _ in range(5)]
+        assert [read_all(client) for client in clients] == [LINE] * 5
+    assert daemon.stats()["send_errors"] == "0"
+    assert len(daemon.lines("send-put-off")) == 1
+    assert trace.read_text().count("(INJECTED)") == 9
+
+
 @contextlib.contextmanager
 def failing(daemon: Daemon, trace: Path, faults: str) -> Iterator[None]:
     """Make system calls of a daemon that runs already fail; at least one of them must have been made."""
