@@ -19,7 +19,7 @@ from nullsmtpd.relay.socketmap import (
     wanted_domain,
 )
 
-__all__ = ["IDLE_SECONDS", "REQUEST_SECONDS", "RelayProtocol", "Sessions"]
+__all__ = ["IDLE_SECONDS", "MAX_DRAINS", "REQUEST_SECONDS", "RelayProtocol", "Sessions"]
 
 #: A relay writes its request at once, and has room for a reply of 50 octets: who takes longer is none.
 REQUEST_SECONDS = 10.0
@@ -30,6 +30,11 @@ IDLE_SECONDS = 3600.0
 
 #: How often to look for idle clients.
 LOOK_SECONDS = 60.0
+
+#: Clients that have said something else than netstrings and may go on talking until they have read why they are sent
+#: away. They are strays and mistakes in a relay's configuration, so few at once, and hold descriptors that the places of
+#: those who ask do not count. A further one is closed at once; what it is still saying may cost it the reply.
+MAX_DRAINS = 16
 
 # Octets read at a time: several requests. More of them wait in the kernel while one is being answered.
 _READ_OCTETS = 1024
@@ -224,11 +229,16 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def _leave(self, farewell: bytes) -> None:
         """Say the last reply and half-close; what the client says from now on is discarded, so that it gets to read."""
+        drains = self._sessions.drains
+        if len(drains) >= MAX_DRAINS:
+            self._say(farewell)
+            self.close()
+            return
         transport = self._transport
         self._resume()
         self._forget()
         if transport is not None:
-            drain = DrainProtocol(farewell)
+            drain = DrainProtocol(farewell, drains=drains, max_drains=MAX_DRAINS)
             transport.set_protocol(drain)
             drain.connection_made(transport)
 
@@ -239,10 +249,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
 
 class Sessions:
-    """The clients that are connected now, ``limit`` of them at most, in the order of their last request."""
+    """The clients that are connected now, ``limit`` of them at most, in the order of their last request.
+
+    ``drains``: those who have lost their place because they spoke no netstrings, while they are still talking.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, limit: int) -> None:
         """Serve nobody yet."""
+        self.drains: set[DrainProtocol] = set()
         self._loop = loop
         self._counters = counters
         self._limit = limit

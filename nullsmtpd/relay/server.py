@@ -17,7 +17,7 @@ from nullsmtpd.relay.answers import Answers
 from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.local import LocalListener, bind_local
 from nullsmtpd.relay.options import Options
-from nullsmtpd.relay.protocol import RelayProtocol, Sessions
+from nullsmtpd.relay.protocol import MAX_DRAINS, RelayProtocol, Sessions
 
 __all__ = ["serve"]
 
@@ -114,7 +114,7 @@ class _Server:
 
 def _session_limit(wanted: int) -> int:
     """Lower the number of clients to what the limit of open files leaves: each may need one for its question too."""
-    left = (max_files() - SPARE_DESCRIPTORS) // 2
+    left = (max_files() - SPARE_DESCRIPTORS - MAX_DRAINS) // 2
     if wanted <= left:
         return wanted
     log("max-sessions-lowered", wanted=wanted, to=max(1, left), because=f"at most {max_files()} files may be open")
