@@ -1,6 +1,8 @@
 """The Protocol of a relay that asks, on a transport of the tests' own and a clock that they turn."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -76,6 +78,10 @@ class Wire(asyncio.Transport):
         asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
 
+class Protocol(RelayProtocol):
+    """The very same, but that without slots there can be weak references to it."""
+
+
 class Scene:
     """A server of the relay's side whose DNS knows ``null.example`` and others; with ``held``, once that is set."""
 
@@ -96,7 +102,7 @@ class Scene:
 
     def connects(self) -> Wire:
         """Let a client connect."""
-        protocol = RelayProtocol(self.answers, self.counters, self.sessions)
+        protocol = Protocol(self.answers, self.counters, self.sessions)
         wire = Wire(protocol)
         protocol.connection_made(wire)
         return wire
@@ -313,5 +319,48 @@ def test_at_the_end_a_request_under_way_is_the_last() -> None:
         it.held.set()
         await ending
         assert (busy.sent, busy.end) == (NULL_MX, "FIN")
+
+    play(scene)
+
+
+def test_a_client_that_leaves_while_dns_is_asked_takes_nothing_of_ours_with_it() -> None:
+    """Its memory is free before DNS answers; its request counts as one that DNS did not tell of, and once."""
+
+    async def scene(it: Scene) -> None:
+        it.held = asyncio.Event()
+        leaving, staying = it.connects(), it.connects()
+        for client in (leaving, staying):
+            client.says(asks("null.example"))
+        await settle()
+        left = weakref.ref(leaving.protocol)
+        leaving.abort()
+        await settle()
+        del client, leaving
+        gc.collect()
+        assert left() is None
+        it.held.set()
+        await settle()
+        assert staying.sent == NULL_MX
+        assert (it.counters.requests, it.counters.null_mx, it.counters.dns_failures) == (2, 1, 1)
+
+    play(scene)
+
+
+def test_a_client_that_leaves_just_as_dns_answers_is_counted_once() -> None:
+    """Invariant: each request is of one kind, also when the answer is on its way to a client that is gone."""
+
+    async def scene(it: Scene) -> None:
+        it.held = asyncio.Event()
+        client = it.connects()
+        client.says(asks("null.example"))
+        await settle()
+        question = it.answers.ask("null.example")
+        question.add_done_callback(lambda _: None)
+        it.held.set()
+        while not question.done():
+            await asyncio.sleep(0)
+        client.protocol.connection_lost(None)
+        await settle()
+        assert it.counters.null_mx + it.counters.dns_failures == it.counters.requests == 1
 
     play(scene)

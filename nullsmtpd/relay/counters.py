@@ -15,7 +15,7 @@ class Counters:
     null_mx: int = 0
     #: NOTFOUND: it has none.
     not_null: int = 0
-    #: NOTFOUND: DNS did not tell.
+    #: NOTFOUND: DNS did not tell; or not while the client was there to hear it.
     dns_failures: int = 0
     #: NOTFOUND: the key was an address literal, too long, or otherwise nothing that DNS knows.
     not_domains: int = 0

@@ -32,8 +32,8 @@ IDLE_SECONDS = 3600.0
 LOOK_SECONDS = 60.0
 
 #: Clients that have said something else than netstrings and may go on talking until they have read why they are sent
-#: away. They are strays and mistakes in a relay's configuration, so few at once, and hold descriptors that the places of
-#: those who ask do not count. A further one is closed at once; what it is still saying may cost it the reply.
+#: away. They are strays and mistakes in a relay's configuration, so few at once, and hold descriptors beside those of
+#: the sessions. A further one is closed at once; what it is still saying may cost it the reply.
 MAX_DRAINS = 16
 
 # Octets read at a time: several requests. More of them wait in the kernel while one is being answered.
@@ -52,7 +52,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     __slots__ = (
         *("_answers", "_buffer", "_counters", "_is_ending", "_is_paused", "_is_stalled", "_loop", "_netstrings"),
-        *("_sessions", "_timer", "_transport", "_waits"),
+        *("_question", "_sessions", "_timer", "_transport"),
     )
 
     def __init__(self, answers: Answers, counters: Counters, sessions: "Sessions") -> None:
@@ -64,7 +64,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._netstrings = Netstrings(MAX_REQUEST_OCTETS)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._waits = False  # for DNS
+        self._question: asyncio.Future[Verdict] | None = None  # what DNS has not answered yet
         self._is_stalled = False  # the client does not read
         self._is_paused = False  # we do not
         self._is_ending = False  # no more requests will come
@@ -72,7 +72,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
     @property
     def is_busy(self) -> bool:
         """Tell whether a request cannot be answered yet."""
-        return self._waits or self._is_stalled
+        return self._question is not None or self._is_stalled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place among the sessions, or leave."""
@@ -171,17 +171,17 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if verdict := self._answers.known(domain):
             self._counters.cache_hits += 1
             return self._reply(verdict)
-        self._waits = True
-        self._answers.ask(domain).add_done_callback(self._on_verdict)
+        self._question = self._answers.ask(domain)
+        self._question.add_done_callback(self._on_verdict)
         return None
 
     def _on_verdict(self, question: "asyncio.Future[Verdict]") -> None:
-        self._waits = False
-        reply = self._reply(Verdict.UNKNOWN if question.cancelled() else question.result())
-        if self._transport is not None:
-            self._say(reply)
-            if not self.is_busy:
-                self._go_on()
+        if self._question is None:  # the client went while this call was on its way
+            return
+        self._question = None
+        self._say(self._reply(Verdict.UNKNOWN if question.cancelled() else question.result()))
+        if not self.is_busy:
+            self._go_on()
 
     def _reply(self, verdict: Verdict) -> bytes:
         if verdict is Verdict.NULL_MX:
@@ -210,7 +210,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def _watch(self) -> None:
         """Have a clock run while it is the client's turn to complete a request, or to read."""
-        is_due = self._is_stalled or (len(self._netstrings) > 0 and not self._waits)
+        is_due = self._is_stalled or (len(self._netstrings) > 0 and self._question is None)
         if is_due and self._timer is None:
             self._timer = self._loop.call_later(REQUEST_SECONDS, self._cut_off)
         elif not is_due:
@@ -246,6 +246,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._sessions.let_out(self)
         self._transport = None
         self._stop_clock()
+        self._give_up_question()
+
+    def _give_up_question(self) -> None:
+        """Leave the question to others: it may take a minute, and would keep all of us in memory for that long."""
+        if self._question is not None:
+            self._question.remove_done_callback(self._on_verdict)
+            self._question = None
+            self._counters.dns_failures += 1
 
 
 class Sessions:
