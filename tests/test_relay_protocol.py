@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nullsmtpd.drain import DrainProtocol
 from nullsmtpd.null_mx import MX, DNSError, MXAnswer
 from nullsmtpd.relay.answers import Answers
 from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.netstring import netstring
-from nullsmtpd.relay.protocol import IDLE_SECONDS, LOOK_SECONDS, REQUEST_SECONDS, RelayProtocol, Sessions
+from nullsmtpd.relay.protocol import IDLE_SECONDS, LOOK_SECONDS, MAX_DRAINS, REQUEST_SECONDS, RelayProtocol, Sessions
 from nullsmtpd.relay.socketmap import MALFORMED, NOT_FOUND, NULL_MX, UNKNOWN_MAP
 
 
@@ -27,6 +28,7 @@ class Wire(asyncio.Transport):
         self.waiting = b""
         self.end = ""
         self.is_paused = False
+        self.has_closed = False
         self.unread = 0  # octets that were written and cannot be sent
 
     def says(self, octets: bytes, size: int = 1 << 16) -> None:
@@ -66,7 +68,23 @@ class Wire(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self.unread
 
+    def reads(self) -> None:
+        """Let the client read all that it has been told."""
+        self.unread = 0
+        self.protocol.resume_writing()
+        if self.has_closed:
+            self._lose("FIN")
+
+    def half_closes(self) -> None:
+        """Let the client say that it is done."""
+        if isinstance(self.protocol, RelayProtocol) and not self.protocol.eof_received():
+            self.close()
+
+    def is_closing(self) -> bool:
+        return self.has_closed or bool(self.end)
+
     def close(self) -> None:
+        self.has_closed = True
         if not self.unread:  # else it waits until that is sent
             self._lose("FIN")
 
@@ -290,17 +308,59 @@ def test_a_client_without_questions_may_stay_an_hour() -> None:
     play(scene)
 
 
-def test_a_client_that_never_reads_what_is_left_is_cut_off() -> None:
-    """One that was let go keeps its descriptor no longer than a request may take."""
+@pytest.mark.parametrize("is_last", ["half-close", "malformed", "end of the server"])
+def test_a_client_that_never_reads_what_is_left_is_cut_off(is_last: str) -> None:
+    """It keeps its place until it has read, or for as long as a request may take, however the session ends."""
+
+    async def scene(it: Scene) -> None:
+        it.sessions.drains.update(DrainProtocol() for _ in range(MAX_DRAINS))
+        slow, never = it.connects(), it.connects()
+        for client in (slow, never):
+            client.unread = 50
+            if is_last == "half-close":
+                client.half_closes()
+            elif is_last == "malformed":
+                client.says(b"x")
+        ending = asyncio.ensure_future(it.sessions.finish()) if is_last == "end of the server" else None
+        await settle()
+        await it.passes(REQUEST_SECONDS - 0.1)
+        assert (slow.end, never.end, len(it.sessions)) == ("", "", 2)
+        slow.reads()
+        await it.passes(0.2)
+        assert (slow.end, never.end, len(it.sessions)) == ("FIN", "RST", 0)
+        assert it.counters.let_go == 1
+        assert ending is None or ending.done()
+
+    play(scene)
+
+
+def test_a_client_that_reads_again_is_told_no_more_once_it_was_closed() -> None:
+    """What is left of its requests is not answered behind the last reply."""
 
     async def scene(it: Scene) -> None:
         client = it.connects()
+        client.protocol.pause_writing()
+        client.says(asks("[192.0.2.1]") * 3)
         client.unread = 50
-        it.sessions._let_go(client.protocol)  # type: ignore[arg-type]
-        await it.passes(REQUEST_SECONDS - 0.1)
-        assert client.end == ""
-        await it.passes(0.2)
-        assert client.end == "RST"
+        client.protocol.close()  # type: ignore[attr-defined]
+        client.reads()
+        await settle()
+        assert (client.sent, client.end) == (b"", "FIN")
+
+    play(scene)
+
+
+def test_who_has_not_read_makes_room_at_once() -> None:
+    """Waiting for that would have the newcomer turned away."""
+
+    async def scene(it: Scene) -> None:
+        clients = [it.connects() for _ in range(10)]
+        for client in clients:
+            client.unread = 50
+        newcomer = it.connects()
+        newcomer.says(asks("null.example"))
+        await settle()
+        assert (clients[0].end, newcomer.sent, len(it.sessions)) == ("RST", NULL_MX, 10)
 
     play(scene)
 

@@ -100,9 +100,11 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self._go_on()
 
     def eof_received(self) -> bool:
-        """Close, once the requests that came before are answered."""
+        """Close, once the requests that came before are answered; never leave that to the loop, which has no clock."""
         self._is_ending = True
-        return self.is_busy
+        if not self.is_busy:
+            self.close()
+        return True
 
     def pause_writing(self) -> None:
         """Answer no more until the client reads what it has been told."""
@@ -112,6 +114,8 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Go on where answers were held back."""
         self._is_stalled = False
+        if self._transport is None or self._transport.is_closing():
+            return
         self._stop_clock()
         if not self.is_busy:
             self._go_on()
@@ -130,13 +134,20 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self.close()
 
     def close(self) -> None:
-        """Close once what was said is sent."""
-        transport = self._transport
-        self._forget()
-        if transport is not None:
-            transport.close()
-            if transport.get_write_buffer_size():  # it may never be read
-                self._loop.call_later(REQUEST_SECONDS, transport.abort)
+        """Close once what was said is sent. It may never be read: so the place is kept, for so long at most."""
+        if self._transport is None:
+            return
+        self._transport.close()
+        if not self._transport.get_write_buffer_size():
+            self._forget()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(REQUEST_SECONDS, self._cut_off)
+
+    def let_go(self) -> None:
+        """Make room at once: what the client has not read by now is lost to it."""
+        self._counters.let_go += 1
+        self.close()
+        self._abort()
 
     def _go_on(self) -> None:
         """Answer requests until one has to wait; their replies leave together."""
@@ -223,6 +234,9 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def _cut_off(self) -> None:
         self._counters.let_go += 1
+        self._abort()
+
+    def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
         self._forget()
@@ -302,7 +316,7 @@ class Sessions:
     def look_for_idle(self) -> None:
         """Let go of whoever has asked nothing for an hour, now and every minute from now on."""
         while self._open and next(iter(self._open.values())) + IDLE_SECONDS <= self._loop.time():
-            self._let_go(next(iter(self._open)))
+            next(iter(self._open)).let_go()
         self._loop.call_later(LOOK_SECONDS, self.look_for_idle)
 
     async def finish(self) -> None:
@@ -316,9 +330,5 @@ class Sessions:
     def _make_room(self) -> bool:
         idle = next((session for session in self._open if not session.is_busy), None)
         if idle is not None:
-            self._let_go(idle)
+            idle.let_go()
         return idle is not None
-
-    def _let_go(self, session: RelayProtocol) -> None:
-        self._counters.let_go += 1
-        session.close()

@@ -27,7 +27,8 @@ BACKLOG = 4096
 #: Descriptors for what is neither a client nor a question: the loop's own, the listeners, a log, clients not let in.
 SPARE_DESCRIPTORS = 64
 
-#: How long clients that wait for DNS may keep the process at its end: container engines kill it after 10 seconds.
+#: How long clients that wait for DNS, or do not read, may keep the process at its end: container engines kill it
+#: after 10 seconds.
 END_SECONDS = 5.0
 
 
