@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ BELOW = f"bob@{BELOW_NULL_MX}"
 
 _ALL = (NOBODY, IN_UPPER_CASE, IN_A_LABELS, IN_U_LABELS, SOMEBODY, BELOW)
 _ONE_OF_EACH = (NOBODY, SOMEBODY)
+_PATIENCE = 120.0  # seconds for a reply: the client itself waits 60 for each of the relay's, and then ends
 _CLIENT = Path(__file__).with_name("programs") / "ask_recipients.py"
 
 
@@ -113,6 +115,10 @@ class _Client:
         assert self._process.stdin
         assert self._process.stdout
         print(recipient, file=self._process.stdin, flush=True)
+        ready, _, _ = select.select(
+            [self._process.stdout], [], [], _PATIENCE
+        )  # a line a request: none is in its buffer
+        assert ready, f"no reply to {recipient} in {_PATIENCE} s"
         line = self._process.stdout.readline()
         assert line, f"the session ended at {recipient}"
         return Reply(*json.loads(line))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from machine import Machine
-from senders import LISTENING, RELAYS, Relay
+from senders import LISTENING, PATIENCE, RELAYS, Relay
 
 __all__ = ["READMES", "RECIPES", "Recipe"]
 
@@ -33,11 +33,14 @@ class Recipe(NamedTuple):
     start: str = ""
 
     def install(self, machine: Machine) -> None:
-        """Do in a machine, on top of Debian's stock configuration, what the README says; and start the relay."""
+        """Do in a machine, on top of Debian's stock configuration, what the README says; and start the relay.
+
+        Other machines may do the same meanwhile, on few processors.
+        """
         copy = machine.root / "tmp" / "relay"
         shutil.copytree(_DIRECTORY, copy)
-        machine.run("sh", "-e", "-c", f"cd /tmp/{copy.name}\n{self._commands()}")
-        machine.run("sh", "-e", "-c", f"{self.relay.set_up}\n{self.start}\n{LISTENING}")
+        machine.run("sh", "-e", "-c", f"cd /tmp/{copy.name}\n{self._commands()}", patience=PATIENCE)
+        machine.run("sh", "-e", "-c", f"{self.relay.set_up}\n{self.start}\n{LISTENING}", patience=PATIENCE)
 
     def _commands(self) -> str:
         """Return the commands of the README's section, the first block of it that is for a shell."""
