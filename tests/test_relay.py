@@ -488,6 +488,24 @@ def test_at_the_end_who_waits_gets_the_answer_and_who_does_not_the_end(
     assert len(daemon.lines("stats")) == before + 1
 
 
+@pytest.mark.parametrize("is_local", [False, True])
+def test_at_the_end_who_waits_in_the_backlog_is_answered(
+    start: Start, dns_server: NameServer, tmp_path: Path, *, is_local: bool
+) -> None:
+    """Who was connected and had asked when the signal came gets the reply, and no reset."""
+    path = tmp_path / "relay"
+    daemon = on_unix(start, dns_server, path) if is_local else relay(start, dns_server)
+    with contextlib.ExitStack() as stack:
+        daemon.process.send_signal(signal.SIGSTOP)
+        clients = [stack.enter_context(unix_socket(path) if is_local else connect(daemon.address)) for _ in range(100)]
+        for client in clients:
+            client.sendall(request("null.example"))
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGCONT)
+        assert [read_all(client) for client in clients] == [REFUSAL] * 100
+    assert daemon.process.wait(PATIENCE) == 0
+
+
 def test_a_second_signal_ends_it_at_once(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
     """It waits for DNS no longer; status 0, and its socket is removed all the same."""
     dns_server.faults["null.example"] = "held"

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullsmtpd.listeners import Address
-from nullsmtpd.relay.options import Options, UsageError, parse_options
+from nullsmtpd.relay.options import Options, UsageError, help_text, parse_options
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_defaults_are_loopback_and_the_hosts_own_resolver() -> None:
@@ -79,6 +81,18 @@ def test_any_values_are_options_or_one_line(values: dict[str, str]) -> None:
         parse_options([f"--{name}={value}" for name, value in values.items()], {})
     except UsageError as error:
         assert str(error).isprintable()
+
+
+def test_how_long_the_recipes_wait_is_said_of_the_timeout() -> None:
+    """Who gives DNS more than 10 seconds learns for which recipes that is in vain, and those are as they are said."""
+    for recipe, text in (
+        ("exim/nullmx.acl", "{10s}"),
+        ("opensmtpd/nullmx_filter.py", "TIMEOUT = 10.0"),
+        ("postfix-policy/main.cf", "timeout=10s"),
+    ):
+        assert text in (ROOT / "deploy/relay" / recipe).read_text(), recipe
+    for said in (help_text(), *((ROOT / name).read_text() for name in ("README.md", "deploy/man/nullsmtpd.8"))):
+        assert "wait for more than 10" in " ".join(said.split())
 
 
 def test_help_and_version_need_no_extra(tmp_path: Path) -> None:

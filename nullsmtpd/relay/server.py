@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import MutableMapping
 from functools import partial
@@ -30,6 +31,13 @@ SPARE_DESCRIPTORS = 64
 #: How long clients that wait for DNS, or do not read, may keep the process at its end: container engines kill it
 #: after 10 seconds.
 END_SECONDS = 5.0
+
+#: How long clients that come while the server ends are let in: a full backlog takes a fraction of that, and a port
+#: where ever more come has to close all the same.
+BACKLOG_SECONDS = 1.0
+
+# Turns of the loop that a client takes: it is accepted in one, has its Protocol in the next, and is read in the third.
+_TURNS = 3
 
 
 def serve(options: Options, environment: MutableMapping[str, str]) -> None:
@@ -63,12 +71,14 @@ class _Server:
     async def run(self) -> None:
         end = take_signals(self._loop, self._log_stats)
         try:
-            servers = await self._start()
+            listeners = self._listeners()
+            servers = await self._start(listeners)
             await end.wait()
         finally:
             for local in self._local:
                 local.remove()
         self._notifier.tell("STOPPING=1", "STATUS=Letting clients finish")
+        await self._let_in(listeners)
         for server in servers:
             server.close()
         with contextlib.suppress(TimeoutError):
@@ -76,8 +86,18 @@ class _Server:
                 await self._sessions.finish()
         self._log_stats()
 
-    async def _start(self) -> list[asyncio.AbstractServer]:
-        listeners = self._listeners()
+    async def _let_in(self, listeners: list[socket.socket]) -> None:
+        """Have the loop accept who waits in the backlogs, and read what they ask: a close would reset them."""
+        backlogs = select.poll()
+        for listener in listeners:
+            backlogs.register(listener, select.POLLIN)
+        until = self._loop.time() + BACKLOG_SECONDS
+        while backlogs.poll(0) and self._loop.time() < until:  # noqa: ASYNC110 - each turn of the loop accepts some
+            await asyncio.sleep(0)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+
+    async def _start(self, listeners: list[socket.socket]) -> list[asyncio.AbstractServer]:
         servers = [await self._serve(listener) for listener in listeners]
         for listener in listeners:
             log("listening", address=_own_address(listener))
