@@ -17,7 +17,7 @@ from nullsmtpd.relay.answers import (
     MAX_TOLD,
     MIN_SECONDS,
     Answers,
-    Verdict,
+    Finding,
 )
 from nullsmtpd.relay.cache import Cache
 from nullsmtpd.relay.counters import Counters
@@ -117,7 +117,7 @@ def test_an_answer_holds_for_its_ttl_within_bounds(records: tuple[MX, ...], ttl:
 
     async def scene(it: Scene) -> None:
         it.records, it.ttl = records, ttl
-        expected = Verdict.NULL_MX if records == NULL else Verdict.NOT_NULL
+        expected = Finding.NULL_MX if records == NULL else Finding.NOT_NULL
         assert await it.answers.ask("a.example") is expected
         it.clock.now += seconds - 0.001
         assert it.answers.known("a.example") is expected
@@ -133,12 +133,12 @@ def test_a_failure_is_known_for_seconds_only(error: Exception) -> None:
 
     async def scene(it: Scene) -> None:
         it.error = error
-        assert await it.answers.ask("a.example") is Verdict.UNKNOWN
-        assert it.answers.known("a.example") is Verdict.UNKNOWN
+        assert await it.answers.ask("a.example") is Finding.UNKNOWN
+        assert it.answers.known("a.example") is Finding.UNKNOWN
         it.clock.now += FAILURE_SECONDS
         assert it.answers.known("a.example") is None
         it.error = None
-        assert await it.answers.ask("a.example") is Verdict.NULL_MX
+        assert await it.answers.ask("a.example") is Finding.NULL_MX
 
     assert play(scene).asked == ["a.example"] * 2
     assert 1 <= FAILURE_SECONDS <= 300
@@ -155,7 +155,7 @@ def test_a_thousand_who_ask_at_once_make_one_question(*, fails: bool) -> None:
         await asyncio.sleep(0)
         assert it.answers.asking == 1
         it.held.set()
-        assert set(await asyncio.gather(*crowd)) == {Verdict.UNKNOWN if fails else Verdict.NULL_MX}
+        assert set(await asyncio.gather(*crowd)) == {Finding.UNKNOWN if fails else Finding.NULL_MX}
         assert it.answers.asking == 0
 
     played = play(scene)
@@ -182,11 +182,11 @@ def test_questions_under_way_are_bounded() -> None:
     async def scene(it: Scene) -> None:
         it.held = asyncio.Event()
         crowd = [it.answers.ask(f"{number}.example") for number in range(3)]
-        assert await it.answers.ask("one-too-many.example") is Verdict.UNKNOWN
+        assert await it.answers.ask("one-too-many.example") is Finding.UNKNOWN
         assert it.answers.known("one-too-many.example") is None
         it.held.set()
         await asyncio.gather(*crowd)
-        assert await it.answers.ask("one-too-many.example") is Verdict.NULL_MX
+        assert await it.answers.ask("one-too-many.example") is Finding.NULL_MX
 
     assert play(scene, limit=3).asked == ["0.example", "1.example", "2.example", "one-too-many.example"]
 
@@ -198,11 +198,11 @@ def test_silence_of_the_library_itself_ends_with_the_timeout() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def run() -> Verdict:
+    async def run() -> Finding:
         loop = asyncio.get_running_loop()
         return await Answers(loop, Counters(), never, timeout=0.01, entries=1, limit=1).ask("a.example")
 
-    assert asyncio.run(run()) is Verdict.UNKNOWN
+    assert asyncio.run(run()) is Finding.UNKNOWN
 
 
 def test_a_faulty_set_is_counted_each_time_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_a_faulty_set_is_counted_each_time_and_told_once(monkeypatch: pytest.Mon
     async def scene(it: Scene) -> None:
         it.records = FAULTY
         for _ in range(3):
-            assert await it.answers.ask("a.example") is Verdict.NOT_NULL
+            assert await it.answers.ask("a.example") is Finding.NOT_NULL
             it.clock.now += 300
         for number in range(2 * MAX_TOLD):
             await it.answers.ask(f"{number}.example")

@@ -9,7 +9,7 @@ from nullsmtpd.null_mx import DNSError, MXAnswer
 from nullsmtpd.relay.cache import Cache
 from nullsmtpd.relay.counters import Counters
 
-__all__ = ["FAILURE_SECONDS", "MAX_NEGATIVE_SECONDS", "MAX_SECONDS", "MIN_SECONDS", "Answers", "Verdict"]
+__all__ = ["FAILURE_SECONDS", "MAX_NEGATIVE_SECONDS", "MAX_SECONDS", "MIN_SECONDS", "Answers", "Finding"]
 
 #: A TTL of 0 allows use for the transaction under way (RFC 1035 §3.2.1), and a message to a hundred recipients is one.
 MIN_SECONDS = 1.0
@@ -32,7 +32,7 @@ MAX_TOLD = 1000
 FAILURE_LOG_SECONDS = 60.0
 
 
-class Verdict(enum.Enum):
+class Finding(enum.Enum):
     """What is known of a domain."""
 
     NULL_MX = enum.auto()
@@ -41,10 +41,10 @@ class Verdict(enum.Enum):
 
 
 class Answers:
-    """Verdicts on domains as `nullsmtpd.null_mx.domain_of` writes them.
+    """Findings on domains as `nullsmtpd.null_mx.domain_of` writes them.
 
     ``look_up``: asks DNS, such as `nullsmtpd.null_mx.look_up_mx`, and raises `DNSError`. ``timeout``: the most seconds
-    that an answer takes. ``entries``: how many verdicts are kept. ``limit``: how many questions may be under way, each
+    that an answer takes. ``entries``: how many findings are kept. ``limit``: how many questions may be under way, each
     of which holds a descriptor; past that a domain is UNKNOWN at once.
     """
 
@@ -64,14 +64,14 @@ class Answers:
         self._counters = counters
         self._look_up = look_up
         self._timeout = timeout
-        self._cache: Cache[Verdict] = Cache(entries, loop.time)
-        self._asked: dict[str, asyncio.Future[Verdict]] = {}
+        self._cache: Cache[Finding] = Cache(entries, loop.time)
+        self._asked: dict[str, asyncio.Future[Finding]] = {}
         self._told: set[str] = set()
         self._next_failure_log = 0.0
 
     @property
     def cached(self) -> int:
-        """Return how many verdicts are kept."""
+        """Return how many findings are kept."""
         return len(self._cache)
 
     @property
@@ -79,45 +79,45 @@ class Answers:
         """Return how many questions are under way."""
         return len(self._asked)
 
-    def known(self, domain: str) -> Verdict | None:
-        """Return the verdict if it is cached."""
+    def known(self, domain: str) -> Finding | None:
+        """Return the finding if it is cached."""
         return self._cache.get(domain)
 
-    def ask(self, domain: str) -> "asyncio.Future[Verdict]":
-        """Return the verdict to come; it does not raise, and is for all who ask: do not cancel it."""
+    def ask(self, domain: str) -> "asyncio.Future[Finding]":
+        """Return the finding to come; it does not raise, and is for all who ask: do not cancel it."""
         if under_way := self._asked.get(domain):
             return under_way
         if len(self._asked) >= self.limit:
             self._log_failure("too many questions under way")
-            return _done(self._loop, Verdict.UNKNOWN)
+            return _done(self._loop, Finding.UNKNOWN)
         self._counters.questions += 1
         question = self._asked[domain] = self._loop.create_task(self._question(domain))
         question.add_done_callback(lambda _: self._asked.pop(domain))
         return question
 
-    async def _question(self, domain: str) -> Verdict:
-        verdict, seconds = Verdict.UNKNOWN, FAILURE_SECONDS
+    async def _question(self, domain: str) -> Finding:
+        finding, seconds = Finding.UNKNOWN, FAILURE_SECONDS
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._look_up(domain)
-            verdict, seconds = self._judge(answer)
+            finding, seconds = self._judge(answer)
         except DNSError as error:
             self._log_failure(error.reason)
         except TimeoutError:
             self._log_failure("timed out")
         except Exception as error:  # noqa: BLE001 - whatever the DNS library meets with, a client waits for its answer
             log("internal-error", exception=type(error).__name__)
-        self._cache.put(domain, verdict, seconds)
-        return verdict
+        self._cache.put(domain, finding, seconds)
+        return finding
 
-    def _judge(self, answer: MXAnswer) -> tuple[Verdict, float]:
-        """Return the verdict and for how many seconds it holds."""
+    def _judge(self, answer: MXAnswer) -> tuple[Finding, float]:
+        """Return the finding and for how many seconds it holds."""
         if answer.is_faulty_null_mx:
             self._counters.faulty_null_mx += 1
             self._tell(answer.domain)
         longest = MAX_SECONDS if answer.records else MAX_NEGATIVE_SECONDS
         seconds = min(max(answer.ttl, MIN_SECONDS), longest)
-        return Verdict.NULL_MX if answer.is_null_mx else Verdict.NOT_NULL, seconds
+        return Finding.NULL_MX if answer.is_null_mx else Finding.NOT_NULL, seconds
 
     def _tell(self, domain: str) -> None:
         """Log once that a domain tries to say "no mail" and does not."""
@@ -135,7 +135,7 @@ class Answers:
             log("dns-failure", because=reason)
 
 
-def _done(loop: asyncio.AbstractEventLoop, verdict: Verdict) -> "asyncio.Future[Verdict]":
-    future: asyncio.Future[Verdict] = loop.create_future()
-    future.set_result(verdict)
+def _done(loop: asyncio.AbstractEventLoop, finding: Finding) -> "asyncio.Future[Finding]":
+    future: asyncio.Future[Finding] = loop.create_future()
+    future.set_result(finding)
     return future

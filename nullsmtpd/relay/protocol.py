@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import cast
 
 from nullsmtpd.drain import DrainProtocol
-from nullsmtpd.relay.answers import Answers, Verdict
+from nullsmtpd.relay.answers import Answers, Finding
 from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.netstring import NetstringError, Netstrings
 from nullsmtpd.relay.socketmap import (
@@ -64,7 +64,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._netstrings = Netstrings(MAX_REQUEST_OCTETS)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._question: asyncio.Future[Verdict] | None = None  # what DNS has not answered yet
+        self._question: asyncio.Future[Finding] | None = None  # what DNS has not answered yet
         self._is_stalled = False  # the client does not read
         self._is_paused = False  # we do not
         self._is_ending = False  # no more requests will come
@@ -179,26 +179,26 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if domain is None:
             self._counters.not_domains += 1
             return NOT_FOUND
-        if verdict := self._answers.known(domain):
+        if finding := self._answers.known(domain):
             self._counters.cache_hits += 1
-            return self._reply(verdict)
+            return self._reply(finding)
         self._question = self._answers.ask(domain)
-        self._question.add_done_callback(self._on_verdict)
+        self._question.add_done_callback(self._on_finding)
         return None
 
-    def _on_verdict(self, question: "asyncio.Future[Verdict]") -> None:
+    def _on_finding(self, question: "asyncio.Future[Finding]") -> None:
         if self._question is None:  # the client went while this call was on its way
             return
         self._question = None
-        self._say(self._reply(Verdict.UNKNOWN if question.cancelled() else question.result()))
+        self._say(self._reply(Finding.UNKNOWN if question.cancelled() else question.result()))
         if not self.is_busy:
             self._go_on()
 
-    def _reply(self, verdict: Verdict) -> bytes:
-        if verdict is Verdict.NULL_MX:
+    def _reply(self, finding: Finding) -> bytes:
+        if finding is Finding.NULL_MX:
             self._counters.null_mx += 1
             return NULL_MX
-        if verdict is Verdict.NOT_NULL:
+        if finding is Finding.NOT_NULL:
             self._counters.not_null += 1
         else:
             self._counters.dns_failures += 1
@@ -265,7 +265,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def _give_up_question(self) -> None:
         """Leave the question to others: it may take a minute, and would keep all of us in memory for that long."""
         if self._question is not None:
-            self._question.remove_done_callback(self._on_verdict)
+            self._question.remove_done_callback(self._on_finding)
             self._question = None
             self._counters.dns_failures += 1
 
