@@ -15,10 +15,7 @@ _signal.signal(_signal.SIGTERM, _end_at_once)
 _signal.signal(_signal.SIGINT, _end_at_once)
 _signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
 
-import contextlib  # noqa: E402 - the handlers come first, see above
-import sys  # noqa: E402
-
-from nullsmtpd import __version__  # noqa: E402
+import sys  # noqa: E402 - the handlers come first, see above
 
 __all__ = ["main"]
 
@@ -49,27 +46,17 @@ def _relay(arguments: list[str]) -> int:
 
 
 def _respond(arguments: list[str]) -> int:
-    from nullsmtpd.listeners import ListenError
-    from nullsmtpd.options import UsageError, help_text, parse_options
-    from nullsmtpd.privileges import PrivilegeError
+    from nullsmtpd.command import run_server
+    from nullsmtpd.options import help_text, parse_options
 
-    if "--help" in arguments:
-        return _say(1, help_text(), 0)
-    if "--version" in arguments:
-        return _say(1, f"nullsmtpd {__version__}\n", 0)
-    try:
+    def serve_clients() -> None:
         options = parse_options(arguments, os.environ)
         _open_standard_descriptors()
         from nullsmtpd.server import serve
 
         serve(options)
-    except UsageError as error:
-        return _say(2, f"nullsmtpd: {error}\n", 2)
-    except (ListenError, PrivilegeError) as error:
-        return _say(2, f"nullsmtpd: {error}\n", 1)
-    except OSError as error:  # no descriptor or memory left for the event loop itself
-        return _say(2, f"nullsmtpd: cannot start: {error.strerror}; see the limits of this process\n", 1)
-    return 0
+
+    return run_server("nullsmtpd", arguments, help_text, serve_clients)
 
 
 def _open_standard_descriptors() -> None:
@@ -89,13 +76,6 @@ def _open_standard_descriptors() -> None:
             terminal = os.open("/dev/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             os.dup2(terminal, 2)
             os.close(terminal)
-
-
-def _say(descriptor: int, text: str, status: int) -> int:
-    """Write to stdout or stderr, whether or not anyone listens there; return the exit status."""
-    with contextlib.suppress(OSError):
-        os.write(descriptor, text.encode())
-    return status
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""What is alike in the commands that serve: help, version, and how a failure becomes one line and an exit status."""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+
+from nullsmtpd import __version__
+
+__all__ = ["run_server"]
+
+
+def run_server(name: str, arguments: Sequence[str], help_text: Callable[[], str], serve: Callable[[], None]) -> int:
+    """Print what ``--help`` or ``--version`` asks for, or else call ``serve``; return the exit status, see --help.
+
+    ``name``: the command as it is typed, before what is wrong. ``serve`` may raise `UsageError`, `ListenError`,
+    `PrivilegeError` and `OSError`.
+    """
+    from nullsmtpd.arguments import UsageError
+    from nullsmtpd.listeners import ListenError
+    from nullsmtpd.privileges import PrivilegeError
+
+    if "--help" in arguments:
+        return _say(1, help_text(), 0)
+    if "--version" in arguments:
+        return _say(1, f"nullsmtpd {__version__}\n", 0)
+    try:
+        serve()
+    except UsageError as error:
+        return _say(2, f"{name}: {error}\n", 2)
+    except (ListenError, PrivilegeError) as error:
+        return _say(2, f"{name}: {error}\n", 1)
+    except OSError as error:  # no descriptor or memory left for the event loop itself
+        return _say(2, f"{name}: cannot start: {error.strerror}; see the limits of this process\n", 1)
+    return 0
+
+
+def _say(descriptor: int, text: str, status: int) -> int:
+    """Write to stdout or stderr, whether or not anyone listens there; return the exit status."""
+    with contextlib.suppress(OSError):
+        os.write(descriptor, text.encode())
+    return status
