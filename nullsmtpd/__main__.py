@@ -39,7 +39,6 @@ def _check(arguments: list[str]) -> int:
 
 
 def _relay(arguments: list[str]) -> int:
-    _open_standard_descriptors()
     from nullsmtpd.relay.command import run
 
     return run(arguments, os.environ)
@@ -51,31 +50,11 @@ def _respond(arguments: list[str]) -> int:
 
     def serve_clients() -> None:
         options = parse_options(arguments, os.environ)
-        _open_standard_descriptors()
         from nullsmtpd.server import serve
 
         serve(options)
 
     return run_server("nullsmtpd", arguments, help_text, serve_clients)
-
-
-def _open_standard_descriptors() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed: a client's socket must never become our log.
-
-    And see to it that stderr never makes us wait.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-    if os.isatty(2):
-        # A terminal is writable while it has room for one octet, and a line then waits for a reader that may never
-        # come. Opened anew, the terminal is told not to wait without the shell's own descriptor being told so too.
-        with contextlib.suppress(OSError):
-            terminal = os.open("/dev/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 if __name__ == "__main__":
