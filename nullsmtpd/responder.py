@@ -23,12 +23,14 @@ BURST = 256
 
 #: Seconds between two looks at the listeners of a busy server. One wake-up per connection costs about as much as the
 #: answer itself, so when several connections wait at once, the listeners are looked at on a clock, and epoll is asked
-#: again only once a look finds nobody. A lone client never waits; under load one waits 1 ms, or two (bench/ compares).
+#: again only once a look finds nobody. A lone client never waits; under load one waits 1 ms (bench/ compares).
 PACE = 0.001
 
-#: A look that answers fewer than this was hardly worth its wake-up; the next one waits twice as long. At 4,000
-#: connections a second that is a third of the CPU, for half a millisecond (bench/ compare --rate).
+#: A look that answers fewer than this was hardly worth its wake-up, which costs what five answers do: the next waits
+#: twice as long, up to 4 ms, which to any sender is nothing beside the way to us. One that answers twice as many halves
+#: that again. It is what keeps several workers, each with its share of the clients, from costing far more than one.
 WORTH_A_LOOK = 16
+MAX_PACE = 0.004
 
 #: Seconds until the next look when as many clients linger as may, all of them young.
 FULL_PAUSE = 0.01
@@ -112,6 +114,7 @@ class Responder:
         self._counters = counters
         self._lingering = lingering
         self._timer: asyncio.TimerHandle | None = None
+        self._pace = PACE
         self._logged: dict[tuple[str, int | None], float] = {}
 
     def start(self) -> None:
@@ -146,6 +149,7 @@ class Responder:
     def _on_readable(self, port: _Port) -> None:
         """Answer at once; more than one waiting means that they come faster than they are worth a wake-up each."""
         if self._look([port], at_least=1) > 1 and self._timer is None:
+            self._pace = PACE
             self._look_again_in(PACE)
 
     def _on_clock(self) -> None:
@@ -154,10 +158,17 @@ class Responder:
         answered = self._look(self._ports)
         if self._timer is None:
             if answered:
-                pace = PACE if answered >= self._worth_a_look else 2 * PACE
-                self._timer = self._loop.call_later(pace, self._on_clock)
+                self._timer = self._loop.call_later(self._pace_after(answered), self._on_clock)
             else:
                 self.start()
+
+    def _pace_after(self, answered: int) -> float:
+        """Return the seconds until the next look: twice or half as many as last time if too few came, or too many."""
+        if answered < self._worth_a_look:
+            self._pace = min(2 * self._pace, MAX_PACE)
+        elif answered >= 2 * self._worth_a_look:
+            self._pace = max(self._pace / 2, PACE)
+        return self._pace
 
     def _ask_no_more(self) -> None:
         for port in self._ports:

@@ -239,6 +239,31 @@ def test_without_descriptors_no_further_address_is_asked() -> None:
         responder._ask_no_more()
 
 
+def test_looks_come_less_often_when_few_do_and_more_often_when_many_do() -> None:
+    """A look that answers less than is worth it makes the next one wait twice as long, up to 4 ms, and back again."""
+    loop = ShortLoop()
+    loop_ = cast("asyncio.AbstractEventLoop", loop)
+    listener = FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach())
+    listener.faults = []
+    counters = Counters()
+    lingering = Lingering(loop_, counters, Drains(loop_, counters, 1), seconds=0, limit=1000)
+    responder = Responder(loop_, [listener], REPLY, counters, lingering)
+    paces = []
+    with contextlib.ExitStack() as held:
+        held.enter_context(listener)
+        for crowd in (2, 3, 3, 3, 3, 20, 32, 32, 32, 20, 3):
+            for _ in range(crowd):
+                held.enter_context(connect(listener.getsockname()))
+            if responder._timer is None:
+                responder._on_readable(responder._ports[0])
+            else:
+                loop.advance(responder._timer.when() - loop.now)
+            assert responder._timer
+            paces.append(round(1000 * (responder._timer.when() - loop.now), 6))
+        responder._ask_no_more()
+    assert paces == [1, 2, 4, 4, 4, 4, 2, 1, 1, 1, 2]
+
+
 def test_each_address_has_its_turn_when_there_is_room_for_few() -> None:
     """A crowd at the first address that takes all places as they become free does not shut out the second."""
     loop = ShortLoop()
