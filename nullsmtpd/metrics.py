@@ -47,7 +47,7 @@ def require_library(mode: str) -> None:
         raise UsageError(
             "--metrics needs prometheus-client; install it: pip install 'nullsmtpd-521[metrics]'"
         ) from None
-    for later in ("prometheus_client.openmetrics.exposition", "nullsmtpd.scrapes"):
+    for later in ("prometheus_client.openmetrics.exposition", "nullsmtpd.metrics_server"):
         importlib.import_module(later)
     _build_info(mode)
 
@@ -56,7 +56,7 @@ def serve_metrics(listeners: list[socket.socket], counters: list[Counters], mode
     """Serve the sums of ``counters`` over HTTP on ``listeners``, in threads that end with the process."""
     from prometheus_client import CollectorRegistry, make_wsgi_app
 
-    from nullsmtpd.scrapes import serve_on  # an HTTP server is 2 MB of an image
+    from nullsmtpd.metrics_server import serve_on  # an HTTP server is 2 MB of an image
 
     registry = CollectorRegistry()
     registry.register(_Numbers(counters, mode))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.log import log
-from nullsmtpd.manager import Notifier
+from nullsmtpd.service_manager import Notifier
 
 __all__ = ["FIRST_DELAY", "MAX_DELAY", "MAX_MISSED", "SHORT_LIFE", "Child", "Parent"]
 

@@ -13,7 +13,7 @@ from nullsmtpd.log import log
 from nullsmtpd.tcp import refuse_handshakes, stop_listening, waiting
 
 if TYPE_CHECKING:
-    from nullsmtpd.access import AccessLog
+    from nullsmtpd.access_log import AccessLog
     from nullsmtpd.session import Sessions
 
 __all__ = ["BURST", "CAPACITY_PAUSE", "END_SECONDS", "FULL_PAUSE", "PACE", "WORTH_A_LOOK", "Responder"]

@@ -7,9 +7,9 @@ import os
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.log import log
-from nullsmtpd.manager import Notifier
 from nullsmtpd.options import MAX_WORKERS, Options
 from nullsmtpd.process import ignore_late_signals, raise_file_limit, run, take_signals
+from nullsmtpd.service_manager import Notifier
 from nullsmtpd.sockets import announce, open_sockets
 from nullsmtpd.worker import Worker
 
@@ -43,7 +43,7 @@ def _usable_cpus() -> int:
 
 def _import_what_is_needed(options: Options) -> None:
     """Import now what these options need: as another user we may not be able to read it (a home directory, say)."""
-    modules = {"nullsmtpd.session": options.dialogue, "nullsmtpd.access": options.access_log}
+    modules = {"nullsmtpd.session": options.dialogue, "nullsmtpd.access_log": options.access_log}
     for module in (name for name, needed in modules.items() if needed):
         importlib.import_module(module)
     if options.metrics:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from nullsmtpd.listeners import bind, own_address, share
 from nullsmtpd.log import log
-from nullsmtpd.manager import Notifier, inherited_listeners
 from nullsmtpd.options import Options
 from nullsmtpd.privileges import become, find_account
+from nullsmtpd.service_manager import Notifier, inherited_listeners
 
 __all__ = ["Sockets", "announce", "open_sockets"]
 

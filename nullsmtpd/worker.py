@@ -14,7 +14,7 @@ from nullsmtpd.process import max_files, open_files
 from nullsmtpd.responder import Responder
 
 if TYPE_CHECKING:
-    from nullsmtpd.access import AccessLog
+    from nullsmtpd.access_log import AccessLog
     from nullsmtpd.session import Sessions
 
 __all__ = ["Worker"]
@@ -93,7 +93,7 @@ class Worker:
     def _new_access_log(self) -> "AccessLog | None":
         if not self._options.access_log:
             return None
-        from nullsmtpd.access import AccessLog
+        from nullsmtpd.access_log import AccessLog
 
         return AccessLog(self._loop, self._counters, self._options.mode)
 

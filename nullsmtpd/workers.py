@@ -9,10 +9,10 @@ import socket
 
 from nullsmtpd.counters import Counters
 from nullsmtpd.log import log
-from nullsmtpd.manager import Notifier
 from nullsmtpd.options import Options
 from nullsmtpd.parent import Child, Parent
 from nullsmtpd.process import new_loop, open_files
+from nullsmtpd.service_manager import Notifier
 from nullsmtpd.sockets import announce, open_sockets
 from nullsmtpd.worker import Worker
 

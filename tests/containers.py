@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conftest import Daemon, require
-from test_manager import HAND_OVER
+from test_service_manager import HAND_OVER
 
 __all__ = ["HARDENED", "build_image", "podman", "running_container"]
 

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_clients import run_clients
 from test_linger import Clock
-from test_manager import command_with, daemon_on
+from test_service_manager import command_with, daemon_on
 
-from nullsmtpd.access import BURST_LINES, LEFT_OUT_EVERY, LINES_PER_SECOND, AccessLog
+from nullsmtpd.access_log import BURST_LINES, LEFT_OUT_EVERY, LINES_PER_SECOND, AccessLog
 from nullsmtpd.counters import Counters
 from nullsmtpd.listeners import shown_address
 

@@ -22,7 +22,7 @@ import nullsmtpd
 from nullsmtpd import __version__
 from nullsmtpd.counters import Counters
 from nullsmtpd.metrics import serve_metrics
-from nullsmtpd.scrapes import MAX_SCRAPES
+from nullsmtpd.metrics_server import MAX_SCRAPES
 
 WITH_METRICS = ("--metrics", "127.0.0.1:0")
 NAMES = {

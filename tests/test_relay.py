@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, Daemon, Start, connect, read_all, require, require_root, require_tools, run_cli
 from name_server import NameServer, name_server
-from test_manager import HAND_OVER
+from test_service_manager import HAND_OVER
 
 from nullsmtpd.relay.netstring import netstring
 

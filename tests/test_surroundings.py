@@ -17,7 +17,7 @@ from conftest import LINE, PATIENCE, Daemon, Start, connect, read_all, require, 
 from test_access_log import stopped
 from test_clients import CLIENTS
 from test_faults import injecting, inside, network, settle
-from test_manager import command_with
+from test_service_manager import command_with
 
 MODES = ["close", "session", "mail"]
 

@@ -10,7 +10,6 @@ from functools import partial
 
 from nullsmtpd.listeners import Address, bind, own_address
 from nullsmtpd.log import log
-from nullsmtpd.manager import Notifier, inherited_listeners
 from nullsmtpd.null_mx import look_up_mx
 from nullsmtpd.privileges import become, find_account
 from nullsmtpd.process import max_files, raise_file_limit, run, take_signals
@@ -19,6 +18,7 @@ from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.local import LocalListener, bind_local
 from nullsmtpd.relay.options import Options
 from nullsmtpd.relay.protocol import MAX_DRAINS, RelayProtocol, Sessions
+from nullsmtpd.service_manager import Notifier, inherited_listeners
 
 __all__ = ["serve"]
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullsmtpd.listeners import ListenError
-from nullsmtpd.manager import Notifier, inherited_listeners
+from nullsmtpd.service_manager import Notifier, inherited_listeners
 
 # Does what systemd does between fork and exec: the sockets at 3 and up, and LISTEN_PID is whoever executes the command.
 HAND_OVER = """
