@@ -64,7 +64,7 @@ class Plan(NamedTuple):
     rate: float = 0.0  # open loop: connections a second, evenly spaced
     phase: float = 0.0  # open loop: seconds by which this process is shifted against the first
     connections: int = 1_000_000  # the most to start
-    seconds: float = 10.0  # when to stop starting them
+    seconds: float = 10.0  # what is due, or has its turn, until then is started
     early: float = 0.0  # share of clients that speak first
     commands: tuple[bytes, ...] = ()  # a dialogue: each is said after the whole reply to the one before
     sources: int = 0  # source addresses 127.0.0.1 … .N in turn; 0: the kernel's choice
@@ -85,7 +85,7 @@ class Tally(NamedTuple):
     fin: Latencies  # until the FIN, of whole lines, or dialogues, alone
     late: Latencies  # open loop: from the scheduled time to connect(): the generator's own delay
     completed: int  # whole lines, or dialogues, within the window
-    window_ns: int  # from the first start until no more were started or, if sooner, all had ended
+    window_ns: int  # from the first start until the last or, if sooner, until all had ended
     cpu_share: float  # CPU time / wall time of the window; of several processes: the busiest
     at_limit: int  # how often `max_open` was reached
 
@@ -168,10 +168,13 @@ class _Run:
                 self._time_out(now)
             enough = self._started >= plan.connections
             if now >= self._end or self._stopped() or (enough and not self._open):
-                return now - self._begin
+                break
             if not enough:
                 start_more(now)
             self._turn(clock())
+        if not plan.clients:
+            self._start_overdue()
+        return clock() - self._begin
 
     def _turn(self, now: int) -> None:
         """Wait until a socket or the schedule has something to do, and do what the sockets have."""
@@ -190,17 +193,29 @@ class _Run:
         for _ in range(min(self._plan.clients - len(self._open), self._plan.connections - self._started)):
             self._start(time.perf_counter_ns())
 
-    def _keep_rate(self, now: int) -> None:
-        """Start what is due, each with its own scheduled time, however late that is."""
+    def _keep_rate(self, now: int) -> bool:
+        """Start what is due, each with its own scheduled time, however late that is; return whether more may be due."""
         plan = self._plan
         for _ in range(_TURN):
             self._due = self._begin + int(plan.phase * 1e9 + self._started * self._interval)
             if self._due > now or self._due >= self._end or self._started >= plan.connections:
-                return
+                return False
             if len(self._open) >= plan.max_open:
                 self._at_limit += 1
-                return
+                return False
             self._start(self._due)
+        return True
+
+    def _start_overdue(self) -> None:
+        """Start what was due before the end but came in a stall, or the times would not tell of the stall.
+
+        What is late by more than the time limit is left out: there the generator cannot keep up at all.
+        """
+        latest = self._end + int(self._plan.timeout * 1e9)
+        while not self._stopped() and (now := time.perf_counter_ns()) < latest:
+            if not self._keep_rate(min(now, self._end)):
+                return
+            self._turn(now)
 
     def _start(self, since: int) -> None:
         """Open one connection whose times count from ``since``."""

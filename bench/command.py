@@ -183,7 +183,7 @@ def _load(options: argparse.Namespace) -> int:
         max_open=load.open_limit(),
     )
     before = machine.kernel_counters()
-    with load.generators(min(options.processes, clients or options.processes)) as group:
+    with load.generators(options.processes) as group:
         tally, interrupted = group.run(plan, lambda text: report.progress(f"{options.target}: {text}"))
     report.progress_end()
     kernel = {name: value - before[name] for name, value in machine.kernel_counters().items()}

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,17 +111,20 @@ class Generators:
 
     def run(self, plan: Plan, progress: Progress | None = None) -> tuple[Tally, bool]:
         """Carry out one plan together; return what they saw and whether Ctrl-C ended it early."""
-        count = len(self._pipes)
+        # A process with no client of a closed loop would take its share for an open one.
+        pipes = self._pipes[: plan.clients or None]
         start_at = time.perf_counter_ns() + _START_DELAY_NS
-        for index, pipe in enumerate(self._pipes):
-            pipe.send(_share(plan, index, count)._replace(start_at=start_at))
+        for index, pipe in enumerate(pipes):
+            pipe.send(_share(plan, index, len(pipes))._replace(start_at=start_at))
         interrupted = False
         try:
-            self._watch(plan, progress)
+            self._watch(pipes, plan, progress)
         except KeyboardInterrupt:
             interrupted = True
             self._interrupt()
-        tallies: list[Tally] = [self._receive(pipe, plan.seconds + plan.timeout + _PATIENCE) for pipe in self._pipes]
+        # The time limit counts twice: for what starts late, and for what has started.
+        patience = plan.seconds + 2 * plan.timeout + _PATIENCE
+        tallies: list[Tally] = [self._receive(pipe, patience) for pipe in pipes]
         return functools.reduce(_merge, tallies), interrupted
 
     def hold(self, target: tuple[str, int], count: int) -> int:
@@ -139,9 +142,10 @@ class Generators:
                 process.terminate()
                 process.join()
 
-    def _watch(self, plan: Plan, progress: Progress | None) -> None:
+    @staticmethod
+    def _watch(pipes: Sequence[Connection], plan: Plan, progress: Progress | None) -> None:
         begun = time.monotonic()
-        while not wait(self._pipes, 0.5):
+        while not wait(pipes, 0.5):
             if progress:
                 progress(f"{min(time.monotonic() - begun, plan.seconds):.0f} of {plan.seconds:g} s")
 
@@ -238,7 +242,6 @@ def _share(plan: Plan, index: int, count: int) -> Plan:
         rate=plan.rate / count,
         phase=index / plan.rate if plan.rate else 0.0,
         connections=_part(plan.connections, index, count),
-        sources=plan.sources,
     )
 
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,31 @@ def test_open_loop_load_offers_its_rate_and_counts_from_the_schedule(daemon: Dae
     assert found["outcomes"][TOTAL] == found["started"] == 200
     assert found["offered_rate"] == 200
     assert found["generator"]["late_us"]["count"] == 200
+
+
+def test_a_stall_of_the_generator_leaves_no_connection_out(daemon: Daemon) -> None:
+    """What was due while the generator stood still is started all the same, and counts from when it was due."""
+    looks: list[bool] = []
+
+    def stopped() -> bool:
+        if not looks:
+            time.sleep(0.6)  # beyond the end of the plan
+        looks.append(True)
+        return False
+
+    tally = client.run(Plan((daemon.address,), rate=100, seconds=0.5), stopped)
+    assert tally.outcomes == {Outcome.LINE_FIN: 50}
+    assert tally.late.count == tally.fin.count == 50
+    assert (tally.late.percentile(50) or 0) > 250_000  # microseconds
+
+
+def test_a_closed_loop_has_no_more_clients_than_asked_for(daemon: Daemon) -> None:
+    """A process without a client of its own stays out of it: its share would be a plan without a limit."""
+    plan = Plan((daemon.address,), clients=1, connections=20, max_open=1)
+    with load.generators(2) as group:
+        tally, _ = group.run(plan)
+    assert tally.outcomes == {Outcome.LINE_FIN: 20}
+    assert tally.at_limit == 0  # only an open loop looks at it
 
 
 @pytest.mark.parametrize("mode", ["session", "mail"])
