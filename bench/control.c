@@ -1,4 +1,4 @@
-/* The least that answers as nullsmtpd does: the same system calls, in C.
+/* The least that answers as nullsmtpd does, in C: accept4, send, shutdown, close, and no other call for a connection.
  *
  * usage: control PORT KEEP BACKLOG
  *

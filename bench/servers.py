@@ -46,6 +46,7 @@ _CONTROL = Path(__file__).with_name("control.py")
 _CONTROL_C = Path(__file__).with_name("control.c")
 _PORTS = range(20000, 32000)  # below the kernel's default range for clients, net.ipv4.ip_local_port_range
 _PATIENCE = 20.0
+_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 
 
 class MissingError(Exception):
@@ -184,35 +185,6 @@ def _smtp_sink(*options: str) -> Callable[[list[int], Path], list[str]]:
 _PLAIN = ("-8", "-a", "-C", "-E", "-F", "-N", "-p")
 
 
-def _tcpserver(ports: list[int], directory: Path) -> list[str]:
-    options = ["-q", "-H", "-R", "-l0", "-c", "4096", "-b", str(BACKLOG), "-B", f"{LINE}\r\n"]
-    return [_tool("tcpserver", "ucspi-tcp"), *options, "127.0.0.1", str(ports[0]), "true"]
-
-
-def _xinetd(ports: list[int], directory: Path) -> list[str]:
-    (directory / "banner").write_text(f"{LINE}\r\n")
-    configuration = directory / "xinetd.conf"
-    configuration.write_text(
-        f"""service refuse
-{{
-    type = UNLISTED
-    socket_type = stream
-    protocol = tcp
-    bind = 127.0.0.1
-    port = {ports[0]}
-    wait = no
-    user = {os.environ.get("USER", "root") if os.geteuid() else "nobody"}
-    instances = UNLIMITED
-    cps = 100000 1
-    banner = {directory}/banner
-    server = {shutil.which("true")}
-}}
-"""
-    )
-    directory.chmod(0o755)
-    return [_tool("xinetd", "xinetd"), "-dontfork", "-f", str(configuration), "-pidfile", str(directory / "pid")]
-
-
 def nullsmtpd(*arguments: str, name: str = "nullsmtpd") -> Arm:
     """Return nullsmtpd with these options, beside where it listens."""
     return Arm(name, " ".join(["nullsmtpd", *arguments]), _nullsmtpd(*arguments))
@@ -234,8 +206,6 @@ ARMS = {
             expect=(b"521", b"221"),
             footnote="stays after its line: its clients say QUIT and read a 221, one exchange more than the others'",
         ),
-        Arm("tcpserver", "tcpserver -B, a process a connection", _tcpserver, lambda: _tool("tcpserver", "ucspi-tcp")),
-        Arm("xinetd", "xinetd banner, a process a connection", _xinetd, lambda: _tool("xinetd", "xinetd")),
         Arm("asyncio", "stdlib asyncio Protocol, write and close", _control("asyncio")),
         Arm("uvloop", "uvloop Protocol, write and close", _control("uvloop")),
         Arm("c-fifo64", "C loop, half-close, FIFO of 64", _c(64), lambda: _tool("cc", "gcc")),
@@ -379,7 +349,7 @@ def _wait_for_child(arm: Arm, started: subprocess.Popen[bytes]) -> None:
 def _end(started: subprocess.Popen[bytes]) -> None:
     started.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        started.wait(5)
+        started.wait(_GRACE)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(started.pid, signal.SIGKILL)
     started.wait()

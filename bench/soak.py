@@ -6,6 +6,7 @@ import signal
 import socket
 import statistics
 import struct
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -152,10 +153,17 @@ def soak(arm: servers.Arm, *, duration: float, rate: float) -> Soak:
         if server.process.poll() is None:
             found.descriptors = (before, process.descriptors(server.pids))
             server.process.send_signal(signal.SIGTERM)
-        status = server.process.wait(_PATIENCE)
+        status = _status(server)
     report.progress_end()
     _judge(found, status, server.arm.name)
     return found
+
+
+def _status(server: servers.Server) -> int | None:
+    """Return the exit status, or None if it does not end."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return server.process.wait(_PATIENCE)
+    return None
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
@@ -220,10 +228,12 @@ def sum_lost(found: Soak) -> int:
     return sum(counts.total() for counts in found.lost.values())
 
 
-def _judge(found: Soak, status: int, name: str) -> None:
+def _judge(found: Soak, status: int | None, name: str) -> None:
     if lost := sum_lost(found):
         found.failures.append(f"{lost} clients that stayed to read did not get the whole line and the FIN")
-    if found.descriptors is None:
+    if status is None:
+        found.failures.append(f"SIGTERM did not end {name} within {_PATIENCE:g} s")
+    elif found.descriptors is None:
         found.failures.append(f"{name} ended by itself, with status {status}")
     elif not found.interrupted and found.descriptors[1] > found.descriptors[0]:
         found.failures.append(f"descriptors grew from {found.descriptors[0]} to {found.descriptors[1]}")

@@ -3,7 +3,7 @@
 import contextlib
 import resource
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from bench import load, machine, process, report, rounds, servers
@@ -178,7 +178,7 @@ def _step(server: servers.Server, group: load.Generators, rate: float, seconds: 
         reason=None,
     )
     reason = knee_reason(step, first, found["generator"]["because"])
-    return Step(**{**asdict(step), "reason": reason})
+    return replace(step, reason=reason)
 
 
 def _too_much(held: int) -> str | None:
