@@ -127,7 +127,8 @@ def _add_soak(commands: _Commands) -> None:
     parser = _add(commands, "soak", _soak, "Send clients of every habit; fail on a lost line or on growth.")
     parser.add_argument("--duration", type=_positive, default=300.0, metavar="S", help="seconds")
     parser.add_argument("--rate", type=_positive, default=500.0, metavar="R", help="clients a second")
-    parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="which server")
+    one_line = [name for name, arm in servers.ARMS.items() if not arm.commands]  # the clients here say no QUIT
+    parser.add_argument("--arm", choices=one_line, default="nullsmtpd", metavar="ARM", help="which server")
 
 
 def _add_relay(commands: _Commands) -> None:
@@ -247,7 +248,8 @@ def _compare(options: argparse.Namespace) -> int:
     if options.markdown:
         options.markdown.write_text(_markdown(head, rows, [*notes, facts]))
     if options.svg:
-        report.bars(options.svg, f"CPU time to answer one {result.unit}", facts, compare.bars_of(result))
+        beside = [*compare.footnotes_of(result), facts]
+        report.bars(options.svg, f"CPU time to answer one {result.unit}", beside, compare.bars_of(result))
     load_kind = {"rate": options.rate} if options.rate else {"clients": options.clients}
     settings = {"connections": options.connections, **load_kind, "early": options.early}
     record = {"settings": {**settings, "backlog": servers.BACKLOG}, **result.record()}

@@ -9,7 +9,7 @@ from bench.client import Plan
 from bench.rounds import Round
 from bench.spread import Spread
 
-__all__ = ["Comparison", "compare", "rows_of"]
+__all__ = ["Comparison", "bars_of", "compare", "footnotes_of", "notes_of", "rows_of"]
 
 HEAD = ("server", "CPU µs", "user", "system", "ratio to {}", "switches", "per second", "p50 µs", "p99 µs", "RSS", "PSS")
 
@@ -54,6 +54,11 @@ def compare(names: Sequence[str], *, count: int, plan: Plan) -> Comparison:
     round before the first, a tenth as long, is not counted. Raises `RuntimeError` if a server does not come up.
     """
     found, missing = servers.select(list(names))
+    if plan.early:
+        missing |= {
+            arm.name: "its clients wait for a reply, those that speak first do not" for arm in found if arm.commands
+        }
+        found = [arm for arm in found if not arm.commands]
     results: dict[str, list[Round]] = {arm.name: [] for arm in found}
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(load.generators(load.default_processes(), machine.other_cpus()))
@@ -78,15 +83,15 @@ def rows_of(comparison: Comparison, base: str) -> tuple[list[str], list[list[str
         user = cpu.median * share if cpu and share is not None else None
         rows.append(
             [
-                name + (_MARK if _footnote(name) else ""),
+                _marked(name),
                 report.with_spread(cpu),
                 report.number(user),
                 report.number(cpu.median - user if cpu and user is not None else None),
                 report.with_spread(comparison.ratio(name, base), 2),
-                report.number(_median(series, "switches"), 3),
-                report.number(_median(series, "rate"), 0),
-                report.number(_median(series, "p50_us"), 0),
-                report.number(_median(series, "p99_us"), 0),
+                report.number(rounds.median_of(series, "switches"), 3),
+                report.number(rounds.median_of(series, "rate"), 0),
+                report.number(rounds.median_of(series, "p50_us"), 0),
+                report.number(rounds.median_of(series, "p99_us"), 0),
                 report.number(max((one.peak_rss for one in series), default=None), 0),
                 report.number(max((one.pss for one in series), default=None), 0),
             ]
@@ -101,8 +106,13 @@ def bars_of(comparison: Comparison) -> list[report.Bar]:
         cpu, share = rounds.spread_of(series, "cpu_us"), rounds.user_share(series)
         if cpu:
             user = cpu.median * (share or 0.0)
-            bars.append((name, user, cpu.median - user, cpu))
+            bars.append((_marked(name), user, cpu.median - user, cpu))
     return sorted(bars, key=lambda bar: bar[3].median)
+
+
+def footnotes_of(comparison: Comparison) -> list[str]:
+    """Return how arms are not quite like the others, for the table as for the chart."""
+    return [f"{_MARK.strip()} {name} {text}" for name in comparison.rounds if (text := _footnote(name))]
 
 
 def notes_of(comparison: Comparison) -> list[str]:
@@ -113,7 +123,7 @@ def notes_of(comparison: Comparison) -> list[str]:
     ]
     if comparison.unit == "dialogue":
         notes.append("dialogue: greeting, EHLO, MAIL, QUIT, each after the reply to the one before, until the FIN.")
-    notes += [f"{_MARK.strip()} {name} {text}" for name in comparison.rounds if (text := _footnote(name))]
+    notes += footnotes_of(comparison)
     notes += [f"missing: {name}: {why}" for name, why in comparison.missing.items()]
     for name, series in comparison.rounds.items():
         if lost := rounds.unanswered(series):
@@ -124,6 +134,10 @@ def notes_of(comparison: Comparison) -> list[str]:
     if busiest > load.BUSY:
         notes.append(f"rates and times: the generator was the limit in some rounds (up to {busiest:.0%} of its CPU)")
     return notes
+
+
+def _marked(name: str) -> str:
+    return name + (_MARK if _footnote(name) else "")
 
 
 def _footnote(name: str) -> str:
@@ -139,8 +153,3 @@ def _summary(series: Sequence[Round]) -> dict[str, object]:
         "unanswered": rounds.unanswered(series),
         "user_share": rounds.user_share(series),
     } | {name: found._asdict() if found else None for name, found in spreads.items()}
-
-
-def _median(series: Sequence[Round], name: str) -> float | None:
-    found = rounds.spread_of(series, name)
-    return found.median if found else None

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bench import machine, process, report, rounds, servers
 from bench.latency import Latencies
-from bench.spread import Spread, ratios, spread
 
 __all__ = [
     "BASE",
@@ -47,13 +46,10 @@ _CONTROL = Path(__file__).with_name("relay_control.py")
 
 
 @dataclass(frozen=True)
-class Round:
-    """What one round showed, CPU per exchange in microseconds; ``ns`` fields for the whole round."""
+class Round(rounds.Costs):
+    """What one round showed, per exchange."""
 
     count: int
-    cpu_us: float
-    user_ns: int
-    system_ns: int
     name_server_us: float
     rate: float
     p50_us: float | None
@@ -124,9 +120,10 @@ def measure(arm: Exchange, count: int, name_server_pids: Sequence[int]) -> Round
     pids = arm.pids()
     before, dns_before = process.usage(pids), process.usage(name_server_pids)
     begun = time.perf_counter_ns()
-    found = Latencies(exchange(arm, count))
+    durations = exchange(arm, count)
     seconds = (time.perf_counter_ns() - begun) / 1e9
     used, dns = process.usage(pids).since(before), process.usage(name_server_pids).since(dns_before)
+    found = Latencies(durations)
     return Round(
         count=count,
         cpu_us=used.cpu_ns / count / 1000,
@@ -183,29 +180,21 @@ def rows_of(found: Comparison, base: str) -> list[list[str]]:
     """Return the rows of the table under `HEAD`; ``base`` is what ratios refer to."""
     rows = []
     for name, series in found.rounds.items():
-        cpu = spread([one.cpu_us for one in series])
-        ticks = sum(one.user_ns + one.system_ns for one in series)
-        user = sum(one.user_ns for one in series) / ticks if ticks else None
-        shares = (user, 1 - user) if user is not None else (None, None)
-        against = ratios([one.cpu_us for one in series], [one.cpu_us for one in found.rounds[base][: len(series)]])
+        cpu, share = rounds.spread_of(series, "cpu_us"), rounds.user_share(series)
+        user = cpu.median * share if cpu and share is not None else None
         rows.append(
             [
                 name,
                 report.with_spread(cpu),
-                *(report.number(cpu.median * share if cpu and share is not None else None) for share in shares),
-                report.with_spread(spread(against), 2),
+                report.number(user),
+                report.number(cpu.median - user if cpu and user is not None else None),
+                report.with_spread(rounds.cpu_ratio(series, found.rounds[base]), 2),
                 report.number(1e6 / cpu.median if cpu else None, 0),
-                *(report.number(_median(series, field), 0) for field in ("rate", "p50_us", "p99_us")),
-                report.number(_median(series, "name_server_us")),
+                *(report.number(rounds.median_of(series, field), 0) for field in ("rate", "p50_us", "p99_us")),
+                report.number(rounds.median_of(series, "name_server_us")),
             ]
         )
     return rows
-
-
-def _median(series: Sequence[Round], field: str) -> float | None:
-    values = [value for one in series if (value := getattr(one, field)) is not None]
-    found: Spread | None = spread(values)
-    return found.median if found else None
 
 
 def _lookups(keys: Iterator[str], reply: bytes) -> Requests:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import machine, process, servers
+from bench.outcomes import is_whole
 from bench.relay import Comparison, Exchange, Requests, beside_servers, compare, name_server, relay
 
 __all__ = ["BASE", "INSIDE", "rcpt", "run_inside"]
@@ -83,13 +84,12 @@ def run_inside(arguments: Sequence[str]) -> int:
     for tool, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("postfix", "postfix")):
         if shutil.which(tool, path=_path()) is None:
             raise servers.MissingError(f"no {tool} (Debian package {package})")
-    resolv_conf = Path(os.environ.get("TMPDIR", "/tmp"), f"bench-resolv-{os.getpid()}.conf")  # noqa: S108 - ours by pid
-    resolv_conf.write_text("nameserver 127.0.0.1\n")
-    command = [*_NAMESPACES, _INSIDE, str(resolv_conf), sys.executable, "-m", "bench", *arguments]
-    try:
+    with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".conf") as resolv_conf:
+        resolv_conf.write("nameserver 127.0.0.1\n")
+        resolv_conf.flush()
+        os.fchmod(resolv_conf.fileno(), 0o644)  # Postfix reads it as a user of its own
+        command = [*_NAMESPACES, _INSIDE, resolv_conf.name, sys.executable, "-m", "bench", *arguments]
         return subprocess.run(command, env=os.environ | {INSIDE: "1", "PATH": _path()}, check=False).returncode
-    finally:
-        resolv_conf.unlink()
 
 
 def rcpt(*, count: int, each: int, clients: int) -> Comparison:
@@ -144,14 +144,23 @@ def _recipients(domain: str, reply: bytes) -> Requests:
 
 @contextlib.contextmanager
 def _in_transaction(target: tuple[str, int]) -> Iterator[socket.socket]:
-    """Give a connection after MAIL."""
+    """Give a connection after MAIL. Raises `RuntimeError` if it does not come so far."""
     with socket.create_connection(target, timeout=20) as client:
         for line in _GREETING:
             client.sendall(line)
-            reply = b""
-            while not (reply.endswith(b"\n") and reply.splitlines()[-1][3:4] == b" "):
-                reply += client.recv(4096)
+            _read_reply(client)
         yield client
+
+
+def _read_reply(client: socket.socket) -> None:
+    """Read one reply, which is to be a positive one (RFC 5321 §4.2.1)."""
+    reply = b""
+    while not is_whole(reply):
+        if not (more := client.recv(4096)):
+            raise RuntimeError(f"Postfix closed the connection after {reply!a}")
+        reply += more
+    if not reply.startswith(b"2"):
+        raise RuntimeError(f"Postfix said {reply!a}")
 
 
 def _postfix(looks: Sequence[str]) -> servers.Arm:

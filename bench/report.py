@@ -60,7 +60,7 @@ def progress_end() -> None:
     progress("")
 
 
-def bars(path: Path, title: str, subtitle: str, rows: Sequence[Bar]) -> None:
+def bars(path: Path, title: str, notes: Sequence[str], rows: Sequence[Bar]) -> None:
     """Write an SVG chart of CPU time: its text is text, and the same rows give the same file."""
     import matplotlib as mpl
 
@@ -78,7 +78,8 @@ def bars(path: Path, title: str, subtitle: str, rows: Sequence[Bar]) -> None:
         axes.text(max(user_us + system_us, quartiles.high), place, f"  {quartiles.median:.1f}", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel(f"CPU µs; line: middle half of the rounds\n{textwrap.fill(subtitle, 100)}", fontsize=8)
+    below = ["CPU µs; line: middle half of the rounds", *(textwrap.fill(note, 100) for note in notes)]
+    axes.set_xlabel("\n".join(below), fontsize=8)
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")

@@ -13,7 +13,19 @@ from bench.process import Usage
 from bench.servers import Server
 from bench.spread import Spread, ratios, spread
 
-__all__ = ["Round", "cpu_ratio", "interleave", "measure", "run", "spread_of", "unanswered", "user_share", "warm_up"]
+__all__ = [
+    "Costs",
+    "Round",
+    "cpu_ratio",
+    "interleave",
+    "measure",
+    "median_of",
+    "run",
+    "spread_of",
+    "unanswered",
+    "user_share",
+    "warm_up",
+]
 
 _T = TypeVar("_T")
 
@@ -21,14 +33,20 @@ _SEED = 521  # of the random order: the same in every run
 
 
 @dataclass(frozen=True)
-class Round:
-    """What one round showed. Times in microseconds, memory in KiB, ``ns`` fields for the whole round."""
+class Costs:
+    """What every round shows: CPU in microseconds per connection, or whatever is measured; ``ns`` of all of it."""
+
+    cpu_us: float
+    user_ns: int
+    system_ns: int
+
+
+@dataclass(frozen=True)
+class Round(Costs):
+    """What one round showed. Times in microseconds, memory in KiB."""
 
     started: int
     answered: int
-    cpu_us: float  # per connection
-    user_ns: int
-    system_ns: int
     switches: float  # per connection
     rate: float
     p50_us: float | None
@@ -107,18 +125,24 @@ def warm_up(running: Sequence[Server], group: Generators, plan: Plan) -> bool:
     return interrupted or interleave(running, 1, lambda _, server: server.settle())
 
 
-def user_share(rounds: Sequence[Round]) -> float | None:
+def user_share(rounds: Sequence[Costs]) -> float | None:
     """Return the share of user time, over all rounds together: a single one is no longer than a few ticks."""
     ticks = sum(one.user_ns + one.system_ns for one in rounds)
     return sum(one.user_ns for one in rounds) / ticks if ticks else None
 
 
-def spread_of(rounds: Sequence[Round], name: str) -> Spread | None:
+def spread_of(rounds: Sequence[Costs], name: str) -> Spread | None:
     """Return the spread of one field over the rounds that have it."""
     return spread([value for one in rounds if (value := getattr(one, name)) is not None])
 
 
-def cpu_ratio(ours: Sequence[Round], theirs: Sequence[Round]) -> Spread | None:
+def median_of(rounds: Sequence[Costs], name: str) -> float | None:
+    """Return the median of one field over the rounds that have it."""
+    found = spread_of(rounds, name)
+    return found.median if found else None
+
+
+def cpu_ratio(ours: Sequence[Costs], theirs: Sequence[Costs]) -> Spread | None:
     """Return CPU time per connection in relation to the other series, taken round by round as far as both go."""
     count = min(len(ours), len(theirs))
     return spread(ratios([one.cpu_us for one in ours[:count]], [one.cpu_us for one in theirs[:count]]))
