@@ -108,9 +108,13 @@ class Daemon:
         """Return the resident set in KiB."""
         return self._status("VmRSS")
 
-    def sleeps(self) -> int:
-        """Return how often it has gone to sleep so far: once for each time that it woke up."""
-        return self._status("voluntary_ctxt_switches")
+    def children(self) -> list[int]:
+        """Return the ids of the processes that it has forked and not buried yet."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def sleeps(self, pid: int | None = None) -> int:
+        """Return how often it, or one of its children, has gone to sleep: once for each time that it woke up."""
+        return self._status("voluntary_ctxt_switches", pid)
 
     def wake_ups_within(self, seconds: float) -> int:
         """Wait until nobody lingers, then count how often it wakes up in this time."""
@@ -120,8 +124,8 @@ class Daemon:
         time.sleep(seconds)
         return self.sleeps() - before
 
-    def _status(self, name: str) -> int:
-        match = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
+    def _status(self, name: str, pid: int | None = None) -> int:
+        match = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid or self.pid}/status").read_text(), re.MULTILINE)
         assert match
         return int(match[1])
 

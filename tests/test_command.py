@@ -146,7 +146,7 @@ def test_a_line_of_512_octets_arrives_whole(start: Start) -> None:
 
 def test_sigusr1_logs_what_has_been_counted(start: Start) -> None:
     """One stats line for each signal, and the same line at the end."""
-    daemon = start("--linger", "1")
+    daemon = start()
     for _ in range(3):
         with connect(daemon.address) as connection:
             read_all(connection)

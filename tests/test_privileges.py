@@ -39,8 +39,7 @@ def test_root_is_given_up_for_good(start: Start, arguments: list[str], uid: int,
     """All user and group ids are the new ones, there are no other groups and no capabilities, and it answers."""
     require_root()
     daemon = start(*arguments)
-    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
-    for pid in [daemon.pid, *map(int, children)]:
+    for pid in [daemon.pid, *daemon.children()]:
         assert status(daemon, "Uid", pid) == [str(uid)] * 4
         assert status(daemon, "Gid", pid) == [str(gid)] * 4
         assert status(daemon, "Groups", pid) == [str(gid)]

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from conftest import LINE, PATIENCE, Start, connect, read_all, require, require_root, require_tools
+from conftest import LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_root, require_tools
 from hosts import SERVER_4, connected_hosts
 
 COMMAND = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
@@ -89,22 +90,15 @@ def test_as_process_1_the_signals_work_too() -> None:
             ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *COMMAND], stderr=subprocess.PIPE
         )
         try:
-            child = wait_for_child(process.pid)
+            unshare = Daemon(process, Path(os.devnull))
+            unshare.wait_for(unshare.children, "process 1")
+            child = unshare.children()[0]
             wait_until_caught(child, signal.SIGTERM)
             time.sleep(delay_ms / 1000)
             os.kill(child, signal.SIGTERM)
             assert process.wait(PATIENCE) == 0, f"after {delay_ms} ms"
         finally:
             end(process)
-
-
-def wait_for_child(pid: int) -> int:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with open(f"/proc/{pid}/task/{pid}/children") as children:  # noqa: PTH123
-            if pids := children.read().split():
-                return int(pids[0])
-    pytest.fail("no child")
 
 
 def test_sigterm_under_load_loses_no_connection_that_was_completed(start: Start) -> None:
@@ -209,7 +203,7 @@ def test_lingering_clients_get_the_linger_time_at_the_end_and_no_more(start: Sta
         daemon.wait_for(lambda: daemon.stats()["lingering"] == "1", "a lingering client")
         began = time.monotonic()
         assert daemon.stop() == 0
-        assert time.monotonic() - began < PATIENCE / 2
+        assert time.monotonic() - began < 4  # 1 s of linger, and room for a busy machine
         assert read_all(client) == LINE
 
 
@@ -230,7 +224,8 @@ def test_signals_without_end_do_not_change_the_status(start: Start) -> None:
     """A supervisor that sends SIGTERM again and again still sees status 0."""
     for _ in range(5):
         daemon = start()
-        while daemon.process.poll() is None:
+        deadline = time.monotonic() + PATIENCE
+        while daemon.process.poll() is None and time.monotonic() < deadline:
             daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.returncode == 0
 
