@@ -238,7 +238,8 @@ def _compare(options: argparse.Namespace) -> int:
     plan = _round_plan(options)._replace(early=options.early)
     result = compare.compare(options.arms or list(arms), count=options.rounds, plan=plan)
     if not any(result.rounds.values()):
-        return _complain("nothing was measured", INTERRUPTED if result.interrupted else 1)
+        missing = "".join(f"; missing: {name}: {why}" for name, why in result.missing.items())
+        return _complain(f"nothing was measured{missing}", INTERRUPTED if result.interrupted else 1)
     base = options.base or ("smtp-sink-mail" if options.dialogue else "nginx")
     base = base if result.rounds.get(base) else next(iter(result.rounds))
     head, rows = compare.rows_of(result, base)
