@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, Self, cast
 
 import pytest
 import uvloop
@@ -126,8 +126,11 @@ def test_resets_in_the_backlog_are_shrugged_at(start: Start) -> None:
 class FaultyListener(socket.socket):
     """A listening socket whose accept fails as often as it is told to."""
 
-    faults: list[int]
     calls = 0
+
+    def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as the base class
+        super().__init__(*given, **named)
+        self.faults: list[int] = []
 
     def _accept(self) -> tuple[int, object]:
         self.calls += 1
@@ -189,103 +192,98 @@ class ShortLoop(Clock):
         self.readers.discard(listener)
 
 
+class Looking:
+    """A responder for some listeners, with ``limit`` places to linger ``seconds`` in, on a clock that a test turns."""
+
+    def __init__(self, addresses: int = 1, *, seconds: float = 2, limit: int = 100) -> None:
+        self.loop = ShortLoop()
+        loop = cast("asyncio.AbstractEventLoop", self.loop)
+        self.listeners = [
+            FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach()) for _ in range(addresses)
+        ]
+        self.counters = Counters()
+        self.lingering = Lingering(loop, self.counters, Drains(loop, self.counters, 1), seconds, limit)
+        self.responder = Responder(loop, list(self.listeners), REPLY, self.counters, self.lingering)
+        self.clients: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.responder._ask_no_more()
+        self.lingering.close_all()
+        for one in (*self.clients, *self.listeners):
+            one.close()
+
+    def come(self, count: int = 1, address: int = 0) -> socket.socket:
+        """Have clients connect; return the last one."""
+        for _ in range(count):
+            self.clients.append(connect(self.listeners[address].getsockname()))
+        return self.clients[-1]
+
+    def wake_up(self) -> None:
+        """Find the first listener readable, as an event loop does."""
+        self.responder._on_readable(self.responder._ports[0])
+
+
 def test_a_second_without_descriptors_is_ten_looks(capfd: pytest.CaptureFixture[str]) -> None:
     """By the clock: while accept fails nothing is read, a look comes each tenth of a second, and one line says so."""
-    loop = ShortLoop()
-    loop_ = cast("asyncio.AbstractEventLoop", loop)
-    listener = FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach())
-    counters = Counters()
-    lingering = Lingering(loop_, counters, Drains(loop_, counters, 1), seconds=0, limit=100)
-    responder = Responder(loop_, [listener], REPLY, counters, lingering)
-    with listener, connect(listener.getsockname()) as client:
-        responder.start()
-        listener.faults = [errno.ENFILE] * 10
-        responder._on_readable(responder._ports[0])
-        assert loop.readers == set()
-        loop.advance(0.45)
-        assert counters.accept_errors == {errno.ENFILE: 5}
-        loop.advance(0.5)
-        assert counters.accept_errors == {errno.ENFILE: 10}
-        loop.advance(0.1)
+    with Looking(seconds=0) as one:
+        client = one.come()
+        one.responder.start()
+        one.listeners[0].faults = [errno.ENFILE] * 10
+        one.wake_up()
+        assert one.loop.readers == set()
+        one.loop.advance(0.45)
+        assert one.counters.accept_errors == {errno.ENFILE: 5}
+        one.loop.advance(0.5)
+        assert one.counters.accept_errors == {errno.ENFILE: 10}
+        one.loop.advance(0.1)
         assert read_all(client) == LINE
-        loop.advance(0.1)
-        assert loop.readers == {listener}
-        assert loop.timers == []
+        one.loop.advance(0.1)
+        assert one.loop.readers == set(one.listeners)
+        assert one.loop.timers == []
     assert capfd.readouterr().err.count("accept-paused error=ENFILE") == 1
 
 
 def test_without_descriptors_no_further_address_is_asked() -> None:
     """Accepting pauses for all of them at once, and a single error costs half of those who linger, not all."""
-    loop = ShortLoop()
-    loop_ = cast("asyncio.AbstractEventLoop", loop)
-    listeners = [FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach()) for _ in range(4)]
-    counters = Counters()
-    lingering = Lingering(loop_, counters, Drains(loop_, counters, 1), seconds=2, limit=100)
-    responder = Responder(loop_, list(listeners), REPLY, counters, lingering)
-    with contextlib.ExitStack() as held:
-        for listener in listeners:
-            listener.faults = []
-            held.enter_context(listener)
-        for _ in range(8):
-            held.enter_context(connect(listeners[0].getsockname()))
-        assert responder._look(responder._ports, at_least=0) == 8
-        for listener in listeners:
-            held.enter_context(connect(listener.getsockname()))
+    with Looking(4) as one:
+        one.come(8)
+        assert one.responder._look(one.responder._ports) == 8
+        for address, listener in enumerate(one.listeners):
+            one.come(address=address)
             listener.faults = [errno.ENFILE]
-        responder._look(responder._ports)
-        assert counters.accept_errors == {errno.ENFILE: 1}
-        assert len(lingering) == 4
-        lingering.close_all()
-        responder._ask_no_more()
+        one.responder._look(one.responder._ports)
+        assert one.counters.accept_errors == {errno.ENFILE: 1}
+        assert len(one.lingering) == 4
 
 
 def test_looks_come_less_often_when_few_do_and_more_often_when_many_do() -> None:
     """A look that answers less than is worth it makes the next one wait twice as long, up to 4 ms, and back again."""
-    loop = ShortLoop()
-    loop_ = cast("asyncio.AbstractEventLoop", loop)
-    listener = FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach())
-    listener.faults = []
-    counters = Counters()
-    lingering = Lingering(loop_, counters, Drains(loop_, counters, 1), seconds=0, limit=1000)
-    responder = Responder(loop_, [listener], REPLY, counters, lingering)
     paces = []
-    with contextlib.ExitStack() as held:
-        held.enter_context(listener)
+    with Looking(seconds=0, limit=1000) as one:
         for crowd in (2, 3, 3, 3, 3, 20, 32, 32, 32, 20, 3):
-            for _ in range(crowd):
-                held.enter_context(connect(listener.getsockname()))
-            if responder._timer is None:
-                responder._on_readable(responder._ports[0])
+            one.come(crowd)
+            if one.responder._timer is None:
+                one.wake_up()
             else:
-                loop.advance(responder._timer.when() - loop.now)
-            assert responder._timer
-            paces.append(round(1000 * (responder._timer.when() - loop.now), 6))
-        responder._ask_no_more()
+                one.loop.advance(one.responder._timer.when() - one.loop.now)
+            assert one.responder._timer
+            paces.append(round(1000 * (one.responder._timer.when() - one.loop.now), 6))
     assert paces == [1, 2, 4, 4, 4, 4, 2, 1, 1, 1, 2]
 
 
 def test_each_address_has_its_turn_when_there_is_room_for_few() -> None:
     """A crowd at the first address that takes all places as they become free does not shut out the second."""
-    loop = ShortLoop()
-    loop_ = cast("asyncio.AbstractEventLoop", loop)
-    listeners = [FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 100)[0].detach()) for _ in range(2)]
-    counters = Counters()
-    lingering = Lingering(loop_, counters, Drains(loop_, counters, 1), seconds=2, limit=4)
-    responder = Responder(loop_, list(listeners), REPLY, counters, lingering)
-    with contextlib.ExitStack() as held:
-        for listener in listeners:
-            listener.faults = []
-            held.enter_context(listener)
-        for _ in range(40):
-            held.enter_context(connect(listeners[0].getsockname()))
-        other = held.enter_context(connect(listeners[1].getsockname()))
+    with Looking(2, limit=4) as one:
+        one.come(40)
+        other = one.come(address=1)
         other.setblocking(False)
-        responder._on_readable(responder._ports[0])
-        loop.advance(1)
+        one.wake_up()
+        one.loop.advance(1)
         assert other.recv(99) == LINE
-        assert listeners[0].calls < 40
-        lingering.close_all()
-        responder._ask_no_more()
+        assert one.listeners[0].calls < 40
 
 
 def test_an_accept_error_while_ending_does_not_keep_the_listener_open() -> None:
