@@ -14,6 +14,8 @@ from nullsmtpd.listeners import parse_address
 
 if TYPE_CHECKING:
     import dns.asyncresolver
+    import dns.message
+    import dns.resolver
     import dns.rrset
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "accepts_mail",
     "domain_of",
     "load_extra",
+    "look_up_addresses",
     "look_up_mx",
     "need_extra",
     "resolver_address",
@@ -57,8 +60,8 @@ class DNSError(Exception):
     ``reason``: a few words such as ``timed out`` or ``SERVFAIL``, with nothing of the domain in them.
     """
 
-    def __init__(self, domain: str, reason: str) -> None:
-        super().__init__(f"DNS does not tell the MX of {domain}: {reason}")
+    def __init__(self, domain: str, reason: str, kind: str = "MX") -> None:
+        super().__init__(f"DNS does not tell the {kind} of {domain}: {reason}")
         self.reason = reason
 
 
@@ -128,22 +131,36 @@ async def look_up_mx(
     usably (SERVFAIL, REFUSED, garbage), `MissingExtraError` without the extra ``relay``.
     """
     need_extra()
-    import dns.exception
-    import dns.flags
     import dns.name
     import dns.resolver
 
     domain = domain_of(domain)
-    name = dns.name.from_text(domain + _ROOT)
     try:
-        answer = await _stub(resolver).resolve(name, "MX", raise_on_no_answer=False, lifetime=timeout)
+        answer = await _ask(domain, "MX", resolver, timeout)
     except dns.resolver.NXDOMAIN as error:
-        return MXAnswer(domain, (), exists=False, ttl=_ttl(error.kwargs["responses"][name]))
-    except (dns.exception.DNSException, OSError, ValueError) as error:
-        raise DNSError(domain, _reason(error)) from error
-    if answer.response.flags & dns.flags.TC:  # over TCP too: a part of an MX set may look like a null MX
-        raise DNSError(domain, "truncated")
+        response = error.kwargs["responses"][dns.name.from_text(domain + _ROOT)]
+        return MXAnswer(domain, (), exists=False, ttl=_ttl(response))
     return MXAnswer(domain, _records(answer.rrset), exists=True, ttl=_ttl(answer.response))
+
+
+async def look_up_addresses(
+    name: str,
+    *,
+    resolver: tuple[str, int] | None = None,
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - the DNS library keeps it
+) -> tuple[list[str], str]:
+    """Ask DNS for the addresses of an ASCII name: what a mail relay would connect to, whatever /etc/hosts says.
+
+    Both questions, AAAA and A, are asked at once and have ``timeout`` seconds each. Returns the addresses, IPv6 first,
+    none for a name that has none; and ``""``, or the reason as in `DNSError` why there may be more: what is known of
+    one family is of use when DNS fails for the other. Raises `MissingExtraError`.
+    """
+    need_extra()
+    import asyncio  # `nullsmtpd check HOST` comes by here too, and does without
+
+    found = await asyncio.gather(*(_addresses(name, kind, resolver, timeout) for kind in ("AAAA", "A")))
+    reasons = [reason for _, reason in found if reason]
+    return [address for addresses, _ in found for address in addresses], reasons[0] if reasons else ""
 
 
 def domain_of(text: str) -> str:
@@ -221,6 +238,35 @@ def _a_labels(domain: str) -> str:
         return idna.encode(domain, uts46=True).decode("ascii")
     except UnicodeError:
         raise DomainError("is not an internationalized domain name that IDNA 2008 allows") from None
+
+
+async def _addresses(name: str, kind: str, resolver: tuple[str, int] | None, lifetime: float) -> tuple[list[str], str]:
+    import dns.resolver
+
+    try:
+        answer = await _ask(name, kind, resolver, lifetime)
+    except dns.resolver.NXDOMAIN:
+        return [], ""
+    except DNSError as error:
+        return [], error.reason
+    return [record.address for record in answer.rrset or ()], ""
+
+
+async def _ask(domain: str, kind: str, resolver: tuple[str, int] | None, lifetime: float) -> "dns.resolver.Answer":
+    """Return what DNS says within ``lifetime`` seconds. Raises `DNSError`, and dnspython's `NXDOMAIN`."""
+    import dns.exception
+    import dns.flags
+    import dns.resolver
+
+    try:
+        answer = await _stub(resolver).resolve(domain + _ROOT, kind, raise_on_no_answer=False, lifetime=lifetime)
+    except dns.resolver.NXDOMAIN:
+        raise
+    except (dns.exception.DNSException, OSError, ValueError) as error:
+        raise DNSError(domain, _reason(error), kind) from error
+    if answer.response.flags & dns.flags.TC:  # over TCP too: a part of an MX set may look like a null MX
+        raise DNSError(domain, "truncated", kind)
+    return answer
 
 
 def _stub(resolver: tuple[str, int] | None) -> "dns.asyncresolver.Resolver":

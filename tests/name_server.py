@@ -17,10 +17,11 @@ import dns.rrset
 
 
 class NameServer:
-    """Answers MX questions over UDP and TCP.
+    """Answers MX, AAAA and A questions over UDP and TCP.
 
-    ``mx``: MX sets by domain, each record as in a zone file. ``ttl``, ``negative_ttl`` (of the SOA): seconds.
-    ``aliases``: CNAMEs. ``empty``: domains that exist and have no MX. ``faults``: by domain, one of ``silence``,
+    ``mx``: MX sets by domain, each record as in a zone file. ``addresses``: by name, of both families. ``ttl``,
+    ``negative_ttl`` (of the SOA): seconds. ``aliases``: CNAMEs. ``empty``: domains that exist and have no MX.
+    ``faults``: by domain, or ``domain KIND`` for questions of one kind, one of ``silence``, ``lost`` (silence, once),
     ``servfail``, ``refused``, ``garbage``, ``truncated`` (over UDP), ``cut`` (so over TCP too), ``loop`` (a CNAME to
     itself), ``stranger`` (an answer to another question), or ``held`` (until `release`). ``asked`` counts questions
     by name and transport. What is in none is NXDOMAIN.
@@ -34,6 +35,7 @@ class NameServer:
             "beside.example": ["0 .", "10 mail.beside.example."],
             "preference.example": ["10 ."],
         }
+        self.addresses: dict[str, list[str]] = {}
         self.aliases: dict[str, str] = {}
         self.empty: set[str] = {"empty.example"}
         self.faults: dict[str, str] = {}
@@ -60,8 +62,12 @@ class NameServer:
         request = dns.message.from_wire(query)
         name = request.question[0].name.to_text(omit_final_dot=True)
         self.asked[name, transport] += 1
-        fault = self.faults.get(name)
-        if fault == "silence":
+        kind = dns.rdatatype.to_text(request.question[0].rdtype)
+        asked = f"{name} {kind}" if f"{name} {kind}" in self.faults else name
+        fault = self.faults.get(asked)
+        if fault == "lost":
+            del self.faults[asked]
+        if fault in {"silence", "lost"}:
             return None
         if fault == "garbage":
             return b"\xff" * 40
@@ -79,22 +85,27 @@ class NameServer:
         elif fault == "loop":
             response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{name}."))
         else:
-            self._fill(response, name)
+            self._fill(response, name, kind)
         return response.to_wire()
 
-    def _fill(self, response: dns.message.Message, name: str) -> None:
+    def _fill(self, response: dns.message.Message, name: str, kind: str) -> None:
         if name in self.aliases:
             target = self.aliases[name]
             response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{target}."))
             name = target
-        if name in self.mx:
-            response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "MX", *self.mx[name]))
+        if records := self._records(name, kind):
+            response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", kind, *records))
             return
-        if name not in self.empty:
+        if name not in {*self.empty, *self.mx, *self.addresses}:
             response.set_rcode(dns.rcode.NXDOMAIN)
         zone = name.rpartition(".")[2]
         soa = f"ns.{zone}. hostmaster.{zone}. 1 2 3 4 {self.negative_ttl}"
         response.authority.append(dns.rrset.from_text(f"{zone}.", 86400, "IN", "SOA", soa))
+
+    def _records(self, name: str, kind: str) -> list[str]:
+        if kind == "MX":
+            return self.mx.get(name, [])
+        return [address for address in self.addresses.get(name, []) if (":" in address) == (kind == "AAAA")]
 
 
 class _UDP(socketserver.ThreadingUDPServer):

@@ -20,6 +20,7 @@ import dns.resolver
 import pytest
 from conftest import LINE, PATIENCE, require, require_tools, run_cli, starting
 from misbehaving import FIN, HOLD, LISTEN, Server
+from name_server import name_server
 
 import nullsmtpd
 from nullsmtpd.check.modes import ANY
@@ -245,6 +246,21 @@ def test_dns_that_is_silent_is_said_and_not_waited_for(world: World) -> None:
     assert verdict.startswith("null.example bad: DNS does not answer")
 
 
+def test_addresses_that_dns_does_not_tell_are_said_beside_those_that_it_does() -> None:
+    """AAAA fails and A has an address: it is asked, and what it answers is not the whole story."""
+    with name_server() as dns_server, socket.create_server(("127.0.0.1", 0)) as taken:
+        dns_server.addresses["plain.example"] = []
+        dns_server.addresses["mail.plain.example"] = dns_server.addresses["mail2.plain.example"] = ["127.0.0.1"]
+        dns_server.faults["mail.plain.example AAAA"] = "servfail"
+        port = taken.getsockname()[1]
+        taken.close()
+        checked = run_cli("check", "--domain", "plain.example", "--resolver", dns_server.flag, "--port", str(port))
+    lines = checked.stdout.splitlines()
+    assert lines[2].startswith(f"mail.plain.example 127.0.0.1:{port} bad: connection refused")
+    assert lines[3] == "mail.plain.example: DNS does not tell all of its addresses: SERVFAIL"
+    assert lines[-1].startswith("plain.example bad: DNS does not tell all of the addresses")
+
+
 def test_a_host_without_a_name_server_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """An /etc/resolv.conf that names none is part of the report, as any other failure of DNS."""
 
@@ -254,7 +270,7 @@ def test_a_host_without_a_name_server_is_told_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(dns.resolver.BaseResolver, "read_resolv_conf", read_nothing)
     report = asyncio.run(nullsmtpd.check_domain("null.example"))
     assert (report.mx, report.error) == (None, "no name server in /etc/resolv.conf")
-    assert (report.hosts[0].error, report.verdict.name) == ("no usable answer", "dns-fails")
+    assert (report.hosts[0].error, report.verdict.name) == (report.error, "dns-fails")
 
 
 def test_without_dnspython_one_line_says_what_to_install(world: World) -> None:

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from name_server import NameServer, name_server
 
 import nullsmtpd
-from nullsmtpd.null_mx import MX, DNSError, DomainError, MXAnswer, domain_of, look_up_mx, resolver_address
+from nullsmtpd.null_mx import (
+    MX,
+    DNSError,
+    DomainError,
+    MXAnswer,
+    domain_of,
+    look_up_addresses,
+    look_up_mx,
+    resolver_address,
+)
 
 
 @pytest.fixture
@@ -105,15 +114,44 @@ def test_dns_that_does_not_tell_is_an_error_of_its_own(dns_server: NameServer, f
     """Nothing is made up when DNS fails: not "accepts", and not "accepts not". Garbage is waited over."""
     dns_server.faults["null.example"] = fault
     with pytest.raises(DNSError) as caught:
-        look_up(dns_server, "null.example", timeout=0.3)
+        look_up(dns_server, "null.example", timeout=0.5 if reason == "timed out" else PATIENCE)
     assert str(caught.value) == f"DNS does not tell the MX of null.example: {reason}"
     assert caught.value.reason == reason
+
+
+def addresses_of(server: NameServer, name: str, timeout: float = PATIENCE) -> tuple[list[str], str]:
+    return asyncio.run(look_up_addresses(name, resolver=server.address, timeout=timeout))
+
+
+def test_the_addresses_of_a_name_are_those_of_both_families(dns_server: NameServer) -> None:
+    """IPv6 first; none for a name without any, and for one that does not exist."""
+    dns_server.addresses["host.example"] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"]
+    (first, *others), error = addresses_of(dns_server, "host.example")
+    assert (first, sorted(others), error) == ("2001:db8::1", ["192.0.2.1", "192.0.2.2"], "")
+    assert addresses_of(dns_server, "empty.example") == addresses_of(dns_server, "absent.example") == ([], "")
+
+
+@pytest.mark.parametrize(("kind", "other"), [("AAAA", "192.0.2.1"), ("A", "2001:db8::1")])
+def test_a_family_that_dns_does_not_tell_hides_no_other(dns_server: NameServer, kind: str, other: str) -> None:
+    """The addresses of the one, and why there may be more of the other."""
+    dns_server.addresses["host.example"] = ["192.0.2.1", "2001:db8::1"]
+    dns_server.faults[f"host.example {kind}"] = "servfail"
+    assert addresses_of(dns_server, "host.example") == ([other], "SERVFAIL")
+    dns_server.faults["host.example"] = "refused"
+    assert addresses_of(dns_server, "host.example") == ([], "SERVFAIL" if kind == "AAAA" else "REFUSED")
+
+
+def test_a_question_for_addresses_that_is_lost_is_asked_again(dns_server: NameServer) -> None:
+    """The whole of the time counts, as it does for an MX: the stub resolver asks again after 2 s."""
+    dns_server.addresses["host.example"] = ["192.0.2.1"]
+    dns_server.faults["host.example A"] = "lost"
+    assert addresses_of(dns_server, "host.example") == (["192.0.2.1"], "")
 
 
 def test_a_name_server_that_cannot_be_reached_is_an_error_too() -> None:
     """What the system says of it is the reason: nobody may send to the broadcast address like that."""
     with pytest.raises(DNSError, match=r"Permission denied$"):
-        asyncio.run(look_up_mx("null.example", resolver=("255.255.255.255", 53), timeout=1))
+        asyncio.run(look_up_mx("null.example", resolver=("255.255.255.255", 53), timeout=PATIENCE))
 
 
 def test_a_host_without_a_name_server_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:

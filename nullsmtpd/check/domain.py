@@ -5,12 +5,11 @@ from collections.abc import Collection
 from functools import partial
 from typing import NamedTuple
 
-from nullsmtpd.check.addresses import look_up_addresses
 from nullsmtpd.check.modes import ANY
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe
 from nullsmtpd.check.verdicts import Answer, Facts, Verdict, answer_of, verdict_on
-from nullsmtpd.null_mx import DNSError, MXAnswer, domain_of, look_up_mx
+from nullsmtpd.null_mx import DNSError, MXAnswer, domain_of, look_up_addresses, look_up_mx
 
 __all__ = ["DomainReport", "HostReport", "check_domain"]
 
@@ -20,8 +19,8 @@ _ROOT = "."
 class HostReport(NamedTuple):
     """One name with its addresses in DNS. ``preferences``: those of its MX records; none for the domain's own name.
 
-    ``error``: what DNS says instead of addresses, or ``""``. ``probes``: one for each address, by `nullsmtpd.probe` in
-    mode ``any``.
+    ``error``: why DNS does not tell all of them, or ``""``. ``probes``: one for each address that it tells, by
+    `nullsmtpd.probe` in mode ``any``.
     """
 
     name: str
@@ -84,15 +83,12 @@ async def _look_at(
     resolver: tuple[str, int] | None,
     timeout: float,  # noqa: ASYNC109 - see `check_domain`
 ) -> HostReport:
-    try:
-        addresses = await look_up_addresses(name, resolver=resolver, timeout=timeout)
-    except DNSError as failure:
-        return HostReport(name, preferences, failure.reason, [])
+    addresses, error = await look_up_addresses(name, resolver=resolver, timeout=timeout)
     ask = partial(probe, port=port, mode=ANY, timeout=timeout)
     probes = await asyncio.gather(*(asyncio.to_thread(ask, address) for address in addresses))
     for seen in probes:
         seen.host = name
-    return HostReport(name, preferences, "", probes)
+    return HostReport(name, preferences, error, probes)
 
 
 def _facts(mx: MXAnswer | None, hosts: list[HostReport]) -> Facts:

@@ -40,9 +40,10 @@ def _null_mx_words(mx: "MXAnswer") -> str:
 
 
 def _host_lines(host: "HostReport") -> list[str]:
+    lines = [str(seen) for seen in host.probes]
     if host.error:
-        return [f"{host.name}: DNS does not tell its addresses: {host.error}"]
-    return [str(seen) for seen in host.probes] or [f"{host.name}: no address"]
+        return [*lines, f"{host.name}: DNS does not tell {'all of ' if lines else ''}its addresses: {host.error}"]
+    return lines or [f"{host.name}: no address"]
 
 
 def as_json(probes: Iterable[Probe], domain: "DomainReport | None", *, is_good: bool) -> str:
