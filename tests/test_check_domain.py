@@ -27,7 +27,7 @@ from nullsmtpd.check.modes import ANY
 from nullsmtpd.check.outcome import FIN as FIN_SEEN
 from nullsmtpd.check.outcome import LEFT, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe
 from nullsmtpd.check.replies import Reply
-from nullsmtpd.check.verdicts import Answer, Facts, answer_of, verdict_on
+from nullsmtpd.check.verdicts import Answer, answer_of, verdict_on
 
 # Where each kind of server is. They share a port, as they would share port 25.
 SAYS_521, SAYS_521_AT_MAIL, TAKES_MAIL, NOT_NOW, SILENT, BROKEN, NOTHING = (f"127.0.0.{n}" for n in range(2, 9))
@@ -38,6 +38,8 @@ DEEDS: dict[str, Sequence[bytes | str]] = {
     SILENT: [HOLD],
     BROKEN: [b"SSH-2.0-x\r\n", HOLD],
 }
+
+NO_MX = nullsmtpd.MXAnswer("example", (), exists=True, ttl=0)
 
 #: Of dnsmasq; it has no option for a null MX, so the data of those are in hexadecimal: preference, and the root.
 ZONE = (
@@ -51,6 +53,14 @@ ZONE = (
     "--dns-rr=ten.example,15,000A00",
     "--dns-rr=beside.example,15,000000",
     "--mx-host=beside.example,b.example,10",
+    "--dns-rr=under.example,15,000000",
+    "--mx-host=under.example,takes.example,10",
+    "--mx-host=first.example,b.example,10",
+    "--mx-host=first.example,nothing.example,20",
+    "--mx-host=equal.example,b.example,10",
+    "--mx-host=equal.example,nothing.example,10",
+    "--mx-host=last.example,b.example,10",
+    "--mx-host=last.example,takes.example,20",
     f"--host-record=a.example,{SAYS_521}",
     f"--host-record=b.example,{SAYS_521_AT_MAIL}",
     f"--host-record=six.example,{SAYS_521},::1",
@@ -135,15 +145,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ("null.example", 0, "null-mx", "immediate bounce: senders give up at once, without connecting"),
         ("bare.example", 0, "null-mx", "immediate bounce"),
         ("closed.example", 0, "null-mx", "immediate bounce"),
-        ("open.example", 1, "null-mx-open-port", "an open port that accepts mail"),
+        ("open.example", 1, "null-mx-open-port", "an open port that says 250 to MAIL, and hands its mail over"),
         ("ten.example", 1, "faulty-null-mx", "make it one MX, of preference 0"),
         ("a.example", 1, "refuses-at-greeting", r"Postfix \(5 days\), OpenSMTPD \(4\) and qmail \(7\) try again"),
         ("six.example", 1, "refuses-at-greeting", "immediate bounce from Exim, Sendmail"),
         ("b.example", 0, "refuses-at-mail", "every sender gives up at once, with the text"),
         ("same.example", 0, "refuses-at-mail", "every sender gives up at once"),
         ("self.example", 0, "refuses-at-mail", "every sender gives up at once"),
-        ("beside.example", 0, "refuses-at-mail", "every sender gives up at once"),
-        ("takes.example", 1, "takes-mail", "an open port that accepts mail"),
+        ("beside.example", 1, "faulty-null-mx", "make it one MX, of preference 0"),
+        ("under.example", 1, "takes-mail", "an open port that says 250 to MAIL"),
+        ("takes.example", 1, "takes-mail", "an open port that says 250 to MAIL: senders hand their mail over there"),
+        ("first.example", 0, "refuses-at-mail", "every sender gives up at once"),
+        ("equal.example", 1, "mixed", "the addresses answer differently"),
+        ("last.example", 1, "takes-mail", "an open port that says 250 to MAIL"),
         ("later.example", 1, "not-now", "every sender tries again for days"),
         ("silent.example", 1, "silent", "accepts connections and says nothing: every sender tries again for days"),
         ("broken.example", 1, "broken", "every sender tries again for days"),
@@ -332,18 +346,37 @@ def test_a_sender_goes_by_the_first_reply_that_is_not_2xx(codes: str, ending: st
     assert answer_of(seen) is answer
 
 
-def test_an_address_that_cannot_be_asked_from_here_decides_nothing() -> None:
-    """A checking host without IPv6 goes by the IPv4 addresses; with none of those it says that it does not know."""
-    facts = Facts(is_known=True, exists=True, is_null_mx=False, hosts=1, own=(), tried={Answer.UNKNOWN})
-    assert verdict_on(facts).name == "unknown"
-    both = facts._replace(tried={Answer.UNKNOWN, Answer.NO_LISTENER})
-    assert verdict_on(both).name == "no-listener"
+@pytest.mark.parametrize(
+    ("groups", "name", "words"),
+    [
+        ([{Answer.UNKNOWN}], "unknown", "no address can be asked from here"),
+        ([{Answer.UNKNOWN, Answer.NO_LISTENER}], "unknown-in-part", "not all .* the others: nothing listens"),
+        ([{Answer.UNKNOWN, Answer.REFUSES_AT_MAIL}], "unknown-in-part", "not all .* the others: immediate bounce"),
+        ([{Answer.REFUSES_AT_MAIL}, {Answer.UNKNOWN}], "unknown-in-part", "those may take mail"),
+        ([{Answer.UNKNOWN}, {Answer.TAKES_MAIL}], "takes-mail", "250 to MAIL"),
+    ],
+)
+def test_an_address_that_cannot_be_asked_from_here_is_never_good(
+    groups: list[set[Answer]], name: str, words: str
+) -> None:
+    """A checking host without IPv6 says that it does not know what the IPv6 addresses answer."""
+    verdict = verdict_on(NO_MX, set(), groups)
+    assert (verdict.name, verdict.is_good) == (name, False)
+    assert re.search(words, verdict.words)
+
+
+def test_what_is_less_preferred_than_a_refusal_at_mail_still_has_to_be_known() -> None:
+    """No sender that bounces goes on to it, but those that try all of them may find that it takes mail."""
+    refusing, later = {Answer.REFUSES_AT_MAIL}, {Answer.NOT_NOW, Answer.SILENT}
+    assert verdict_on(NO_MX, set(), [set(), refusing, later]).name == "refuses-at-mail"
+    assert verdict_on(NO_MX, set(), [later, refusing]).name == "mixed"
+    assert verdict_on(NO_MX, set(), [refusing, later], is_known=False).name == "dns-fails-in-part"
 
 
 @pytest.mark.parametrize("answer", Answer)
 def test_every_answer_has_a_verdict_and_one_alone_is_good(answer: Answer) -> None:
     """Without a null MX, only a refusal at MAIL is told to every author at once."""
-    verdict = verdict_on(Facts(is_known=True, exists=True, is_null_mx=False, hosts=1, own=(), tried={answer}))
+    verdict = verdict_on(NO_MX, set(), [{answer}])
     assert verdict.is_good == (answer is Answer.REFUSES_AT_MAIL)
     assert verdict.words == answer.value
 

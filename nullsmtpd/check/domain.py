@@ -1,14 +1,14 @@
 """A domain as a sender of mail sees it: its MX set, the addresses behind that, and what answers there."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
 from nullsmtpd.check.modes import ANY
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe
-from nullsmtpd.check.verdicts import Answer, Facts, Verdict, answer_of, verdict_on
+from nullsmtpd.check.verdicts import Answer, Verdict, answer_of, verdict_on
 from nullsmtpd.null_mx import DNSError, MXAnswer, domain_of, look_up_addresses, look_up_mx
 
 __all__ = ["DomainReport", "HostReport", "check_domain"]
@@ -73,7 +73,7 @@ async def check_domain(
             preferences.setdefault(record.target.lower(), []).append(record.preference)
     look = partial(_look_at, port=port, resolver=resolver, timeout=timeout)
     hosts = await asyncio.gather(*(look(name, tuple(numbers)) for name, numbers in preferences.items()))
-    return DomainReport(domain, mx, error, hosts, verdict_on(_facts(mx, hosts)))
+    return DomainReport(domain, mx, error, hosts, _verdict(mx, hosts))
 
 
 async def _look_at(
@@ -91,18 +91,20 @@ async def _look_at(
     return HostReport(name, preferences, error, probes)
 
 
-def _facts(mx: MXAnswer | None, hosts: list[HostReport]) -> Facts:
+def _verdict(mx: MXAnswer | None, hosts: list[HostReport]) -> Verdict:
     own = hosts[0]
     tried = [host for host in hosts if host.preferences] if mx and mx.records else [own]
-    return Facts(
-        is_known=mx is not None and not any(host.error for host in tried),
-        exists=mx is None or mx.exists,
-        is_null_mx=mx is not None and mx.is_null_mx,
-        hosts=len(tried),
-        own=_answers([own]),
-        tried=_answers(tried) if mx else (),
-    )
+    is_known = mx is not None and not any(host.error for host in tried)
+    return verdict_on(mx, _answers([own]), _groups(tried) if mx else [], is_known=is_known)
 
 
-def _answers(hosts: list[HostReport]) -> Collection[Answer]:
+def _groups(hosts: list[HostReport]) -> list[set[Answer]]:
+    """Return what the hosts answer, those of the lowest preference first; the domain's own name has none."""
+    preferences = sorted({min(host.preferences, default=0) for host in hosts})
+    return [
+        _answers(host for host in hosts if min(host.preferences, default=0) == preference) for preference in preferences
+    ]
+
+
+def _answers(hosts: Iterable[HostReport]) -> set[Answer]:
     return {answer_of(seen) for host in hosts for seen in host.probes}

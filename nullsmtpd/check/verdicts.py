@@ -1,16 +1,20 @@
-"""What a sender of mail experiences: one table from what a server answers, one from what is known of a domain.
+"""What a sender of mail experiences: first what it takes from a server's answer, then from all that a domain has.
 
 The senders and their days are those of the README's table "What real senders do"; Exim's and Sendmail's are their
 defaults for a message that is deferred (Exim's `retry` rule, `Timeout.queuereturn`).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nullsmtpd.check.outcome import NO_FAMILY, REFUSED, SILENCE, UNREACHABLE, Probe
 
-__all__ = ["Answer", "Facts", "Verdict", "answer_of", "verdict_on"]
+if TYPE_CHECKING:
+    from nullsmtpd.null_mx import MXAnswer
+
+__all__ = ["Answer", "Verdict", "answer_of", "verdict_on"]
 
 _FOR_DAYS = "every sender tries again for days (Exim and OpenSMTPD 4, Postfix and Sendmail 5, qmail 7)"
 _PUBLISH = "publish a null MX, so that none of them tries"
@@ -19,7 +23,7 @@ _PUBLISH = "publish a null MX, so that none of them tries"
 class Answer(Enum):
     """What a sender takes from a server, and what it does then."""
 
-    TAKES_MAIL = "an open port that accepts mail: senders deliver there"
+    TAKES_MAIL = "an open port that says 250 to MAIL: senders hand their mail over there"  # no recipient was asked
     REFUSES_AT_MAIL = "immediate bounce: every sender gives up at once, with the text of the reply"
     REFUSES_THIS_SENDER = (
         "a server that refused our empty sender, or wants TLS first: it may well take the mail of others"
@@ -73,22 +77,6 @@ def answer_of(seen: Probe) -> Answer:
     return Answer.BROKEN
 
 
-class Facts(NamedTuple):
-    """What is known of a domain.
-
-    ``hosts``: how many names a sender would look up the addresses of. ``is_known``: whether DNS told all of them, and
-    their addresses. ``own``: what the domain's own addresses answer; ``tried``: what those answer that a sender would
-    try.
-    """
-
-    is_known: bool
-    exists: bool
-    is_null_mx: bool
-    hosts: int
-    own: Collection[Answer]
-    tried: Collection[Answer]
-
-
 class Verdict(NamedTuple):
     """``is_good``: whether mail is refused and its author is told at once. ``words``: what a sender experiences."""
 
@@ -97,67 +85,80 @@ class Verdict(NamedTuple):
     words: str
 
 
-#: In the order of a sender: the first that applies counts.
-_RULES: tuple[tuple[Callable[[Facts], bool], Verdict], ...] = (
-    (
-        lambda facts: not facts.exists,
-        Verdict("no-domain", False, "there is no such domain: most senders give up at once"),
-    ),
-    (
-        lambda facts: facts.is_null_mx and Answer.TAKES_MAIL in facts.own,
-        Verdict(
-            "null-mx-open-port",
-            False,
-            "immediate bounce from senders that heed the null MX; any other finds an open port that accepts mail",
-        ),
-    ),
-    (
-        lambda facts: facts.is_null_mx,
-        Verdict(
-            "null-mx",
-            True,
-            "immediate bounce: senders give up at once, without connecting; OpenSMTPD before 7.5 tries for 4 days",
-        ),
-    ),
-    (
-        lambda facts: not facts.tried and not facts.is_known,
-        Verdict("dns-fails", False, f"DNS does not answer: {_FOR_DAYS}"),
-    ),
-    (
-        lambda facts: not facts.tried and not facts.hosts,
-        Verdict(
-            "faulty-null-mx",
-            False,
-            "senders find no host, and may give up at once or try again: make it one MX, of preference 0",
-        ),
-    ),
-    (
-        lambda facts: not facts.tried,
-        Verdict("no-address", False, f"senders find no address, and may give up at once or try again: {_PUBLISH}"),
-    ),
-    (
-        lambda facts: Answer.TAKES_MAIL in facts.tried,
-        Verdict("takes-mail", False, Answer.TAKES_MAIL.value),
-    ),
-    (
-        lambda facts: not facts.is_known,
-        Verdict("dns-fails-in-part", False, "DNS does not tell all of the addresses, and the others may take mail"),
-    ),
-    (
-        lambda facts: len(set(facts.tried) - {Answer.UNKNOWN}) > 1,
-        Verdict(
-            "mixed",
-            False,
-            f"the addresses answer differently: what a sender does depends on which it asks first: {_PUBLISH}",
-        ),
-    ),
+_NO_DOMAIN = Verdict("no-domain", False, "there is no such domain: most senders give up at once")
+_NULL_MX_OPEN_PORT = Verdict(
+    "null-mx-open-port",
+    False,
+    "immediate bounce from senders that heed the null MX; any other finds an open port that says 250 to MAIL, and "
+    "hands its mail over there",
+)
+_NULL_MX = Verdict(
+    "null-mx",
+    True,
+    "immediate bounce: senders give up at once, without connecting; OpenSMTPD before 7.5 tries for 4 days",
+)
+_FAULTY_NULL_MX = Verdict(
+    "faulty-null-mx",
+    False,
+    "what is nearly a null MX: senders may give up at once, try again or try other hosts: make it one MX, of "
+    "preference 0",
+)
+_NO_ADDRESS = Verdict("no-address", False, f"senders find no address, and may give up at once or try again: {_PUBLISH}")
+_DNS_FAILS = Verdict("dns-fails", False, f"DNS does not answer: {_FOR_DAYS}")
+_DNS_FAILS_IN_PART = Verdict(
+    "dns-fails-in-part", False, "DNS does not tell all of the addresses, and the others may take mail"
+)
+_MIXED = Verdict(
+    "mixed",
+    False,
+    f"the addresses answer differently: what a sender does depends on which it asks first: {_PUBLISH}",
 )
 
 
-def verdict_on(facts: Facts) -> Verdict:
-    """Return what becomes of mail for a domain."""
-    for applies, verdict in _RULES:
-        if applies(facts):
-            return verdict
-    answer = next(iter(set(facts.tried) - {Answer.UNKNOWN}), Answer.UNKNOWN)
+def verdict_on(
+    mx: "MXAnswer | None", own: AbstractSet[Answer], groups: Sequence[AbstractSet[Answer]], *, is_known: bool = True
+) -> Verdict:
+    """Return what becomes of mail for a domain.
+
+    ``mx``: its MX set, `None` when DNS does not tell. ``own``: what the domain's own addresses answer; ``groups``: what
+    those answer that a sender would try, a set for each preference, the most preferred first. ``is_known``: whether DNS
+    told all of these.
+    """
+    if mx is not None and not mx.exists:
+        return _NO_DOMAIN
+    if mx is not None and mx.is_null_mx:
+        return _NULL_MX_OPEN_PORT if Answer.TAKES_MAIL in own else _NULL_MX
+    if any(Answer.TAKES_MAIL in group for group in groups):
+        return _verdict_of(Answer.TAKES_MAIL)  # whatever the others do: spammers try them all
+    if mx is not None and mx.is_faulty_null_mx:
+        return _FAULTY_NULL_MX
+    return _verdict_without_taker(groups, is_known=is_known)
+
+
+def _verdict_without_taker(groups: Sequence[AbstractSet[Answer]], *, is_known: bool) -> Verdict:
+    if not any(groups):
+        return _NO_ADDRESS if is_known else _DNS_FAILS
+    if not is_known:
+        return _DNS_FAILS_IN_PART
+    asked = [group - {Answer.UNKNOWN} for group in groups]
+    if not any(asked):
+        return _verdict_of(Answer.UNKNOWN)
+    verdict = _verdict_on_answers(asked)
+    if asked == list(groups):
+        return verdict
+    words = f"not all addresses can be asked from here, and those may take mail; the others: {verdict.words}"
+    return Verdict("unknown-in-part", False, words)
+
+
+def _verdict_on_answers(groups: Sequence[AbstractSet[Answer]]) -> Verdict:
+    """Go by all addresses, but not by what follows a refusal at MAIL.
+
+    Senders begin with the lowest preference (RFC 5321 §5.1), and a 5xx is for good (§4.2.1): none of them goes on.
+    """
+    first = next(filter(None, groups))
+    answers = list(first if first == {Answer.REFUSES_AT_MAIL} else set().union(*groups))
+    return _verdict_of(answers[0]) if len(answers) == 1 else _MIXED
+
+
+def _verdict_of(answer: Answer) -> Verdict:
     return Verdict(answer.name.lower().replace("_", "-"), answer is Answer.REFUSES_AT_MAIL, answer.value)
