@@ -145,6 +145,12 @@ def test_good_is_one_whole_521_and_a_fin_and_nothing_else(
     assert is_one_line(f"{seen}\n")
 
 
+def test_no_more_is_read_than_shows_that_it_is_too_much(server: Server) -> None:
+    """The most that a refusal may have, and one octet."""
+    server.deeds = [b"521-x\r\n" * 10_000, HOLD]
+    assert len(nullsmtpd.probe("127.0.0.1", server.port).received) == MAX_OCTETS + 1
+
+
 @given(said=OCTETS | WELL_FORMED, mode=st.sampled_from([*MODES, ANY]), early=st.booleans())
 def test_without_a_fin_nothing_is_good(server: Server, said: bytes, mode: str, *, early: bool) -> None:
     """Invariant: whatever a server says in whatever mode, if it does not close it is bad, and takes no longer."""
@@ -205,6 +211,7 @@ def test_the_responder_is_found_good_in_each_mode(start: Start, mode: str, early
         ([b"220 a\r\n", LISTEN, b"250 a\r\n", FIN], "the reply to MAIL is missing"),
         ([b"220 a\r\n", LISTEN, b"250 a\r\n", LISTEN, LINE, FIN], "the reply to QUIT is missing"),
         ([b"554 a\r\n", HOLD], "the greeting is 554, not 220"),
+        ([LINE, FIN], "the greeting is 521, not 220"),
     ],
 )
 def test_mode_mail_is_held_to_its_dialogue(server: Server, deeds: Deeds, said: str) -> None:
@@ -215,14 +222,24 @@ def test_mode_mail_is_held_to_its_dialogue(server: Server, deeds: Deeds, said: s
     assert said in checked.stdout
 
 
+def test_mode_session_is_held_to_its_221(server: Server) -> None:
+    """A host that was named has to answer QUIT: one that says 521 and closes is in mode close."""
+    server.deeds = [LINE, FIN]
+    checked = run_cli("check", "--mode", "session", server.target)
+    assert checked.returncode == 1
+    assert "the reply to QUIT is missing" in checked.stdout
+
+
 @pytest.mark.parametrize("mode", ["session", "mail"])
 def test_a_responder_past_its_sessions_is_well(start: Start, mode: str) -> None:
-    """Past --max-sessions it gives the answer of close, and that is no reason to restart it."""
+    """Past --max-sessions it gives the answer of close: no reason to restart it, but not what a named host owes."""
     daemon = start("--mode", mode, "--max-sessions", "1")
     host, port = daemon.address
     with socket.create_connection(daemon.address, PATIENCE) as guest:
         assert guest.recv(1)
-        assert run_cli("check", "--mode", mode, f"{host}:{port}").returncode == 0
+        env = {"NULLSMTPD_LISTEN": f"{host}:{port}", "NULLSMTPD_MODE": mode}
+        assert run_cli("check", env=env).returncode == 0
+        assert run_cli("check", "--mode", mode, f"{host}:{port}").returncode == 1
 
 
 def test_a_text_that_is_set_has_to_be_said(start: Start) -> None:

@@ -323,6 +323,10 @@ def test_check_domain_tells_a_program_the_same(world: World) -> None:
         ("220", SILENCE, Answer.BROKEN),
         ("354", LEFT, Answer.BROKEN),
         ("220 521", LEFT, Answer.BROKEN),  # a sender defers this one
+        ("220 502 250 250", LEFT, Answer.TAKES_MAIL),
+        ("220 502 250 521 221", FIN_SEEN, Answer.REFUSES_AT_MAIL),
+        ("220 502 502", LEFT, Answer.BROKEN),
+        ("220 502 421", LEFT, Answer.NOT_NOW),
         ("220 451", LEFT, Answer.NOT_NOW),
         ("220 250", RESET, Answer.BROKEN),
         ("220 250 521 221", FIN_SEEN, Answer.REFUSES_AT_MAIL),
@@ -388,3 +392,16 @@ def test_going_by_the_greeting_takes_leave(world: World) -> None:
         seen = nullsmtpd.probe("127.0.0.1", server.port, mode=ANY)
     assert seen.fault.startswith("the reply to MAIL is 250, not 521: ")
     assert server.heard[:3] == [b"EHLO [127.0.0.1]\r\n", b"MAIL FROM:<>\r\n", b"QUIT\r\n"]
+
+
+@pytest.mark.parametrize("mode", ["mail", ANY])
+def test_a_server_without_ehlo_is_greeted_with_helo_once(mode: str) -> None:
+    """RFC 5321 §3.2, as senders do; a mode that was asked for has its EHLO."""
+    deeds = (b"220 a\r\n", LISTEN, b"502 what\r\n", LISTEN, b"250 a\r\n", LISTEN, b"250 OK\r\n", LISTEN, FIN)
+    with contextlib.closing(Server(deeds)) as server:
+        seen = nullsmtpd.probe("127.0.0.1", server.port, mode=mode)
+    if mode == ANY:
+        assert answer_of(seen) is Answer.TAKES_MAIL
+        assert server.heard[:3] == [b"EHLO [127.0.0.1]\r\n", b"HELO [127.0.0.1]\r\n", b"MAIL FROM:<>\r\n"]
+    else:
+        assert seen.fault.startswith("the reply to EHLO is 502, not 250")

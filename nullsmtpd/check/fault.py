@@ -1,6 +1,6 @@
 """What is wrong with what was seen, in a few words."""
 
-from nullsmtpd.check.modes import script_for
+from nullsmtpd.check.modes import ANY, script_for
 from nullsmtpd.check.outcome import FIN, LEFT, NO_FAMILY, REFUSED, RESET, SILENCE, Probe
 from nullsmtpd.check.replies import is_hopeless, shown
 
@@ -19,15 +19,16 @@ _NO_CONNECTION = {
 }
 
 
-def fault_of(seen: Probe, mode: str, text: str | None) -> str:
+def fault_of(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> str:
     """Return what keeps this from being a proper refusal in ``mode``, on one line, or ``""``.
 
-    ``text``: what the 521 has to say; `None` if anything will do.
+    ``text``: what the 521 has to say; `None` if anything will do. ``may_be_full`` as for `script_for`.
     """
     if seen.connected is None:
         words = "{reason}" if seen.reason else "no answer to the SYN within {timeout:g} s"
         return _NO_CONNECTION.get(seen.ending, words).format(reason=seen.reason, timeout=seen.timeout)
-    if not (wrong := _wrong_octets(seen) or _wrong_codes(seen, mode) or _wrong_text(seen, text)):
+    wrong = _wrong_octets(seen) or _wrong_codes(seen, mode, may_be_full=may_be_full) or _wrong_text(seen, text)
+    if not wrong:
         if seen.ending == FIN:
             return ""
         wrong = "no FIN after the reply"
@@ -46,10 +47,10 @@ def _wrong_octets(seen: Probe) -> str:
     return ""
 
 
-def _wrong_codes(seen: Probe, mode: str) -> str:
-    codes, script = seen.codes, script_for(mode, seen.codes)
-    if codes == ["521"]:
-        return ""  # in mode session too: past --max-sessions the responder says that and closes
+def _wrong_codes(seen: Probe, mode: str, *, may_be_full: bool) -> str:
+    codes, script = seen.codes, script_for(mode, seen.codes, may_be_full=may_be_full)
+    if codes == ["521"] and (may_be_full or mode == ANY):
+        return ""  # though in mode session the 221 to QUIT is missing
     for step, (command, due) in enumerate(script):
         to = f"the reply to {command.partition(' ')[0]}" if command else "the greeting"
         if step == len(codes):

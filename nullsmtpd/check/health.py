@@ -22,12 +22,14 @@ def check_health(
 ) -> list[Probe]:
     """Connect to every address in NULLSMTPD_LISTEN and return what was seen; loopback stands for all addresses.
 
-    NULLSMTPD_MODE, unless there is a ``mode``, and NULLSMTPD_TEXT say what is due; other variables do not matter.
+    NULLSMTPD_MODE, unless there is a ``mode``, and NULLSMTPD_TEXT say what is due; other variables do not matter. A
+    responder past its --max-sessions is well: no reason to restart it.
     Raises `ValueError` with one line that names the variable, when it is wrong or names nothing to connect to.
     """
     mode = mode or _mode(environment.get("NULLSMTPD_MODE", "close"))
     entries = environment.get("NULLSMTPD_LISTEN", ":25").split(",")
-    ask = partial(probe, mode=mode, early=early, text=environment.get("NULLSMTPD_TEXT"), timeout=timeout)
+    text = environment.get("NULLSMTPD_TEXT")
+    ask = partial(probe, mode=mode, early=early, text=text, may_be_full=True, timeout=timeout)
     targets = [_parse(entry) for entry in entries]  # a mistake in one is said before any is asked
     return [seen for host, port in targets for seen in _probe_entry(host, port, ask)]
 

@@ -3,7 +3,7 @@
 __all__ = ["ANY", "EARLY", "MODES", "QUIT", "Script", "known_mode", "script_for"]
 
 QUIT = "QUIT"
-_EHLO, _MAIL = "EHLO {own}", "MAIL FROM:<>"
+_EHLO, _HELO, _MAIL = "EHLO {own}", "HELO {own}", "MAIL FROM:<>"
 
 Script = tuple[tuple[str, str], ...]
 
@@ -28,10 +28,19 @@ def known_mode(text: str) -> str:
     return text
 
 
-def script_for(mode: str, codes: list[str]) -> Script:
-    """Return what to say and what is due, now that these replies are here."""
-    if codes[:1] == ["521"] and mode in {"mail", "close"}:
-        return MODES["close"]
+def script_for(mode: str, codes: list[str], *, may_be_full: bool) -> Script:
+    """Return what to say and what is due, now that these replies are here.
+
+    ``may_be_full``: whether the answer of a responder past its --max-sessions, that of close, is due as well.
+    """
     if mode == ANY:
-        return MODES["mail" if codes[:1] == ["220"] else "session"]
-    return MODES[mode]
+        if codes[:1] != ["220"]:
+            return MODES["session"]
+        return _with_helo(codes[1]) if codes[1:] and codes[1][0] == "5" else MODES["mail"]
+    return MODES["close"] if mode == "mail" and codes[:1] == ["521"] and may_be_full else MODES[mode]
+
+
+def _with_helo(refusal: str) -> Script:
+    """Return what to say to a server that does not know EHLO (RFC 5321 §3.2)."""
+    greeting, (ehlo, due), *rest = MODES["mail"]
+    return (greeting, (ehlo, refusal), (_HELO, due), *rest)

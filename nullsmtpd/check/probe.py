@@ -24,15 +24,16 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
     mode: str = "close",
     early: bool = False,
     text: str | None = None,
+    may_be_full: bool = False,
     timeout: float = TIMEOUT,
 ) -> Probe:
     """Connect to a literal ``address`` and see whether it refuses mail the way the responder does in ``mode``.
 
-    ``mode`` is one of `MODES`, or `ANY` to go by the greeting. In each of them one whole 521 reply and a FIN are good,
-    since a responder that has its hands full answers so. ``early``: speak before the greeting, all commands in one go.
-    ``text``: what the 521 has to say, if that matters. ``timeout`` is in seconds, for all of it: this blocks until then
-    at most. What the network or the server does wrong is in the result; raises `ValueError` for a ``mode`` that is
-    none, and an ``address`` that is no literal one.
+    ``mode`` is one of `MODES`, or `ANY` to go by the greeting. ``early``: speak before the greeting, all commands in
+    one go. ``text``: what the 521 has to say, if that matters. ``may_be_full``: one 521 and a FIN are good in each
+    mode, as the responder past its --max-sessions answers so. ``timeout`` is in seconds, for all of it: this blocks
+    until then at most. What the network or the server does wrong is in the result; raises `ValueError` for a ``mode``
+    that is none, and an ``address`` that is no literal one.
     """
     if mode != ANY:
         known_mode(mode)
@@ -44,12 +45,12 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
             connection.settimeout(timeout)
             connection.connect(sockaddr)
             seen.connected = clock.now()
-            _Dialogue(connection, clock, seen).hold(mode, early=early and mode != ANY)
+            _Dialogue(connection, clock, seen).hold(mode, early=early and mode != ANY, may_be_full=may_be_full)
     except OSError as error:
         seen.ending = _ending(error, is_connected=seen.connected is not None)
         seen.reason = error.strerror or ""
     seen.ended = clock.now()
-    seen.fault = fault_of(seen, mode, text)
+    seen.fault = fault_of(seen, mode, text, may_be_full=may_be_full)
     return seen
 
 
@@ -96,14 +97,14 @@ class _Dialogue:
         own = connection.getsockname()[0].partition("%")[0]
         self._own = f"[IPv6:{own}]" if ":" in own else f"[{own}]"  # RFC 5321 §4.1.3: no name needs to be right
 
-    def hold(self, mode: str, *, early: bool) -> None:
+    def hold(self, mode: str, *, early: bool, may_be_full: bool) -> None:
         """Talk until the server has closed or enough was seen. Raises `OSError`."""
         if early:
             self._say(*EARLY[mode])
         heard = 0
         while self._read():
             codes = self._seen.codes
-            script = script_for(mode, codes)
+            script = script_for(mode, codes, may_be_full=may_be_full)
             while heard < len(codes):
                 heard += 1
                 if [due for _, due in script[:heard]] != codes[:heard]:
@@ -117,8 +118,8 @@ class _Dialogue:
 
     def _read(self) -> bool:
         self._connection.settimeout(self._clock.left())
-        octets = self._connection.recv(MAX_OCTETS)
         seen = self._seen
+        octets = self._connection.recv(MAX_OCTETS + 1 - len(seen.received))  # one more shows that there are more
         if octets and seen.first_octet is None:
             seen.first_octet = self._clock.now()
         seen.received += octets

@@ -59,7 +59,7 @@ _BY_REPLY = {
     (2, "2"): Answer.TAKES_MAIL,
 }
 
-_TO_MAIL = 2
+_TO_EHLO, _TO_MAIL = 1, 2
 
 #: RFC 7504 §3; any other 5xx there may be about the sender.
 HOST_TAKES_NO_MAIL = "521"
@@ -69,12 +69,18 @@ def answer_of(seen: Probe) -> Answer:
     """Return what a sender takes from what was seen by a `probe` in mode `ANY`."""
     if not seen.codes and not seen.received:
         return _BY_ENDING.get(seen.ending, Answer.BROKEN)
-    for place, code in enumerate(seen.codes[: _TO_MAIL + 1]):
+    for place, code in enumerate(_without_ehlo_refused(seen.codes)[: _TO_MAIL + 1]):
         if code == HOST_TAKES_NO_MAIL and place == _TO_MAIL:
             return Answer.REFUSES_AT_MAIL
         if code[0] != "2" or place == _TO_MAIL:
             return _BY_REPLY.get((place, code[0]), Answer.BROKEN)
     return Answer.BROKEN
+
+
+def _without_ehlo_refused(codes: list[str]) -> list[str]:
+    """Leave a 5xx to EHLO out when HELO, said then, has its own reply (RFC 5321 §3.2)."""
+    is_refused = [code[0] for code in codes[:_TO_MAIL]] == ["2", "5"] and codes[_TO_MAIL:]
+    return codes[:_TO_EHLO] + codes[_TO_MAIL:] if is_refused else codes
 
 
 class Verdict(NamedTuple):
