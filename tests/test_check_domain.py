@@ -27,6 +27,7 @@ from nullsmtpd.check.modes import ANY
 from nullsmtpd.check.outcome import FIN as FIN_SEEN
 from nullsmtpd.check.outcome import LEFT, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe
 from nullsmtpd.check.replies import Reply
+from nullsmtpd.check.report import domain_lines
 from nullsmtpd.check.verdicts import Answer, answer_of, verdict_on
 
 # Where each kind of server is. They share a port, as they would share port 25.
@@ -228,6 +229,7 @@ def test_json_of_a_domain_holds_records_addresses_and_answers(world: World) -> N
         "mx": [{"preference": 10, "target": "b.example"}, {"preference": 20, "target": "b.example"}],
         "ttl": 0,
         "null_mx": False,
+        "left_out": 0,
     }
     assert (own["name"], own["preferences"]) == ("same.example", [])
     assert [(seen["address"], seen["answer"]) for seen in own["addresses"]] == [(TAKES_MAIL, "takes_mail")]
@@ -273,6 +275,27 @@ def test_addresses_that_dns_does_not_tell_are_said_beside_those_that_it_does() -
     assert lines[2].startswith(f"mail.plain.example 127.0.0.1:{port} bad: connection refused")
     assert lines[3] == "mail.plain.example: DNS does not tell all of its addresses: SERVFAIL"
     assert lines[-1].startswith("plain.example bad: DNS does not tell all of the addresses")
+
+
+@pytest.mark.parametrize("is_null_mx", [False, True])
+def test_a_domain_of_very_many_addresses_is_asked_a_part_of_them(
+    monkeypatch: pytest.MonkeyPatch, *, is_null_mx: bool
+) -> None:
+    """Names and addresses are bounded; the report says how many are left out, and not that these have no address."""
+    monkeypatch.setattr("nullsmtpd.check.domain.MAX_ADDRESSES", 3)
+    with name_server() as dns_server, contextlib.closing(Server([LINE, FIN])) as server:
+        dns_server.mx["many.example"] = ["0 ."] if is_null_mx else [f"{n} mx{n}.example." for n in range(1, 5)]
+        own = [f"127.0.0.{n}" for n in range(1, 6)] if is_null_mx else ["127.0.0.1"]
+        dns_server.addresses |= {"many.example": own, **{f"mx{n}.example": ["127.0.0.1"] for n in range(1, 5)}}
+        dns_server.addresses["mx1.example"] = ["127.0.0.1", "127.0.0.9"]
+        report = asyncio.run(nullsmtpd.check_domain("many.example", port=server.port, resolver=dns_server.address))
+    assert sum(len(host.probes) for host in report.hosts) == 3
+    assert report.left_out == (2 if is_null_mx else 2 + 1)
+    assert (report.is_good, report.verdict.name) == (False, "left-out")
+    asked, left_out, verdict = domain_lines(report)[-3:]
+    assert " good: '521 Host" in asked
+    assert left_out == f"many.example: {report.left_out} more names and addresses are not asked: too many"
+    assert verdict.startswith("many.example bad: too many addresses to ask them all")
 
 
 def test_a_host_without_a_name_server_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
 """A host and its addresses, each asked apart and all at the same time."""
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe, unresolved
 
-__all__ = ["Ask", "addresses_of", "check_host", "probe_hosts"]
+__all__ = ["Ask", "addresses_of", "check_host", "probe_address", "probe_hosts", "run_at_once"]
 
 #: `probe`, or a partial of it: what takes an address and a port.
 Ask = Callable[[str, int], Probe]
@@ -38,7 +38,11 @@ async def check_host(
 
 def probe_hosts(hosts: Iterable[tuple[str, int]], ask: Ask = probe) -> list[Probe]:
     """Return what is seen at each address of each host, in this order; a literal address has one."""
-    tasks = [task for host, port in hosts for task in _tasks(host, port, ask)]
+    return run_at_once([task for host, port in hosts for task in _tasks(host, port, ask)])
+
+
+def run_at_once(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
+    """Return what each task returns, in this order: so many threads as `_AT_ONCE` allows, none for a single task."""
     if len(tasks) == 1:
         return [tasks[0]()]
     from concurrent.futures.thread import ThreadPoolExecutor  # takes long to load; a health check does without
@@ -49,12 +53,13 @@ def probe_hosts(hosts: Iterable[tuple[str, int]], ask: Ask = probe) -> list[Prob
 
 def _tasks(host: str, port: int, ask: Ask) -> list[Callable[[], Probe]]:
     try:
-        return [partial(_probe_address, host, address, port, ask) for address in addresses_of(host)]
+        return [partial(probe_address, host, address, port, ask) for address in addresses_of(host)]
     except OSError as error:
         return [partial(unresolved, host, port, error)]
 
 
-def _probe_address(host: str, address: str, port: int, ask: Ask) -> Probe:
+def probe_address(host: str, address: str, port: int, ask: Ask) -> Probe:
+    """Return what is seen at one address of ``host``."""
     seen = ask(address, port)
     seen.host = host
     return seen

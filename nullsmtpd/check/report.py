@@ -18,6 +18,8 @@ def domain_lines(report: "DomainReport") -> list[str]:
     lines = [f"{report.domain} {_mx_words(report)}"]
     for host in report.hosts:
         lines += _host_lines(host)
+    if report.left_out:
+        lines.append(f"{report.domain}: {report.left_out} more names and addresses are not asked: too many")
     return [*lines, f"{report.domain} {'good' if report.is_good else 'bad'}: {report.verdict.words}"]
 
 
@@ -43,7 +45,7 @@ def _host_lines(host: "HostReport") -> list[str]:
     lines = [str(seen) for seen in host.probes]
     if host.error:
         return [*lines, f"{host.name}: DNS does not tell {'all of ' if lines else ''}its addresses: {host.error}"]
-    return lines or [f"{host.name}: no address"]
+    return lines if lines or host.left_out else [f"{host.name}: no address"]
 
 
 def as_json(probes: Iterable[Probe], domain: "DomainReport | None", *, is_good: bool) -> str:
@@ -89,11 +91,13 @@ def _domain(report: "DomainReport") -> dict[str, object]:
         "mx": [{"preference": record.preference, "target": record.target} for record in mx.records] if mx else None,
         "ttl": mx.ttl if mx else None,
         "null_mx": mx.is_null_mx if mx else None,
+        "left_out": report.left_out,
         "hosts": [
             {
                 "name": host.name,
                 "preferences": list(host.preferences),
                 "error": host.error or None,
+                "left_out": host.left_out,
                 "addresses": [_probe(seen) | {"answer": answer_of(seen).name.lower()} for seen in host.probes],
             }
             for host in report.hosts

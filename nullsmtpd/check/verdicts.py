@@ -114,6 +114,7 @@ _DNS_FAILS = Verdict("dns-fails", False, f"DNS does not answer: {_FOR_DAYS}")
 _DNS_FAILS_IN_PART = Verdict(
     "dns-fails-in-part", False, "DNS does not tell all of the addresses, and the others may take mail"
 )
+_LEFT_OUT = Verdict("left-out", False, "too many addresses to ask them all, and the others may take mail")
 _MIXED = Verdict(
     "mixed",
     False,
@@ -122,23 +123,34 @@ _MIXED = Verdict(
 
 
 def verdict_on(
-    mx: "MXAnswer | None", own: AbstractSet[Answer], groups: Sequence[AbstractSet[Answer]], *, is_known: bool = True
+    mx: "MXAnswer | None",
+    own: AbstractSet[Answer],
+    groups: Sequence[AbstractSet[Answer]],
+    *,
+    is_known: bool = True,
+    left_out: int = 0,
 ) -> Verdict:
     """Return what becomes of mail for a domain.
 
     ``mx``: its MX set, `None` when DNS does not tell. ``own``: what the domain's own addresses answer; ``groups``: what
     those answer that a sender would try, a set for each preference, the most preferred first. ``is_known``: whether DNS
-    told all of these.
+    told all of these; ``left_out``: how many addresses were not asked.
     """
     if mx is not None and not mx.exists:
         return _NO_DOMAIN
     if mx is not None and mx.is_null_mx:
-        return _NULL_MX_OPEN_PORT if Answer.TAKES_MAIL in own else _NULL_MX
+        return _verdict_behind_null_mx(own, left_out)
     if any(Answer.TAKES_MAIL in group for group in groups):
         return _verdict_of(Answer.TAKES_MAIL)  # whatever the others do: spammers try them all
     if mx is not None and mx.is_faulty_null_mx:
         return _FAULTY_NULL_MX
-    return _verdict_without_taker(groups, is_known=is_known)
+    return _LEFT_OUT if left_out else _verdict_without_taker(groups, is_known=is_known)
+
+
+def _verdict_behind_null_mx(own: AbstractSet[Answer], left_out: int) -> Verdict:
+    if Answer.TAKES_MAIL in own:
+        return _NULL_MX_OPEN_PORT
+    return _LEFT_OUT if left_out else _NULL_MX
 
 
 def _verdict_without_taker(groups: Sequence[AbstractSet[Answer]], *, is_known: bool) -> Verdict:
