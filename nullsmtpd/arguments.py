@@ -169,7 +169,7 @@ def switch(text: str) -> bool:
 def shown(text: str) -> str:
     """Return a wrong value the way a message repeats it: escaped, and not at any length."""
     escaped = ascii(text)
-    return escaped if len(escaped) <= _MAX_SHOWN else f"{escaped[:_MAX_SHOWN]}…"
+    return escaped if len(escaped) <= _MAX_SHOWN else f"{escaped[:_MAX_SHOWN]}..."
 
 
 def variable(name: str) -> str:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from misbehaving import FIN, HOLD, LISTEN, RESET, Deeds, Server, serving
 
 import nullsmtpd
 from nullsmtpd.check.fault import MAX_OCTETS
-from nullsmtpd.check.health import _parse
+from nullsmtpd.check.health import _parse, check_health
 from nullsmtpd.check.modes import ANY, MODES
 from nullsmtpd.check.replies import is_hopeless, split_replies
 from nullsmtpd.listeners import parse_address
@@ -298,6 +299,32 @@ def test_a_host_without_ipv6_is_well_all_the_same(start: Start) -> None:
     assert is_one_line(checked.stdout)
 
 
+def test_a_health_check_shares_its_time_among_the_addresses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A responder that hangs at each of its addresses is still reported before the container engine kills the check."""
+    monkeypatch.setattr("nullsmtpd.check.health.BUDGET", 0.3)
+    server.deeds = [HOLD]
+    entries = {"NULLSMTPD_LISTEN": f"{server.target},0.0.0.0:{server.port},localhost:{server.port}"}
+    probes = list(check_health(entries))
+    assert len(probes) >= 3
+    assert all(seen.timeout == pytest.approx(0.1) for seen in probes)
+    assert not any(seen.is_good for seen in probes)
+    assert all(seen.timeout == 0.2 for seen in check_health(entries, timeout=0.2))
+
+
+def test_a_health_check_that_hangs_has_said_what_it_found_before() -> None:
+    """Each line is there as soon as its address has answered: a check that is killed leaves those behind."""
+    with serving(LINE, FIN) as good, socket.create_server(("127.0.0.1", 0)) as silent:
+        listen = f"{good.target},127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "nullsmtpd", "check", "--timeout", "3600"]
+        env = os.environ | {"NULLSMTPD_LISTEN": listen}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, bufsize=0) as checking:
+            assert checking.stdout
+            has_spoken, _, _ = select.select([checking.stdout], [], [], PATIENCE)
+            line = checking.stdout.readline().decode() if has_spoken else ""
+            checking.kill()
+        assert line.startswith(f"{good.target} good: ")
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -345,6 +372,9 @@ def test_a_server_that_does_not_answer_the_syn_is_given_up_on() -> None:
         ([":25"], {}, "HOST: ':25' is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT"),
         (["x:0"], {}, "HOST: 'x:0' is nothing to connect to"),
         (["[::g]"], {}, "HOST: '[::g]:25' has '::g' in brackets"),
+        (["fe80::1%\x1b[2J"], {}, r"HOST: '[fe80::1%\x1b[2J]:25' has 'fe80::1%\x1b[2J' in brackets"),
+        (["::1%"], {}, "HOST: '[::1%]:25' has '::1%' in brackets"),
+        (["x" * 300 + ":25"], {}, f"HOST: '{'x' * 79}... has the host"),
         ([""], {}, "HOST: ''"),
         (["caf\u00e9.example"], {}, "HOST: 'caf\\xe9.example:25' has the host"),
         (["--domain", "bob@example.org"], {}, "--domain: 'bob@example.org' is an address; give the domain after the @"),
@@ -380,7 +410,9 @@ def test_help_version_and_the_forms_of_a_host(text: str) -> None:
     """A host is asked at port 25, at its own port, or at that of --port; --help and --version say what they are."""
     checked = run_cli("check", *text.format(1).split())
     assert checked.stdout.startswith(f"127.0.0.1:{1 if '{}' in text else 25} ")
-    assert run_cli("check", "x:0", "--help").stdout.startswith("usage: nullsmtpd check ")
+    usage = run_cli("check", "x:0", "--help").stdout
+    assert usage.startswith("usage: nullsmtpd check ")
+    assert usage.endswith("options.\n")
     assert run_cli("check", "--version").stdout == f"nullsmtpd {nullsmtpd.__version__}\n"
 
 
@@ -418,6 +450,8 @@ def test_json_is_one_line_that_holds_all_that_was_seen(server: Server) -> None:
         "ending": "left",
     }
     assert (refused["ending"], refused["connect_ms"], refused["received"]) == ("refused", None, "")
+    (nowhere,) = json.loads(run_cli("check", "--json", "host.invalid").stdout)["hosts"]
+    assert (nowhere["host"], nowhere["address"], nowhere["family"]) == ("host.invalid", None, None)
     server.deeds = [LINE, FIN]
     (good,) = json.loads(run_cli("check", "--json", env={"NULLSMTPD_LISTEN": server.target}).stdout)["hosts"]
     assert (good["good"], good["fault"], good["ending"]) == (True, None, "FIN")
@@ -481,6 +515,7 @@ def test_check_host_tells_a_program_what_was_seen(server: Server) -> None:
     assert (seen.host, seen.address, seen.port, seen.received) == ("127.0.0.1", "127.0.0.1", server.port, LINE)
     (nowhere,) = asyncio.run(nullsmtpd.check_host("host.invalid", server.port))
     assert nowhere.fault.startswith("no address: ")
+    assert (nowhere.host, nowhere.address) == ("host.invalid", "")
     with pytest.raises(ValueError, match=r"is not a mode"):
         asyncio.run(nullsmtpd.check_host("127.0.0.1", mode="shy"))
     with pytest.raises(ValueError, match=r"'host\.example' is not an IP address"):

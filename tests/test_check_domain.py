@@ -293,7 +293,7 @@ def test_a_domain_of_very_many_addresses_is_asked_a_part_of_them(
     assert report.left_out == (2 if is_null_mx else 2 + 1)
     assert (report.is_good, report.verdict.name) == (False, "left-out")
     asked, left_out, verdict = domain_lines(report)[-3:]
-    assert " good: '521 Host" in asked
+    assert re.match(r"\w+\.example 127\.0\.0\.\d+:", asked)
     assert left_out == f"many.example: {report.left_out} more names and addresses are not asked: too many"
     assert verdict.startswith("many.example bad: too many addresses to ask them all")
 

@@ -26,8 +26,7 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
         probes = check_health(environment)
     except ValueError as error:
         return _say(_STDERR, f"nullsmtpd check: {error}", _USAGE)
-    _report(str(seen) for seen in probes)
-    return _GOOD if all(seen.is_good for seen in probes) else _BAD
+    return _report_each(probes)
 
 
 def _run_with(arguments: list[str], environment: Mapping[str, str]) -> int:
@@ -46,8 +45,12 @@ def _run_with(arguments: list[str], environment: Mapping[str, str]) -> int:
     except (UsageError, MissingExtraError) as error:
         return _say(_STDERR, f"nullsmtpd check: {error}", _USAGE)
     probes = _probe(options, environment)
+    if not options.json and not domain:
+        return _report_each(probes)
+    probes = list(probes)
     is_good = all(seen.is_good for seen in probes) and all(report.is_good for report in domain)
-    _report(_lines(options, probes, domain, is_good=is_good))
+    for line in _lines(options, probes, domain, is_good=is_good):
+        _say(_STDOUT, line, _GOOD)
     return _GOOD if is_good else _BAD
 
 
@@ -58,39 +61,40 @@ def _check_domain(options: "Options") -> "list[DomainReport]":
     import asyncio
 
     from nullsmtpd.check.domain import check_domain
+    from nullsmtpd.check.probe import TIMEOUT
     from nullsmtpd.null_mx import need_extra
 
     need_extra()
-    return [
-        asyncio.run(check_domain(options.domain, port=options.port, resolver=options.resolver, timeout=options.timeout))
-    ]
+    timeout = options.timeout or TIMEOUT
+    return [asyncio.run(check_domain(options.domain, port=options.port, resolver=options.resolver, timeout=timeout))]
 
 
-def _probe(options: "Options", environment: Mapping[str, str]) -> "list[Probe]":
+def _probe(options: "Options", environment: Mapping[str, str]) -> "Iterable[Probe]":
     from functools import partial
 
     from nullsmtpd.check.hosts import probe_hosts
-    from nullsmtpd.check.probe import probe
+    from nullsmtpd.check.probe import TIMEOUT, probe
 
     if not options.hosts and options.domain is None:
         return check_health(environment, mode=options.mode, early=options.early, timeout=options.timeout)
-    ask = partial(probe, mode=options.mode or "close", early=options.early, timeout=options.timeout)
+    ask = partial(probe, mode=options.mode or "close", early=options.early, timeout=options.timeout or TIMEOUT)
     return probe_hosts(options.hosts, ask)
 
 
-def _lines(options: "Options", probes: "list[Probe]", domain: "list[DomainReport]", *, is_good: bool) -> Iterable[str]:
-    if options.json or domain:
-        from nullsmtpd.check.report import as_json, domain_lines
+def _lines(options: "Options", probes: "list[Probe]", domain: "list[DomainReport]", *, is_good: bool) -> list[str]:
+    from nullsmtpd.check.report import as_json, domain_lines
 
-        if options.json:
-            return [as_json(probes, domain[0] if domain else None, is_good=is_good)]
-        return [*map(str, probes), *domain_lines(domain[0])]
-    return map(str, probes)
+    if options.json:
+        return [as_json(probes, domain[0] if domain else None, is_good=is_good)]
+    return [*map(str, probes), *domain_lines(domain[0])]
 
 
-def _report(lines: Iterable[str]) -> None:
-    for line in lines:
-        _say(_STDOUT, line, _GOOD)
+def _report_each(probes: "Iterable[Probe]") -> int:
+    """Say of each what was seen as soon as it is known: who kills a check that hangs shall read what it found."""
+    status = _GOOD
+    for seen in probes:
+        status = _say(_STDOUT, str(seen), status if seen.is_good else _BAD)
+    return status
 
 
 def _say(descriptor: int, line: str, status: int) -> int:

@@ -15,6 +15,7 @@ from nullsmtpd.arguments import (
     shown,
     switch,
 )
+from nullsmtpd.check.health import BUDGET
 from nullsmtpd.check.modes import known_mode
 from nullsmtpd.check.probe import TIMEOUT
 from nullsmtpd.listeners import parse_address
@@ -31,7 +32,7 @@ class Options(NamedTuple):
     hosts: tuple[tuple[str, int], ...]
     mode: str | None  # None: that of NULLSMTPD_MODE
     early: bool
-    timeout: float
+    timeout: float | None  # None: the default
     json: bool
     domain: str | None  # A-labels
     port: int
@@ -40,7 +41,10 @@ class Options(NamedTuple):
 
 _TABLE = {
     "timeout": Option(
-        "SECONDS", f"{TIMEOUT:g}", "how long connecting and the dialogue may take at one address, or DNS for an answer"
+        "SECONDS",
+        "",
+        "how long connecting and the dialogue may take at one address, or DNS for an answer "
+        f"(default: {TIMEOUT:g}; without HOST and --domain {BUDGET:g} for all addresses, an equal part for each)",
     ),
     "early": Option(
         "", "no", "speak to HOST before the greeting, EHLO and MAIL in one go; the whole reply is due all the same"
@@ -76,7 +80,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         hosts=tuple(dict.fromkeys(_host(host, port) for host in hosts)),
         mode=last(given["mode"], known_mode) if given["mode"] else None,
         early=last(given["early"], switch),
-        timeout=last(given["timeout"], positive_seconds),
+        timeout=last(given["timeout"], positive_seconds) if given["timeout"] else None,
         json=last(given["json"], switch),
         domain=last(given["domain"], _domain) if given["domain"] else None,
         port=port,
@@ -133,7 +137,7 @@ def _part(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _host(text: str, port: int) -> tuple[str, int]:
     """Read ``HOST``, ``HOST:PORT``, ``[v6]:PORT``, or an IPv6 address with or without brackets. Raises `UsageError`."""
     if _is_ipv6(text):
-        return text, port
+        text = f"[{text}]"
     address = last([("HOST", text if _has_port(text) else f"{text}:{port}")], parse_address)
     if address.host is None or not address.port:
         raise UsageError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
@@ -164,4 +168,4 @@ def help_text() -> str:
         "",
         "Exit status: 0 all good, 1 not, 2 a mistake in the options.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

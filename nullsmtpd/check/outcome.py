@@ -17,10 +17,10 @@ NO_FAMILY = "no such family"  # nobody can be reached from here by that kind of 
 class Probe:
     """What was seen at one address.
 
-    ``host`` is the name that led there, or the address again. ``connected``, ``first_octet`` and ``ended`` are seconds
-    since the first SYN, or `None` for what did not happen. ``ending`` is one of the constants above, ``received`` all
-    octets that came, ``replies`` the whole replies among them, and ``rest`` what follows those. ``fault`` says in a few
-    words what is wrong, and is empty when nothing is.
+    ``host`` is the name that led there, or the address again; ``address`` is empty for a name that has none.
+    ``connected``, ``first_octet`` and ``ended`` are seconds since the first SYN, or `None` for what did not happen.
+    ``ending`` is one of the constants above, ``received`` all octets that came, ``replies`` the whole replies among
+    them, and ``rest`` what follows those. ``fault`` says in a few words what is wrong, and is empty when nothing is.
     """
 
     __slots__ = (
@@ -55,8 +55,9 @@ class Probe:
 
     def __str__(self) -> str:
         """Return one line for people, in printable ASCII."""
-        where = f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
-        name = f"{self.host} " if self.host != self.address else ""
+        address = self.address or self.host
+        where = f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
+        name = f"{self.host} " if self.host != address else ""
         found = f"bad: {self.fault}" if self.fault else f"good: {shown(self.received)}, then {self.ending}"
         end = self.ending if self.ending in {FIN, RESET} else "end"
         times = [

@@ -56,7 +56,8 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
 
 def unresolved(host: str, port: int, error: OSError) -> Probe:
     """Return what there is to say of a host without an address."""
-    seen = Probe(host, port, 0)
+    seen = Probe("", port, 0)
+    seen.host = host
     seen.ending = UNREACHABLE
     seen.fault = f"no address: {error.strerror}"
     return seen

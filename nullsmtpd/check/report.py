@@ -59,9 +59,9 @@ def as_json(probes: Iterable[Probe], domain: "DomainReport | None", *, is_good: 
 def _probe(seen: Probe) -> dict[str, object]:
     return {
         "host": seen.host,
-        "address": seen.address,
+        "address": seen.address or None,
         "port": seen.port,
-        "family": "IPv6" if ":" in seen.address else "IPv4",
+        "family": ("IPv6" if ":" in seen.address else "IPv4") if seen.address else None,
         "good": seen.is_good,
         "fault": seen.fault or None,
         "received": seen.received.decode("latin-1"),
