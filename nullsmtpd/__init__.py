@@ -7,10 +7,11 @@ The command is ``nullsmtpd`` (or ``python -m nullsmtpd``). For programs of your 
   `mail_dialogue` make;
 - `REPLY`: the default reply as octets, CRLF included;
 - `reply_line`: a checked reply from a text of your own;
-- `accepts_mail` and `look_up_mx`: whether a domain has a null MX (RFC 7505), and what it has otherwise (`MXAnswer`);
-  they raise `DomainError` and `DNSError`, and take the distribution's extra ``relay``;
+- `accepts_mail` and `look_up_mx`: whether a domain has a null MX (RFC 7505), and what it has otherwise (`MXAnswer`
+  of `MX`); they raise `DomainError` and `DNSError`, and take the distribution's extra ``relay``;
 - `check_host`, and `probe` for one address: whether mail is refused there (`Probe`);
-- `check_domain`: what a sender of mail to a domain experiences (`DomainReport`); it takes that extra too.
+- `check_domain`: what a sender of mail to a domain experiences (`DomainReport` of `HostReport` and `Verdict`); it
+  takes that extra too.
 """
 
 TYPE_CHECKING = (
@@ -18,11 +19,14 @@ TYPE_CHECKING = (
 )
 if TYPE_CHECKING:
     from nullsmtpd.check.domain import DomainReport as DomainReport
+    from nullsmtpd.check.domain import HostReport as HostReport
     from nullsmtpd.check.domain import check_domain as check_domain
     from nullsmtpd.check.hosts import check_host as check_host
     from nullsmtpd.check.outcome import Probe as Probe
     from nullsmtpd.check.probe import probe as probe
+    from nullsmtpd.check.verdicts import Verdict as Verdict
     from nullsmtpd.drain import DrainProtocol as DrainProtocol
+    from nullsmtpd.null_mx import MX as MX
     from nullsmtpd.null_mx import DNSError as DNSError
     from nullsmtpd.null_mx import DomainError as DomainError
     from nullsmtpd.null_mx import MXAnswer as MXAnswer
@@ -34,45 +38,22 @@ if TYPE_CHECKING:
     from nullsmtpd.replies import session_dialogue as session_dialogue
     from nullsmtpd.session import SessionProtocol as SessionProtocol
 
-__all__ = [
-    "REPLY",
-    "DNSError",
-    "DomainError",
-    "DomainReport",
-    "DrainProtocol",
-    "MXAnswer",
-    "Probe",
-    "SessionProtocol",
-    "__version__",
-    "accepts_mail",
-    "check_domain",
-    "check_host",
-    "look_up_mx",
-    "mail_dialogue",
-    "probe",
-    "reply_line",
-    "session_dialogue",
-]
-__version__ = "0.1.0"
-
-_HOMES = {
-    "DNSError": "nullsmtpd.null_mx",
-    "DomainError": "nullsmtpd.null_mx",
-    "DomainReport": "nullsmtpd.check.domain",
-    "DrainProtocol": "nullsmtpd.drain",
-    "MXAnswer": "nullsmtpd.null_mx",
-    "Probe": "nullsmtpd.check.outcome",
-    "REPLY": "nullsmtpd.replies",
-    "SessionProtocol": "nullsmtpd.session",
-    "accepts_mail": "nullsmtpd.null_mx",
-    "check_domain": "nullsmtpd.check.domain",
-    "check_host": "nullsmtpd.check.hosts",
-    "look_up_mx": "nullsmtpd.null_mx",
-    "mail_dialogue": "nullsmtpd.replies",
-    "probe": "nullsmtpd.check.probe",
-    "reply_line": "nullsmtpd.replies",
-    "session_dialogue": "nullsmtpd.replies",
+_NAMES = {
+    "nullsmtpd.check.domain": ("DomainReport", "HostReport", "check_domain"),
+    "nullsmtpd.check.hosts": ("check_host",),
+    "nullsmtpd.check.outcome": ("Probe",),
+    "nullsmtpd.check.probe": ("probe",),
+    "nullsmtpd.check.verdicts": ("Verdict",),
+    "nullsmtpd.drain": ("DrainProtocol",),
+    "nullsmtpd.null_mx": ("MX", "DNSError", "DomainError", "MXAnswer", "accepts_mail", "look_up_mx"),
+    "nullsmtpd.replies": ("REPLY", "mail_dialogue", "reply_line", "session_dialogue"),
+    "nullsmtpd.session": ("SessionProtocol",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+__all__ = ["__version__"]
+__all__ += list(_HOMES)
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:

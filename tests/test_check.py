@@ -522,6 +522,14 @@ def test_check_host_tells_a_program_what_was_seen(server: Server) -> None:
         nullsmtpd.probe("host.example")
 
 
+def test_every_public_name_of_the_package_is_there() -> None:
+    """What its functions return among them; any other is an AttributeError."""
+    assert all(getattr(nullsmtpd, name) for name in nullsmtpd.__all__)
+    assert {"HostReport", "MX", "Verdict", "probe", "__version__"} <= set(nullsmtpd.__all__)
+    with pytest.raises(AttributeError, match="'nosuch'"):
+        _ = nullsmtpd.nosuch
+
+
 def test_a_reader_that_has_gone_changes_no_exit_status(start: Start) -> None:
     """With stdout closed the status still tells."""
     host, port = start().address
