@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from misbehaving import FIN, HOLD, LISTEN, RESET, Deeds, Server, serving
 
 import nullsmtpd
-from nullsmtpd.check.fault import MAX_OCTETS
+from nullsmtpd.check.dialogue import ANY, MODES, is_hopeless, split_replies
 from nullsmtpd.check.health import _parse, check_health
-from nullsmtpd.check.modes import ANY, MODES
-from nullsmtpd.check.replies import is_hopeless, split_replies
+from nullsmtpd.check.outcome import MAX_OCTETS
 from nullsmtpd.listeners import parse_address
 
 GOOD = LINE.decode().rstrip()

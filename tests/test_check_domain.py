@@ -23,10 +23,9 @@ from misbehaving import FIN, HOLD, LISTEN, Server
 from name_server import name_server
 
 import nullsmtpd
-from nullsmtpd.check.modes import ANY
+from nullsmtpd.check.dialogue import ANY, Reply
 from nullsmtpd.check.outcome import FIN as FIN_SEEN
 from nullsmtpd.check.outcome import LEFT, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe
-from nullsmtpd.check.replies import Reply
 from nullsmtpd.check.report import domain_lines
 from nullsmtpd.check.verdicts import Answer, answer_of, verdict_on
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
+from nullsmtpd.check.dialogue import ANY
 from nullsmtpd.check.hosts import probe_address, run_at_once
-from nullsmtpd.check.modes import ANY
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe
 from nullsmtpd.check.verdicts import Answer, Verdict, answer_of, verdict_on

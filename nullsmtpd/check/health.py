@@ -4,8 +4,8 @@ import socket
 from collections.abc import Iterator, Mapping
 from functools import partial
 
+from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.hosts import probe_hosts
-from nullsmtpd.check.modes import known_mode
 from nullsmtpd.check.outcome import NO_FAMILY, Probe
 from nullsmtpd.check.probe import probe
 

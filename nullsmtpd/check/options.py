@@ -15,8 +15,8 @@ from nullsmtpd.arguments import (
     shown,
     switch,
 )
+from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.health import BUDGET
-from nullsmtpd.check.modes import known_mode
 from nullsmtpd.check.probe import TIMEOUT
 from nullsmtpd.listeners import parse_address
 

@@ -5,10 +5,8 @@ import errno
 import socket
 import time
 
-from nullsmtpd.check.fault import MAX_OCTETS, fault_of
-from nullsmtpd.check.modes import ANY, EARLY, QUIT, known_mode, script_for
-from nullsmtpd.check.outcome import FIN, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe
-from nullsmtpd.check.replies import is_hopeless, split_replies
+from nullsmtpd.check.dialogue import ANY, EARLY, QUIT, is_hopeless, known_mode, script_for, split_replies
+from nullsmtpd.check.outcome import FIN, MAX_OCTETS, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe, fault_of
 
 __all__ = ["TIMEOUT", "probe", "unresolved"]
 
