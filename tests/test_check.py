@@ -310,6 +310,14 @@ def test_a_health_check_shares_its_time_among_the_addresses(server: Server, monk
     assert all(seen.timeout == 0.2 for seen in check_health(entries, timeout=0.2))
 
 
+def test_a_health_check_that_can_ask_nothing_has_not_found_all_well() -> None:
+    """A family that the host lacks is forgiven beside another, and not where it is the only one."""
+    checked = run_cli("check", env={"NULLSMTPD_LISTEN": "255.255.255.255:25"})
+    assert checked.returncode == 1
+    assert checked.stdout.startswith("255.255.255.255:25 bad: cannot be asked from here: ")
+    assert is_one_line(checked.stdout)
+
+
 def test_a_health_check_that_hangs_has_said_what_it_found_before() -> None:
     """Each line is there as soon as its address has answered: a check that is killed leaves those behind."""
     with serving(LINE, FIN) as good, socket.create_server(("127.0.0.1", 0)) as silent:
