@@ -64,7 +64,7 @@ class Parent:
         self._on_stats = on_stats
         self._patience = patience
         self._signals = _Signals()
-        # Nobody writes to it: its end can be read when the parent closes the other one, or has died.
+        # Nobody reads from it: it is readable once the parent has told all to end, or has died.
         self._end, self._end_writer = os.pipe()
         self._watchdog_due = 0.0
         self._is_ending = False
@@ -148,6 +148,7 @@ class Parent:
     def _finish(self) -> None:
         self._bury()
         self._is_ending = True
+        os.write(self._end_writer, b"\0")  # closing it is not enough: a child that hangs since its fork has a copy
         os.close(self._end_writer)
         self._end_writer = -1
         last = time.monotonic() + self._patience
