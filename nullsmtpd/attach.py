@@ -62,6 +62,10 @@ class Attached(Generic[_P]):
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
+    async def settle(self) -> None:
+        """Wait until each connection has reached its Protocol, which knows of none before."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def _attach(self, connection: socket.socket, protocol: _P) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, connection)

@@ -63,6 +63,7 @@ class Worker:
             self._lingering.hurry()
         await self._responder.stop(for_good=for_good)
         if self._sessions is not None:
+            await self._sessions.settle()
             self._sessions.close()
         last = self._loop.time() + self._options.linger
         while self._loop.time() < last and (self._lingering or self._drains or self._sessions):
