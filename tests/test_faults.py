@@ -351,6 +351,7 @@ def test_a_line_that_the_kernel_has_no_buffer_for_comes_later(start: Start, tmp_
         assert [read_all(client) for client in clients] == [LINE] * 5
     assert daemon.stats()["send_errors"] == "0"
     assert len(daemon.lines("send-put-off")) == 1
+    assert daemon.stop() == 0
     assert trace.read_text().count("(INJECTED)") == 9
 
 

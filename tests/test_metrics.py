@@ -10,6 +10,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import nullsmtpd
 from nullsmtpd import __version__
 from nullsmtpd.counters import Counters
 from nullsmtpd.metrics import serve_metrics
-from nullsmtpd.metrics_server import MAX_SCRAPES
+from nullsmtpd.metrics_server import MAX_SCRAPES, serve_on
 
 WITH_METRICS = ("--metrics", "127.0.0.1:0")
 NAMES = {
@@ -297,3 +298,14 @@ def test_the_library_is_not_loaded_unasked(daemon: Daemon) -> None:
     maps = Path(f"/proc/{daemon.pid}/maps").read_text()
     assert "mmap.cpython" not in maps
     assert len(os.listdir(f"/proc/{daemon.pid}/task")) == 1
+
+
+def test_where_no_thread_can_be_had_the_start_fails_as_for_other_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of processes is an error of the system to who starts the server, and so one line to the operator."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="can't start new thread"):
+        serve_on(listener, lambda _environ, _start_response: [])
