@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from nullsmtpd.access_log import AccessLog
     from nullsmtpd.session import Sessions
 
-__all__ = ["BURST", "CAPACITY_PAUSE", "END_SECONDS", "FULL_PAUSE", "PACE", "WORTH_A_LOOK", "Responder"]
+__all__ = [
+    "BURST",
+    "CAPACITY_PAUSE",
+    "END_SECONDS",
+    "FULL_PAUSE",
+    "HANDSHAKE_SECONDS",
+    "MAX_PACE",
+    "PACE",
+    "WORTH_A_LOOK",
+    "Responder",
+]
 
 #: Connections answered before the event loop gets its turn: about 4 ms of work, so signals and timers stay prompt.
 BURST = 256

@@ -36,15 +36,20 @@ def full_disk() -> Iterator[int]:
     os.close(descriptor)
 
 
+def fill(descriptor: int, octets: int) -> None:
+    """Write, so many octets at a time, until there is no room; whoever writes next has to wait."""
+    os.set_blocking(descriptor, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(descriptor, b"x" * octets)
+    os.set_blocking(descriptor, True)  # of the open file, which the daemon shares
+
+
 @contextlib.contextmanager
 def full_pipe() -> Iterator[int]:
     """Give a pipe that nobody reads, and that is full."""
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, b"x" * 4096)
-    os.set_blocking(writer, True)  # of the open file, which the daemon shares
+    fill(writer, 4096)
     yield writer
     for descriptor in (reader, writer):
         os.close(descriptor)
@@ -76,11 +81,7 @@ def full_socket() -> Iterator[int]:
 def full_terminal() -> Iterator[int]:
     """Give a terminal whose screen nobody draws, full but for some octets: it still counts as writable."""
     screen, terminal = pty.openpty()
-    os.set_blocking(terminal, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(terminal, b"x" * 64)
-    os.set_blocking(terminal, True)
+    fill(terminal, 64)
     os.read(screen, 16)
     yield terminal
     for descriptor in (screen, terminal):
