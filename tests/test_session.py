@@ -10,14 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import uvloop
 from conftest import LINE, Daemon, Start, connect, read_all, starting
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nullsmtpd import session
+from nullsmtpd.counters import Counters
 from nullsmtpd.drain import DrainProtocol
+from nullsmtpd.listeners import bind, parse_address
+from nullsmtpd.options import parse_options
 from nullsmtpd.replies import Dialogue, mail_dialogue, session_dialogue
 from nullsmtpd.session import MAX_COMMANDS, SessionProtocol
+from nullsmtpd.worker import Worker
 
 HOST = "mx.example.org"
 MAIL = mail_dialogue("Host does not accept mail", HOST)
@@ -336,3 +341,20 @@ def test_any_domain_name_makes_replies_of_the_right_form(hostname: str) -> None:
             assert reply[:4] in {b"220 ", b"221 ", b"250 ", b"421 ", b"521 "}
             assert len(reply) <= 512
             assert reply.count(b"\n") == reply.count(b"\r\n") == 1
+
+
+def test_who_is_let_in_while_the_server_ends_is_greeted_and_told_so() -> None:
+    """A connection that waited in the backlog at the end gets its greeting and the 421, not a close without a word."""
+
+    async def scenario() -> bytes:
+        loop = asyncio.get_running_loop()
+        (listener,) = bind(parse_address("127.0.0.1:0"), 100, cork=False)
+        address = listener.getsockname()
+        worker = Worker(loop, parse_options(["--mode", "mail", "--hostname", "mx.example"], {}), Counters(), [listener])
+        with connect(address) as client:
+            await worker.finish(for_good=False)
+            return await asyncio.to_thread(read_all, client)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        heard = runner.run(scenario())
+    assert heard.startswith(b"220 mx.example ESMTP\r\n421 ")
