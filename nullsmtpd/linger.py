@@ -6,6 +6,7 @@ arrival order is deadline order, so two queues and one timer do.
 """
 
 import asyncio
+import math
 import socket
 from collections import deque
 from socket import SocketType
@@ -51,7 +52,8 @@ class Lingering:
         self._kept_at_least = min(KEPT_AT_LEAST, seconds)
         self._fresh: deque[tuple[float, Batch]] = deque()  # not looked at yet
         self._slow: deque[tuple[float, Batch]] = deque()  # looked at once and still open; older than every fresh one
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_due = math.inf
 
     def __len__(self) -> int:
         """Return how many sockets linger now."""
@@ -90,11 +92,7 @@ class Lingering:
         now = self._loop.time()
         while self._slow and self._slow[0][0] + self._seconds <= now:
             self._expire(self._slow.popleft()[1])
-        due = self._next_due()
-        if due is not None and (self._timer is None or due < self._timer.when()):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(due, self._on_timer)
+        self._set_timer(self._next_due())
 
     def look_at_all(self) -> None:
         """Close every connection whose client has finished, however young."""
@@ -112,15 +110,23 @@ class Lingering:
             while queue:
                 self._close(queue.popleft()[1])
 
-    def _on_timer(self) -> None:
-        self._timer = None
-        self.let_go()
+    def _next_due(self) -> float:
+        """Return when the next look is due; never, when nobody lingers."""
+        look = self._fresh[0][0] + self._first_look if self._fresh else math.inf
+        end = self._slow[0][0] + self._seconds if self._slow else math.inf
+        return min(look, end)
 
-    def _next_due(self) -> float | None:
-        due = [self._fresh[0][0] + self._first_look] if self._fresh else []
-        if self._slow:
-            due.append(self._slow[0][0] + self._seconds)
-        return min(due, default=None)
+    def _set_timer(self, due: float) -> None:
+        """Look again at ``due``, or when a timer set before comes earlier."""
+        if due < self._timer_due:
+            if self._timer is not None:
+                self._timer.cancel()
+            # Its time is kept here: for less than half a millisecond uvloop gives a handle that knows none.
+            self._timer, self._timer_due = self._loop.call_at(due, self._on_timer), due
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_due = None, math.inf
+        self.let_go()
 
     def _excess(self, wanted: int) -> int:
         return self._counters.lingering + len(self._drains) + wanted - self.limit

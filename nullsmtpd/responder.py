@@ -165,12 +165,15 @@ class Responder:
     def _on_clock(self) -> None:
         """Answer what has come meanwhile; when nobody has, go back to being woken up."""
         self._timer = None
-        answered = self._look(self._ports)
-        if self._timer is None:
-            if answered:
-                self._timer = self._loop.call_later(self._pace_after(answered), self._on_clock)
-            else:
-                self.start()
+        answered = 0
+        try:
+            answered = self._look(self._ports)
+        finally:  # even after a mistake of ours, which the loop logs: nothing else would ever call us again
+            if self._timer is None:
+                if answered:
+                    self._timer = self._loop.call_later(self._pace_after(answered), self._on_clock)
+                else:
+                    self.start()
 
     def _pace_after(self, answered: int) -> float:
         """Return the seconds until the next look: twice or half as many as last time if too few came, or too many."""

@@ -218,18 +218,11 @@ def test_a_log_that_nobody_reads_costs_lines_and_no_client(mode: str) -> None:
     assert log.count(b" connection peer=") + int(left_out[1]) == connections
 
 
-class TimerClock(Clock):
-    """A clock that takes a delay, too."""
-
-    def call_later(self, delay: float, callback: Callable[..., object]) -> object:
-        return self.call_at(self.now + delay, callback)
-
-
 class Bench:
     """An access log with a clock of the test's own, and a responder that answers whatever it is given."""
 
     def __init__(self) -> None:
-        self.clock = TimerClock()
+        self.clock = Clock()
         self.counters = Counters()
         log = AccessLog(cast("asyncio.AbstractEventLoop", self.clock), self.counters, "close")
         self.listener = socket.create_server(("127.0.0.1", 0))
