@@ -135,9 +135,12 @@ Start = Callable[..., Daemon]
 
 @contextlib.contextmanager
 def starting(tmp_path: Path) -> Iterator[Start]:
-    """Give a function that starts the daemon with arguments and waits until it listens; all are ended afterwards."""
+    """Give a function that starts the daemon with arguments and waits until it listens; all are ended afterwards.
+
+    Whatever a test does to it, no daemon may have made a mistake of its own.
+    """
+    started: list[Daemon] = []
     with contextlib.ExitStack() as stack:
-        started: list[Daemon] = []
 
         def start_daemon(
             *arguments: str,
@@ -169,6 +172,9 @@ def starting(tmp_path: Path) -> Iterator[Start]:
             return daemon
 
         yield start_daemon
+    for daemon in started:
+        assert not daemon.lines("internal-error")
+        assert "Traceback" not in daemon.log
 
 
 @pytest.fixture

@@ -230,4 +230,3 @@ def test_a_manager_that_is_gone_does_no_harm(start: Start) -> None:
     with connect(daemon.address) as client:
         assert read_all(client) == LINE
     assert daemon.stop() == 0
-    assert daemon.lines("internal-error") == []
