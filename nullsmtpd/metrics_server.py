@@ -1,5 +1,6 @@
 """The HTTP server that scrapes of the metrics come to: one more thread for each, and not many of them."""
 
+import contextlib
 import errno
 import socket
 import socketserver
@@ -13,10 +14,11 @@ __all__ = ["MAX_SCRAPES", "SCRAPE_SECONDS", "serve_on"]
 #: Readers at once, a thread and a descriptor each: a pair of Prometheus servers, and an operator's curl beside them.
 MAX_SCRAPES = 4
 
-#: Seconds that a reader may be silent; Prometheus itself gives up after ten.
+#: Seconds that a reader may be silent, and have in all when others wait; Prometheus itself gives up after ten.
 SCRAPE_SECONDS = 5
 
-#: Seconds to accept nothing when that failed: the next reader would be there at once, and again, and again.
+#: Seconds to accept nothing when that failed: the next reader would be there at once, and again, and again. And seconds
+#: in which a reader who was cut off leaves his place.
 ACCEPT_PAUSE = 0.1
 
 #: Seconds between two looks of the HTTP server at whether it was shut down, which nobody asks for.
@@ -59,6 +61,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = host, port
         self.setup_environ()
         self._room = threading.BoundedSemaphore(MAX_SCRAPES)
+        self._since: dict[socket.socket, float] = {}  # by reader, the oldest first
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept; where there is no descriptor for that, give others the time to close theirs."""
@@ -69,20 +72,34 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
-        if not self._room.acquire(blocking=False):
+        if not self._room.acquire(blocking=False) and not self._take_place_of_oldest():
             self.shutdown_request(request)
             return
+        self._since[request] = time.monotonic()
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # no thread can be had
-            self._room.release()
+            self._leave(request)
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._leave(request)
+
+    def _take_place_of_oldest(self) -> bool:
+        """Cut off who has had his time, an octet now and then, and take his place; tell whether there was one."""
+        for reader, since in list(self._since.items())[:1]:
+            if since + SCRAPE_SECONDS <= time.monotonic():
+                with contextlib.suppress(OSError):  # he has just left
+                    reader.shutdown(socket.SHUT_RDWR)
+                return self._room.acquire(timeout=ACCEPT_PAUSE)
+        return False
+
+    def _leave(self, reader: socket.socket) -> None:
+        self._since.pop(reader, None)
+        self._room.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a reader that went away or was silent for too long

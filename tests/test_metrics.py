@@ -20,7 +20,7 @@ from conftest import LINE, PATIENCE, Daemon, Start, connect, read_all, require_r
 from prometheus_client.parser import text_string_to_metric_families
 
 import nullsmtpd
-from nullsmtpd import __version__
+from nullsmtpd import __version__, metrics_server
 from nullsmtpd.counters import Counters
 from nullsmtpd.metrics import serve_metrics
 from nullsmtpd.metrics_server import MAX_SCRAPES, serve_on
@@ -256,6 +256,28 @@ def test_silent_readers_keep_nobody_from_the_line(start: Start) -> None:
         with connect(daemon.address) as client:
             assert read_all(client) == LINE
     daemon.wait_for(lambda: _answers(daemon), "the numbers")
+
+
+def test_readers_that_dawdle_make_room_once_they_have_had_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An octet now and then keeps a place for some seconds, and then only as long as nobody else wants it."""
+    monkeypatch.setattr(metrics_server, "SCRAPE_SECONDS", 0.5)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        serve_metrics([listener], [Counters()], "close")
+        dawdlers = [stack.enter_context(connect(listener.getsockname())) for _ in range(MAX_SCRAPES)]
+        began = time.monotonic()
+        for octet in (b"G", b"E", b"T"):
+            for dawdler in dawdlers:
+                dawdler.sendall(octet)
+            time.sleep(0.2)
+        assert time.monotonic() - began > 0.5
+        for _ in range(3):
+            with connect(listener.getsockname()) as reader:
+                reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                assert read_all(reader).startswith(b"HTTP/1.0 200 OK\r\n")
+        assert read_all(dawdlers[0]) == b""
+        dawdlers[1].sendall(b" /metrics HTTP/1.0\r\n\r\n")
+        assert read_all(dawdlers[1]).startswith(b"HTTP/1.0 200 OK\r\n")
 
 
 def _answers(daemon: Daemon) -> bool:
