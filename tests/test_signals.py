@@ -17,10 +17,10 @@ from hosts import SERVER_4, connected_hosts
 COMMAND = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_at_any_moment_of_the_start_ends_it_with_status_0(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 3), (signal.SIGINT, 10)])
+def test_a_signal_at_any_moment_of_the_start_ends_it_with_status_0(number: signal.Signals, step: int) -> None:
     """From the installation of the handlers on, through all imports and into the serving, each delay is tried."""
-    for delay_ms in range(0, 200, 3):
+    for delay_ms in range(0, 200, step):
         process = subprocess.Popen(COMMAND, stderr=subprocess.PIPE)
         try:
             wait_until_caught(process.pid, number)
