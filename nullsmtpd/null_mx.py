@@ -8,11 +8,14 @@ It takes the distribution's extra ``relay``: dnspython asks, idna turns what peo
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nullsmtpd.listeners import parse_address
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine
+
     import dns.asyncresolver
     import dns.message
     import dns.resolver
@@ -48,6 +51,9 @@ _DNS_PORT = 53
 # domains that take mail have all the same, is for DNS to judge.
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+
+# Questions that DNS has not answered yet.
+_under_way: set["asyncio.Future[dns.resolver.Answer]"] = set()
 
 
 class DomainError(ValueError):
@@ -221,10 +227,12 @@ def load_extra() -> None:
     Raises `MissingExtraError`.
     """
     need_extra()
+    import dns.asyncbackend
     import dns.rdata
     import dns.rdataclass
     import dns.rdatatype
 
+    dns.asyncbackend.get_backend("asyncio")
     for kind in ("MX", "SOA", "CNAME", "DNAME", "OPT", "NS", "A", "AAAA", "RRSIG"):
         dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.from_text(kind))  # type: ignore[no-untyped-call]
     domain_of("\N{LATIN SMALL LETTER U WITH DIAERESIS}.example")
@@ -259,7 +267,9 @@ async def _ask(domain: str, kind: str, resolver: tuple[str, int] | None, lifetim
     import dns.resolver
 
     try:
-        answer = await _stub(resolver).resolve(domain + _ROOT, kind, raise_on_no_answer=False, lifetime=lifetime)
+        answer = await _to_its_end(
+            _stub(resolver).resolve(domain + _ROOT, kind, raise_on_no_answer=False, lifetime=lifetime)
+        )
     except dns.resolver.NXDOMAIN:
         raise
     except (dns.exception.DNSException, OSError, ValueError) as error:
@@ -267,6 +277,25 @@ async def _ask(domain: str, kind: str, resolver: tuple[str, int] | None, lifetim
     if answer.response.flags & dns.flags.TC:  # over TCP too: a part of an MX set may look like a null MX
         raise DNSError(domain, "truncated", kind)
     return answer
+
+
+async def _to_its_end(question: "Coroutine[Any, Any, dns.resolver.Answer]") -> "dns.resolver.Answer":
+    """Await the answer; when the caller is cancelled, the question still takes its time, of which it has a bound.
+
+    Cancelled itself while its UDP socket is made, it would leave that open for ever: uvloop's loop does.
+    """
+    import asyncio
+
+    task = asyncio.ensure_future(question)
+    _under_way.add(task)  # the loop itself keeps only a weak reference
+    task.add_done_callback(_is_over)
+    return await asyncio.shield(task)
+
+
+def _is_over(task: "asyncio.Future[dns.resolver.Answer]") -> None:
+    _under_way.discard(task)
+    if not task.cancelled():
+        task.exception()  # or the loop would complain where nobody waited for it any more
 
 
 def _stub(resolver: tuple[str, int] | None) -> "dns.asyncresolver.Resolver":

@@ -2,13 +2,15 @@
 
 import asyncio
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import dns.asyncresolver
 import pytest
-from conftest import PATIENCE
+import uvloop
+from conftest import PATIENCE, require
 from hypothesis import example, given
 from hypothesis import strategies as st
 from name_server import NameServer, name_server
@@ -260,3 +262,50 @@ def test_without_the_extra_the_message_says_what_to_install() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert "pip install 'nullsmtpd-521[relay]'" in result.stdout
+
+
+def test_a_question_that_is_given_up_leaves_nothing_open(dns_server: NameServer) -> None:
+    """Whenever who asked is cancelled, also while the question's socket is being made."""
+    dns_server.faults["null.example"] = "silence"
+
+    async def scenario() -> int:
+        before = len(os.listdir("/proc/self/fd"))
+        for turns in list(range(10)) * 5:
+            question = asyncio.ensure_future(look_up_mx("null.example", resolver=dns_server.address, timeout=0.2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            question.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await question
+        await asyncio.sleep(0.5)
+        return len(os.listdir("/proc/self/fd")) - before
+
+    require(sys.platform == "linux", "Linux's /proc")
+    loop = uvloop.new_event_loop()  # not in a Runner, which waits for ever for what is left open
+    try:
+        assert loop.run_until_complete(scenario()) <= 0
+    finally:
+        loop.close()
+
+
+def test_all_that_a_question_needs_is_loaded_before(dns_server: NameServer) -> None:
+    """As who has become another user may not be able to read it any more."""
+    dns_server.faults["cut.example"] = "cut"
+    code = f"""
+import asyncio, sys, uvloop
+from nullsmtpd import null_mx
+null_mx.load_extra()
+
+async def ask():
+    before = set(sys.modules)
+    for name in ("null.example", "plain.example", "absent.example", "cut.example", "b\u00fccher.example"):
+        try:
+            await null_mx.look_up_mx(name, resolver={dns_server.address}, timeout=5)
+        except null_mx.DNSError:
+            pass
+    print(sorted(set(sys.modules) - before))
+
+uvloop.new_event_loop().run_until_complete(ask())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "[]\n"
