@@ -66,7 +66,13 @@ def serve_metrics(listeners: list[socket.socket], counters: list[Counters], mode
     def app(environ: dict[str, Any], start_response: Any) -> Any:  # noqa: ANN401 - PEP 3333, see wsgiref.types
         if environ["PATH_INFO"] == "/metrics":
             with one_at_a_time:
-                return metrics(environ, start_response)
+                try:
+                    return metrics(environ, start_response)
+                except (
+                    TypeError,
+                    ValueError,
+                ):  # the library's, over a faulty Accept; RFC 9110 §12.5.1 lets us ignore it
+                    return metrics(environ | {"HTTP_ACCEPT": "*/*"}, start_response)
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"The numbers are at /metrics.\n"]
 

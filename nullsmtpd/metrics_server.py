@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import socket
 import socketserver
 import threading
@@ -45,6 +46,10 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         pass
+
+    def get_stderr(self) -> io.StringIO:
+        """Return where a traceback goes: to nobody, as a write to a full stderr would keep the thread for ever."""
+        return io.StringIO()
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):

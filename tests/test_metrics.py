@@ -245,6 +245,31 @@ def test_nonsense_is_not_logged_and_harms_nobody(start: Start, octets: bytes) ->
     assert daemon.log == logged
 
 
+@pytest.mark.parametrize(
+    "accept", ["text/plain;version=abc", "text/plain;version=1..0", "application/openmetrics-text; version=x"]
+)
+def test_who_asks_for_a_format_that_there_is_not_gets_the_usual_one(start: Start, accept: str) -> None:
+    """Not a failure, and no word of it in the log (RFC 9110 §12.5.1: what is accepted may be disregarded)."""
+    daemon = start(*WITH_METRICS)
+    logged = daemon.log
+    connection = http.client.HTTPConnection(*metrics_address(daemon), timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics", headers={"Accept": accept})
+        response = connection.getresponse()
+        assert (response.status, b"nullsmtpd_connections_total 0.0" in response.read()) == (200, True)
+    assert daemon.log == logged
+
+
+def test_what_an_application_fails_of_is_written_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
+    """A full pipe as stderr would keep the thread that writes to it, and with it a place, for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serve_on(listener, lambda _environ, _start_response: 1 // 0)
+        with connect(listener.getsockname()) as reader:
+            reader.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert read_all(reader).startswith(b"HTTP/1.0 500 ")
+    assert capfd.readouterr().err == ""
+
+
 def test_silent_readers_keep_nobody_from_the_line(start: Start) -> None:
     """Beyond a few, readers are turned away; clients never notice, and numbers come back when a place is free."""
     daemon = start(*WITH_METRICS)
