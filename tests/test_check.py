@@ -6,11 +6,13 @@ import itertools
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +24,7 @@ from misbehaving import FIN, HOLD, LISTEN, RESET, Deeds, Server, serving
 import nullsmtpd
 from nullsmtpd.check.dialogue import ANY, MODES, is_hopeless, split_replies
 from nullsmtpd.check.health import _parse, check_health
+from nullsmtpd.check.hosts import probe_hosts
 from nullsmtpd.check.outcome import MAX_OCTETS
 from nullsmtpd.listeners import parse_address
 
@@ -554,3 +557,30 @@ def test_a_check_that_is_interrupted_has_not_found_all_well() -> None:
             with connection:
                 checking.terminate()
                 assert checking.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_where_no_thread_can_be_had_addresses_are_asked_one_after_the_other(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that may have no more processes still learns of each."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server.deeds = [LINE, FIN]
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert [seen.is_good for seen in probe_hosts([("127.0.0.1", server.port)] * 2)] == [True, True]
+
+
+def test_without_descriptors_it_says_so_in_one_line() -> None:
+    """Status 1: nothing is known of the domain, and the options were right."""
+    checked = subprocess.run(
+        [sys.executable, "-m", "nullsmtpd", "check", "--domain", "example.org", "--resolver", "127.0.0.1:1"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (6, 6)),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout) == (1, "")
+    assert checked.stderr == "nullsmtpd check: cannot run: Too many open files; see the limits of this process\n"

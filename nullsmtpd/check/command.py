@@ -23,10 +23,12 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
     try:
         if arguments:
             return _run_with(arguments, environment)
-        probes = check_health(environment)
+        return _report_each(check_health(environment))
     except ValueError as error:
         return _say(_STDERR, f"nullsmtpd check: {error}", _USAGE)
-    return _report_each(probes)
+    except (OSError, RuntimeError) as error:  # no descriptor, thread or memory left to ask with
+        reason = getattr(error, "strerror", None) or error
+        return _say(_STDERR, f"nullsmtpd check: cannot run: {reason}; see the limits of this process", _BAD)
 
 
 def _run_with(arguments: list[str], environment: Mapping[str, str]) -> int:
@@ -66,7 +68,10 @@ def _check_domain(options: "Options") -> "list[DomainReport]":
 
     need_extra()
     timeout = options.timeout or TIMEOUT
-    return [asyncio.run(check_domain(options.domain, port=options.port, resolver=options.resolver, timeout=timeout))]
+    with asyncio.Runner() as runner:
+        runner.get_loop()  # where there can be none, before there is anything to run
+        report = check_domain(options.domain, port=options.port, resolver=options.resolver, timeout=timeout)
+        return [runner.run(report)]
 
 
 def _probe(options: "Options", environment: Mapping[str, str]) -> "Iterable[Probe]":

@@ -47,8 +47,11 @@ def run_at_once(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
         return [tasks[0]()]
     from concurrent.futures.thread import ThreadPoolExecutor  # takes long to load; a health check does without
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(lambda task: task(), tasks))
+    try:
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            return list(threads.map(lambda task: task(), tasks))
+    except RuntimeError:  # no thread can be had: one after the other
+        return [task() for task in tasks]
 
 
 def _tasks(host: str, port: int, ask: Ask) -> list[Callable[[], Probe]]:
