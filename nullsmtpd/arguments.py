@@ -27,8 +27,8 @@ __all__ = [
 
 _PREFIX = "NULLSMTPD_"
 
-# A Kubernetes Service named "nullsmtpd" puts these beside ours, into every pod of its namespace.
-_SERVICE_LINK = re.compile(_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
+# A Kubernetes Service "nullsmtpd", or "nullsmtpd-metrics", puts these beside ours, into every pod of its namespace.
+_SERVICE_LINK = re.compile(r"(NULLSMTPD(?:_\w+?)??)_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\w+)?)")
 
 _MAX_SECONDS = 3600.0
 _MAX_INT = 2**31 - 1  # listen(2) takes an int
@@ -101,13 +101,18 @@ def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, G
     names = {variable(name): name for name in table}
     variables: dict[str, Given] = {}
     for key, value in environment.items():
-        if not key.startswith(_PREFIX) or _SERVICE_LINK.fullmatch(key):
+        if not key.startswith(_PREFIX) or _is_service_link(key, environment):
             continue
         if key not in names:
             raise UsageError(f"unknown variable {key!a} in the environment; --help lists the options")
         values = value.split(",") if table[names[key]].lists else [value]
         variables[names[key]] = [(key, item) for item in values]
     return variables
+
+
+def _is_service_link(key: str, environment: Mapping[str, str]) -> bool:
+    link = _SERVICE_LINK.fullmatch(key)
+    return link is not None and f"{link[1]}_SERVICE_HOST" in environment
 
 
 def several(given: Given, parse: Callable[[str], _T]) -> list[_T]:

@@ -54,16 +54,20 @@ def test_a_flag_does_not_excuse_a_variable_that_is_wrong_by_name() -> None:
         parse_options(["--linger", "1"], {"NULLSMTPD_LINGR": "3"})
 
 
-def test_variables_of_a_kubernetes_service_of_our_name_are_left_alone() -> None:
-    """Kubernetes puts NULLSMTPD_PORT and the like into every pod beside a Service "nullsmtpd"."""
+@pytest.mark.parametrize("service", ["NULLSMTPD", "NULLSMTPD_METRICS", "NULLSMTPD_2"])
+def test_variables_of_a_kubernetes_service_of_our_name_are_left_alone(service: str) -> None:
+    """Kubernetes puts NULLSMTPD_PORT and the like into every pod beside a Service "nullsmtpd"; alone they are none."""
     links = {
-        "NULLSMTPD_SERVICE_HOST": "10.0.0.1",
-        "NULLSMTPD_SERVICE_PORT": "25",
-        "NULLSMTPD_SERVICE_PORT_SMTP": "25",
-        "NULLSMTPD_PORT": "tcp://10.0.0.1:25",
-        "NULLSMTPD_PORT_25_TCP_ADDR": "10.0.0.1",
+        f"{service}_SERVICE_HOST": "10.0.0.1",
+        f"{service}_SERVICE_PORT": "25",
+        f"{service}_SERVICE_PORT_SMTP": "25",
+        f"{service}_PORT": "tcp://10.0.0.1:25",
+        f"{service}_PORT_25_TCP_ADDR": "10.0.0.1",
     }
     assert parse_options([], links) == DEFAULTS
+    del links[f"{service}_SERVICE_HOST"]
+    with pytest.raises(UsageError, match=f"unknown variable '{service}_SERVICE_PORT'"):
+        parse_options([], links)
 
 
 def test_listen_may_be_repeated_and_duplicates_count_once() -> None:
