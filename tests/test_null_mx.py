@@ -281,11 +281,9 @@ def test_a_question_that_is_given_up_leaves_nothing_open(dns_server: NameServer)
         return len(os.listdir("/proc/self/fd")) - before
 
     require(sys.platform == "linux", "Linux's /proc")
-    loop = uvloop.new_event_loop()  # not in a Runner, which waits for ever for what is left open
-    try:
-        assert loop.run_until_complete(scenario()) <= 0
-    finally:
-        loop.close()
+    loop = uvloop.new_event_loop()
+    assert loop.run_until_complete(scenario()) <= 0
+    loop.close()  # only now: it waits for ever for what is left open
 
 
 def test_all_that_a_question_needs_is_loaded_before(dns_server: NameServer) -> None:
