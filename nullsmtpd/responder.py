@@ -173,7 +173,15 @@ class Responder:
                 if answered:
                     self._timer = self._loop.call_later(self._pace_after(answered), self._on_clock)
                 else:
-                    self.start()
+                    self._wait()
+
+    def _wait(self) -> None:
+        """Have the event loop call us when someone is there; where the kernel cannot watch, look by the clock."""
+        try:
+            self.start()
+        except OSError as error:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
+            self._log_once("wait-put-off", error)
+            self._look_again_in(CAPACITY_PAUSE)
 
     def _pace_after(self, answered: int) -> float:
         """Return the seconds until the next look: twice or half as many as last time if too few came, or too many."""

@@ -296,6 +296,29 @@ def test_a_mistake_of_ours_while_looking_does_not_make_the_server_deaf(monkeypat
         assert read_all(client) == LINE
 
 
+def test_where_the_kernel_watches_no_more_the_clock_does(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """epoll_ctl(2) may lack memory, or room within fs.epoll.max_user_watches: looks go on until it has it again."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "injected")
+
+    with Looking(2, seconds=0) as one:
+        one.come(2)
+        one.wake_up()
+        with monkeypatch.context() as patch:
+            patch.setattr(one.loop, "add_reader", fail)
+            one.loop.advance(0.3)
+            client = one.come(address=1)
+            one.loop.advance(0.2)
+            assert read_all(client) == LINE
+        one.loop.advance(0.2)
+        assert one.loop.readers == set(one.listeners)
+        assert one.loop.timers == []
+    assert capfd.readouterr().err.count("wait-put-off error=ENOSPC") == 1
+
+
 def test_an_accept_error_while_ending_does_not_keep_the_listener_open() -> None:
     """Even when descriptors run out again and again, who waits is answered, and no timer is left."""
 
