@@ -73,12 +73,13 @@ class DrainProtocol(asyncio.BufferedProtocol):
                 stream.write(self._reply)
                 if stream.can_write_eof():
                     stream.write_eof()
+        # For who finds no room too: close() waits for as long as a client does not read.
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._cut_off)
         if self not in self._drains:
             if len(self._drains) >= self._max_drains:
                 stream.close()
                 return
             self._drains.add(self)
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._cut_off)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the one buffer that all input is read into, and overwritten in."""

@@ -127,6 +127,19 @@ def test_past_the_bound_a_client_gets_the_reply_and_is_closed() -> None:
     in_loop(scenario)
 
 
+def test_past_the_bound_who_does_not_read_has_no_more_time_than_the_others() -> None:
+    """The close of a transport waits for what was written, and has no clock."""
+
+    async def scenario() -> None:
+        transport = FakeTransport()
+        DrainProtocol(drains=set(), max_drains=0, seconds=0.01).connection_made(transport)
+        async with asyncio.timeout(10):
+            while "abort" not in transport.calls:
+                await asyncio.sleep(0.001)
+
+    in_loop(scenario)
+
+
 def test_time_is_bounded() -> None:
     """A client that never stops is cut off when its seconds are up."""
 
