@@ -110,8 +110,11 @@ class SessionProtocol(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        """Cut off a client that sends commands and does not read: the kernel's buffer is full of replies already."""
-        if self._transport is not None:
+        """Cut off a client that sends commands and does not read: the kernel's buffer is full of replies already.
+
+        Not over the greeting, for which the kernel may have had no buffer just then.
+        """
+        if self._transport is not None and self._commands:
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

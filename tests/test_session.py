@@ -188,7 +188,9 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         transport = FakeTransport()
         protocol = SessionProtocol(MAIL)
         protocol.connection_made(transport)
-        assert transport.calls == ["limits 0"]
+        protocol.pause_writing()
+        assert transport.calls == ["limits 0"]  # the greeting alone piles nothing up
+        protocol.data_received(b"NOOP\r\n")
         protocol.pause_writing()
         assert transport.calls[-1] == "abort"
         protocol.connection_lost(None)
