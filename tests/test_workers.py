@@ -323,3 +323,32 @@ def test_idle_workers_and_their_parent_do_not_wake_up(start: Start) -> None:
     before = [daemon.sleeps(pid) for pid in pids]
     time.sleep(1)
     assert [daemon.sleeps(pid) for pid in pids] == before
+
+
+def test_who_hangs_since_its_fork_keeps_the_end_from_nobody() -> None:
+    """A process that has not even closed its copy of the pipe: the other is told to end all the same, and before it."""
+    code = """
+import select, time
+from nullsmtpd.counters import Counters
+from nullsmtpd.parent import Child, Parent
+from nullsmtpd.service_manager import Notifier
+
+def work(end):
+    print("up", flush=True)
+    select.select([end], [], [])
+    print("told", flush=True)
+
+parent = Parent(Notifier({}), lambda: None, patience=1.0)
+good, hanging = (Child(name, work, Counters()) for name in ("good", "hanging"))
+parent.children += [hanging, good]
+live = parent._live
+parent._live = lambda child: live(child) if child is good else time.sleep(60)
+parent.start()
+parent.watch()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"up\n"
+        process.terminate()
+        told, _ = process.communicate(timeout=PATIENCE)
+    assert told == b"told\n"
