@@ -68,10 +68,7 @@ def serve_metrics(listeners: list[socket.socket], counters: list[Counters], mode
             with one_at_a_time:
                 try:
                     return metrics(environ, start_response)
-                except (
-                    TypeError,
-                    ValueError,
-                ):  # the library's, over a faulty Accept; RFC 9110 §12.5.1 lets us ignore it
+                except (TypeError, ValueError):  # over a faulty Accept, which RFC 9110 §12.5.1 lets us ignore
                     return metrics(environ | {"HTTP_ACCEPT": "*/*"}, start_response)
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"The numbers are at /metrics.\n"]

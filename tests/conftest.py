@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -193,6 +194,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def daemon(start: Start) -> Daemon:
     """Return a daemon with the default options on a loopback port."""
     return start()
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be at a limit of processes: no thread can be started any more."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
 
 
 def connect(address: tuple[str, int]) -> socket.socket:

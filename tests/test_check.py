@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -559,16 +558,10 @@ def test_a_check_that_is_interrupted_has_not_found_all_well() -> None:
                 assert checking.wait(PATIENCE) == -signal.SIGTERM
 
 
-def test_where_no_thread_can_be_had_addresses_are_asked_one_after_the_other(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_thread")
+def test_where_no_thread_can_be_had_addresses_are_asked_one_after_the_other(server: Server) -> None:
     """A container that may have no more processes still learns of each."""
-
-    def fail(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     server.deeds = [LINE, FIN]
-    monkeypatch.setattr(threading.Thread, "start", fail)
     assert [seen.is_good for seen in probe_hosts([("127.0.0.1", server.port)] * 2)] == [True, True]
 
 

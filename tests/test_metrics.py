@@ -10,7 +10,6 @@ import socket
 import socketserver
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -347,12 +346,8 @@ def test_the_library_is_not_loaded_unasked(daemon: Daemon) -> None:
     assert len(os.listdir(f"/proc/{daemon.pid}/task")) == 1
 
 
-def test_where_no_thread_can_be_had_the_start_fails_as_for_other_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_thread")
+def test_where_no_thread_can_be_had_the_start_fails_as_for_other_limits() -> None:
     """A limit of processes is an error of the system to who starts the server, and so one line to the operator."""
-
-    def fail(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", fail)
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(OSError, match="can't start new thread"):
         serve_on(listener, lambda _environ, _start_response: [])
