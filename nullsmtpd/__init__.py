@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from nullsmtpd.check.outcome import Probe as Probe
     from nullsmtpd.check.probe import probe as probe
     from nullsmtpd.check.verdicts import Verdict as Verdict
-    from nullsmtpd.drain import DrainProtocol as DrainProtocol
-    from nullsmtpd.null_mx import MX as MX
-    from nullsmtpd.null_mx import DNSError as DNSError
-    from nullsmtpd.null_mx import DomainError as DomainError
-    from nullsmtpd.null_mx import MXAnswer as MXAnswer
-    from nullsmtpd.null_mx import accepts_mail as accepts_mail
-    from nullsmtpd.null_mx import look_up_mx as look_up_mx
-    from nullsmtpd.replies import REPLY as REPLY
-    from nullsmtpd.replies import mail_dialogue as mail_dialogue
-    from nullsmtpd.replies import reply_line as reply_line
-    from nullsmtpd.replies import session_dialogue as session_dialogue
-    from nullsmtpd.session import SessionProtocol as SessionProtocol
+    from nullsmtpd.nullmx import MX as MX
+    from nullsmtpd.nullmx import DNSError as DNSError
+    from nullsmtpd.nullmx import DomainError as DomainError
+    from nullsmtpd.nullmx import MXAnswer as MXAnswer
+    from nullsmtpd.nullmx import accepts_mail as accepts_mail
+    from nullsmtpd.nullmx import look_up_mx as look_up_mx
+    from nullsmtpd.responder.drain import DrainProtocol as DrainProtocol
+    from nullsmtpd.responder.replies import REPLY as REPLY
+    from nullsmtpd.responder.replies import mail_dialogue as mail_dialogue
+    from nullsmtpd.responder.replies import reply_line as reply_line
+    from nullsmtpd.responder.replies import session_dialogue as session_dialogue
+    from nullsmtpd.responder.session import SessionProtocol as SessionProtocol
 
 _NAMES = {
     "nullsmtpd.check.domain": ("DomainReport", "HostReport", "check_domain"),
@@ -44,10 +44,10 @@ _NAMES = {
     "nullsmtpd.check.outcome": ("Probe",),
     "nullsmtpd.check.probe": ("probe",),
     "nullsmtpd.check.verdicts": ("Verdict",),
-    "nullsmtpd.drain": ("DrainProtocol",),
-    "nullsmtpd.null_mx": ("MX", "DNSError", "DomainError", "MXAnswer", "accepts_mail", "look_up_mx"),
-    "nullsmtpd.replies": ("REPLY", "mail_dialogue", "reply_line", "session_dialogue"),
-    "nullsmtpd.session": ("SessionProtocol",),
+    "nullsmtpd.responder.drain": ("DrainProtocol",),
+    "nullsmtpd.nullmx": ("MX", "DNSError", "DomainError", "MXAnswer", "accepts_mail", "look_up_mx"),
+    "nullsmtpd.responder.replies": ("REPLY", "mail_dialogue", "reply_line", "session_dialogue"),
+    "nullsmtpd.responder.session": ("SessionProtocol",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -33,24 +33,24 @@ def main() -> int:
 def _check(arguments: list[str]) -> int:
     for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1):
         _signal.signal(number, _signal.SIG_DFL)  # a check that was interrupted has not found all well
-    from nullsmtpd.check.command import run
+    from nullsmtpd.cli.check_command import run
 
     return run(arguments, os.environ)
 
 
 def _relay(arguments: list[str]) -> int:
-    from nullsmtpd.relay.command import run
+    from nullsmtpd.cli.relay_command import run
 
     return run(arguments, os.environ)
 
 
 def _respond(arguments: list[str]) -> int:
-    from nullsmtpd.command import run_server
-    from nullsmtpd.options import help_text, parse_options
+    from nullsmtpd.cli.command import run_server
+    from nullsmtpd.cli.responder import help_text, parse_options
 
     def serve_clients() -> None:
         options = parse_options(arguments, os.environ)
-        from nullsmtpd.server import serve
+        from nullsmtpd.responder.server import serve
 
         serve(options)
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conftest import Daemon, require
-from test_service_manager import HAND_OVER
+from support import Daemon, require
+from test_systemd_protocol import HAND_OVER
 
 __all__ = ["HARDENED", "build_image", "podman", "running_container"]
 

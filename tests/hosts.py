@@ -4,7 +4,7 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
-from conftest import PATIENCE
+from support import PATIENCE
 
 __all__ = ["CLIENT", "CLIENTS_4", "CLIENTS_6", "SERVER_4", "SERVER_6", "Host", "connected_hosts", "open_host"]
 

@@ -6,7 +6,7 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 
-from conftest import PATIENCE
+from support import PATIENCE
 
 __all__ = ["FIN", "HOLD", "LISTEN", "RESET", "Deeds", "Server", "serving"]
 

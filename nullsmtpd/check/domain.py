@@ -10,7 +10,7 @@ from nullsmtpd.check.hosts import probe_address, run_at_once
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe
 from nullsmtpd.check.verdicts import Answer, Verdict, answer_of, verdict_on
-from nullsmtpd.null_mx import DNSError, MXAnswer, domain_of, look_up_addresses, look_up_mx
+from nullsmtpd.nullmx import DNSError, MXAnswer, domain_of, look_up_addresses, look_up_mx
 
 __all__ = ["MAX_ADDRESSES", "DomainReport", "HostReport", "check_domain"]
 

@@ -78,7 +78,7 @@ def _parse(entry: str) -> tuple[str | None, int]:
 
 
 def _parse_with_care(entry: str) -> tuple[str | None, int]:
-    from nullsmtpd.listeners import parse_address  # takes longer to load than all of the above
+    from nullsmtpd.runtime.sockets import parse_address  # takes longer to load than all of the above
 
     try:
         return parse_address(entry)

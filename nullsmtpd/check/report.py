@@ -8,7 +8,7 @@ from nullsmtpd.check.outcome import Probe
 
 if TYPE_CHECKING:  # what belongs to a domain is loaded by who asks for one
     from nullsmtpd.check.domain import DomainReport, HostReport
-    from nullsmtpd.null_mx import MXAnswer
+    from nullsmtpd.nullmx import MXAnswer
 
 __all__ = ["as_json", "domain_lines"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nullsmtpd.check.outcome import NO_FAMILY, REFUSED, SILENCE, UNREACHABLE, Probe
 
 if TYPE_CHECKING:
-    from nullsmtpd.null_mx import MXAnswer
+    from nullsmtpd.nullmx import MXAnswer
 
 __all__ = ["Answer", "Verdict", "answer_of", "verdict_on"]
 

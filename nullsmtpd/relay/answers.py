@@ -4,10 +4,10 @@ import asyncio
 import enum
 from collections.abc import Awaitable, Callable
 
-from nullsmtpd.log import log
-from nullsmtpd.null_mx import DNSError, MXAnswer
+from nullsmtpd.nullmx import DNSError, MXAnswer
 from nullsmtpd.relay.cache import Cache
 from nullsmtpd.relay.counters import Counters
+from nullsmtpd.runtime.log import log
 
 __all__ = ["FAILURE_SECONDS", "MAX_NEGATIVE_SECONDS", "MAX_SECONDS", "MIN_SECONDS", "Answers", "Finding"]
 
@@ -41,9 +41,9 @@ class Finding(enum.Enum):
 
 
 class Answers:
-    """Findings on domains as `nullsmtpd.null_mx.domain_of` writes them.
+    """Findings on domains as `nullsmtpd.nullmx.domain_of` writes them.
 
-    ``look_up``: asks DNS, such as `nullsmtpd.null_mx.look_up_mx`, and raises `DNSError`. ``timeout``: the most seconds
+    ``look_up``: asks DNS, such as `nullsmtpd.nullmx.look_up_mx`, and raises `DNSError`. ``timeout``: the most seconds
     that an answer takes. ``entries``: how many findings are kept. ``limit``: how many questions may be under way, each
     of which holds a descriptor; past that a domain is UNKNOWN at once.
     """

@@ -7,7 +7,7 @@ import socket
 import stat
 from typing import NamedTuple
 
-from nullsmtpd.listeners import ListenError
+from nullsmtpd.runtime.sockets import ListenError
 
 __all__ = ["MAX_PATH_OCTETS", "LocalListener", "bind_local"]
 

@@ -5,7 +5,6 @@ import contextlib
 from collections import OrderedDict
 from typing import cast
 
-from nullsmtpd.drain import DrainProtocol
 from nullsmtpd.relay.answers import Answers, Finding
 from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.netstring import NetstringError, Netstrings
@@ -18,6 +17,7 @@ from nullsmtpd.relay.socketmap import (
     key_of,
     wanted_domain,
 )
+from nullsmtpd.responder.drain import DrainProtocol
 
 __all__ = ["IDLE_SECONDS", "MAX_DRAINS", "REQUEST_SECONDS", "RelayProtocol", "Sessions"]
 

@@ -8,17 +8,17 @@ import socket
 from collections.abc import MutableMapping
 from functools import partial
 
-from nullsmtpd.listeners import Address, bind, own_address
-from nullsmtpd.log import log
-from nullsmtpd.null_mx import look_up_mx
-from nullsmtpd.privileges import become, find_account
-from nullsmtpd.process import max_files, raise_file_limit, run, take_signals
+from nullsmtpd.cli.relay import Options
+from nullsmtpd.nullmx import look_up_mx
 from nullsmtpd.relay.answers import Answers
 from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.local import LocalListener, bind_local
-from nullsmtpd.relay.options import Options
 from nullsmtpd.relay.protocol import MAX_DRAINS, RelayProtocol, Sessions
-from nullsmtpd.service_manager import Notifier, inherited_listeners
+from nullsmtpd.runtime.log import log
+from nullsmtpd.runtime.privileges import become, find_account
+from nullsmtpd.runtime.process import max_files, raise_file_limit, run, take_signals
+from nullsmtpd.runtime.sockets import Address, bind, own_address
+from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
 __all__ = ["serve"]
 
@@ -43,8 +43,8 @@ _TURNS = 3
 def serve(options: Options, environment: MutableMapping[str, str]) -> None:
     """Answer until SIGTERM or SIGINT.
 
-    Raises `nullsmtpd.listeners.ListenError` when there is nothing to listen on, `nullsmtpd.privileges.PrivilegeError`
-    when the account cannot be had, `nullsmtpd.arguments.UsageError` when there is no such account, `OSError` when the
+    Raises `nullsmtpd.runtime.sockets.ListenError` when there is nothing to listen on, `nullsmtpd.runtime.privileges.PrivilegeError`
+    when the account cannot be had, `nullsmtpd.cli.arguments.UsageError` when there is no such account, `OSError` when the
     event loop itself lacks descriptors or memory.
     """
     raise_file_limit()

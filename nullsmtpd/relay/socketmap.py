@@ -1,6 +1,6 @@
 """The socketmap protocol's requests and replies, socketmap_table(5): ``nullmx KEY``, and fixed strings in return."""
 
-from nullsmtpd.null_mx import DomainError, domain_of
+from nullsmtpd.nullmx import DomainError, domain_of
 from nullsmtpd.relay.netstring import netstring
 
 __all__ = ["MALFORMED", "MAX_REQUEST_OCTETS", "NOT_FOUND", "NULL_MX", "UNKNOWN_MAP", "key_of", "wanted_domain"]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from child import UNTIL_WE_END
-from conftest import Daemon
 from network import REFUSING, Network
+from support import Daemon
 
 __all__ = ["refusing_host"]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from child import UNTIL_WE_END
-from conftest import Daemon
 from machine import boot, build_layer
 from network import BELOW_NULL_MX, NULL_MX, NULL_MX_A_LABELS, NULL_MX_U_LABELS, REFUSING, Network, open_network
 from recipes import Recipe
 from senders import SENDER
+from support import Daemon
 
 __all__ = [
     "BELOW",

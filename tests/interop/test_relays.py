@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from conftest import require, require_root, require_tools
 from interview import BELOW, IN_A_LABELS, IN_U_LABELS, IN_UPPER_CASE, NOBODY, SOMEBODY, Interview, Reply, interview
 from recipes import READMES, RECIPES, Recipe
 from relay_table import relay_table
 from shown import assert_shows
+from support import require, require_root, require_tools
 
 # They put off what they cannot look up, and no setting changes that: Postfix whenever it asks a table, Sendmail when a
 # connection breaks that it has asked over before.

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 from attempt import TEXT, Record
-from conftest import require, require_root, require_tools
 from records import ALL, NULL_MX_CASES, REFUSED_CLIENTS, REFUSED_RELAYS, SPARED_RELAYS, Case, Records
 from senders import Verdict
 from shown import assert_shows, release
+from support import require, require_root, require_tools
 from table import table
 
 _README = Path(__file__).resolve().parents[2] / "README.md"

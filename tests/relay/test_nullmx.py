@@ -1,0 +1,309 @@
+"""What a domain says in DNS about its mail, asked of a real name server on loopback."""
+
+import asyncio
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import dns.asyncresolver
+import pytest
+import uvloop
+from hypothesis import example, given
+from hypothesis import strategies as st
+from name_server import NameServer, name_server
+from support import PATIENCE, require
+
+import nullsmtpd
+from nullsmtpd.nullmx import (
+    MX,
+    DNSError,
+    DomainError,
+    MXAnswer,
+    domain_of,
+    look_up_addresses,
+    look_up_mx,
+    resolver_address,
+)
+
+
+@pytest.fixture
+def dns_server() -> Iterator[NameServer]:
+    with name_server() as server:
+        yield server
+
+
+def look_up(server: NameServer, domain: str, timeout: float = PATIENCE) -> MXAnswer:
+    return asyncio.run(look_up_mx(domain, resolver=server.address, timeout=timeout))
+
+
+@pytest.mark.parametrize(
+    ("domain", "accepts"),
+    [
+        ("null.example", False),
+        ("someone@NULL.example.", False),
+        ("plain.example", True),
+        ("beside.example", True),
+        ("preference.example", True),
+        ("empty.example", True),
+        ("absent.example", True),
+    ],
+)
+def test_only_a_proper_null_mx_accepts_no_mail(dns_server: NameServer, domain: str, *, accepts: bool) -> None:
+    """RFC 7505 §3: a single MX, preference 0, target root; everything else has not said that it takes none."""
+    assert asyncio.run(nullsmtpd.accepts_mail(domain, resolver=dns_server.address)) is accepts
+
+
+@pytest.mark.parametrize("domain", ["beside.example", "preference.example"])
+def test_a_root_mx_beside_others_or_of_another_preference_is_called_faulty(dns_server: NameServer, domain: str) -> None:
+    """RFC 7505 §3 forbids both."""
+    answer = look_up(dns_server, domain)
+    assert answer.is_faulty_null_mx
+    assert not answer.is_null_mx
+
+
+def test_the_mx_set_comes_in_order_with_its_ttl(dns_server: NameServer) -> None:
+    """The most preferred first, targets without the last dot."""
+    dns_server.mx["plain.example"].reverse()
+    answer = look_up(dns_server, "Plain.EXAMPLE")
+    assert answer == MXAnswer(
+        "plain.example", (MX(10, "mail.plain.example"), MX(20, "mail2.plain.example")), exists=True, ttl=300
+    )
+    assert not answer.is_faulty_null_mx
+
+
+@pytest.mark.parametrize(("domain", "exists"), [("empty.example", True), ("absent.example", False)])
+def test_no_mx_holds_for_the_time_that_the_soa_gives(dns_server: NameServer, domain: str, *, exists: bool) -> None:
+    """RFC 2308 §5: the lesser of the SOA's TTL and its last field; NXDOMAIN and no data are told apart."""
+    assert look_up(dns_server, domain) == MXAnswer(domain, (), exists=exists, ttl=60)
+
+
+def test_a_cname_is_followed_and_its_ttl_counts(dns_server: NameServer) -> None:
+    """The MX set of the canonical name is the alias's (RFC 5321 §5.1)."""
+    dns_server.aliases["alias.example"] = "null.example"
+    answer = look_up(dns_server, "alias.example")
+    assert answer.is_null_mx
+    assert answer.domain == "alias.example"
+
+
+def test_a_truncated_answer_is_asked_for_again_over_tcp(dns_server: NameServer) -> None:
+    """The TC bit makes one question over TCP, and its answer counts."""
+    dns_server.faults["null.example"] = "truncated"
+    assert look_up(dns_server, "null.example").is_null_mx
+    assert dns_server.asked["null.example", "tcp"] == 1
+
+
+def test_names_are_absolute_whatever_the_search_list(dns_server: NameServer) -> None:
+    """A name of one label is asked for as it is, and nothing is appended to it."""
+    assert not look_up(dns_server, "nowhere").exists
+    assert {name for name, _ in dns_server.asked} == {"nowhere"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("servfail", "SERVFAIL"),
+        ("refused", "REFUSED"),
+        ("silence", "timed out"),
+        ("garbage", "timed out"),
+        ("stranger", "timed out"),
+        ("cut", "truncated"),
+        ("loop", "no usable answer (ChainTooLong)"),
+    ],
+)
+def test_dns_that_does_not_tell_is_an_error_of_its_own(dns_server: NameServer, fault: str, reason: str) -> None:
+    """Nothing is made up when DNS fails: not "accepts", and not "accepts not". Garbage is waited over."""
+    dns_server.faults["null.example"] = fault
+    with pytest.raises(DNSError) as caught:
+        look_up(dns_server, "null.example", timeout=0.5 if reason == "timed out" else PATIENCE)
+    assert str(caught.value) == f"DNS does not tell the MX of null.example: {reason}"
+    assert caught.value.reason == reason
+
+
+def addresses_of(server: NameServer, name: str, timeout: float = PATIENCE) -> tuple[list[str], str]:
+    return asyncio.run(look_up_addresses(name, resolver=server.address, timeout=timeout))
+
+
+def test_the_addresses_of_a_name_are_those_of_both_families(dns_server: NameServer) -> None:
+    """IPv6 first; none for a name without any, and for one that does not exist."""
+    dns_server.addresses["host.example"] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"]
+    (first, *others), error = addresses_of(dns_server, "host.example")
+    assert (first, sorted(others), error) == ("2001:db8::1", ["192.0.2.1", "192.0.2.2"], "")
+    assert addresses_of(dns_server, "empty.example") == addresses_of(dns_server, "absent.example") == ([], "")
+
+
+@pytest.mark.parametrize(("kind", "other"), [("AAAA", "192.0.2.1"), ("A", "2001:db8::1")])
+def test_a_family_that_dns_does_not_tell_hides_no_other(dns_server: NameServer, kind: str, other: str) -> None:
+    """The addresses of the one, and why there may be more of the other."""
+    dns_server.addresses["host.example"] = ["192.0.2.1", "2001:db8::1"]
+    dns_server.faults[f"host.example {kind}"] = "servfail"
+    assert addresses_of(dns_server, "host.example") == ([other], "SERVFAIL")
+    dns_server.faults["host.example"] = "refused"
+    assert addresses_of(dns_server, "host.example") == ([], "SERVFAIL" if kind == "AAAA" else "REFUSED")
+
+
+def test_a_question_for_addresses_that_is_lost_is_asked_again(dns_server: NameServer) -> None:
+    """The whole of the time counts, as it does for an MX: the stub resolver asks again after 2 s."""
+    dns_server.addresses["host.example"] = ["192.0.2.1"]
+    dns_server.faults["host.example A"] = "lost"
+    assert addresses_of(dns_server, "host.example") == (["192.0.2.1"], "")
+
+
+def test_a_name_server_that_cannot_be_reached_is_an_error_too() -> None:
+    """What the system says of it is the reason: nobody may send to the broadcast address like that."""
+    with pytest.raises(DNSError, match=r"Permission denied$"):
+        asyncio.run(look_up_mx("null.example", resolver=("255.255.255.255", 53), timeout=PATIENCE))
+
+
+def test_a_host_without_a_name_server_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An /etc/resolv.conf that names none, at the time of the question."""
+    read = dns.asyncresolver.Resolver.read_resolv_conf
+    monkeypatch.setattr(dns.asyncresolver.Resolver, "read_resolv_conf", lambda stub, _: read(stub, io.StringIO("")))
+    with pytest.raises(DNSError, match=r"no name server in /etc/resolv\.conf$"):
+        asyncio.run(look_up_mx("null.example"))
+
+
+@pytest.mark.parametrize(
+    ("text", "domain"),
+    [
+        ("example.org", "example.org"),
+        ("Example.ORG.", "example.org"),
+        ("someone@example.org", "example.org"),
+        ('"a@b"@example.org', "example.org"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("BÜCHER.example.", "xn--bcher-kva.example"),
+        ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
+        ("faß.de", "xn--fa-hia.de"),  # IDNA 2008, where IDNA 2003 had "fass"
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ("under_score.example", "under_score.example"),
+        ("org", "org"),
+        ("a" * 63 + ".example", "a" * 63 + ".example"),
+        (".".join(["a" * 61] * 4) + ".aaaaa", ".".join(["a" * 61] * 4) + ".aaaaa"),
+    ],
+)
+def test_the_domain_of_a_name_or_an_address_is_what_dns_has(text: str, domain: str) -> None:
+    """After the last @, as A-labels in lower case, without the dot at the end."""
+    assert domain_of(text) == domain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ".", "@", "someone@", "someone@.", "a..b", ".a", "a..", "-a.example", "a-.example", "a b.example"),
+        *("a@b@", "a\0.example", "a.example\n", "a/b", "*", "a" * 64 + ".example", "☃.example", "ü..example"),
+        *("[192.0.2.1]", "someone@[192.0.2.1]", "someone@[IPv6:2001:db8::1]", "x@[odd:a@b.example]", "192.0.2.1"),
+        *("2001:db8::1", "\uff11\uff12\uff17.0.0.1", ".".join(["a" * 61] * 4) + ".aaaaaa", "ü" * 100_000),
+        *("ü" * 60 + ".example", "\udcff.example", "\ufffd"),
+    ],
+)
+def test_what_dns_cannot_be_asked_about_is_refused(text: str) -> None:
+    """Empty and absurd names, literals and addresses, too long in whole or in a label, and what IDNA does not allow."""
+    with pytest.raises(DomainError):
+        domain_of(text)
+
+
+@given(st.text(max_size=300) | st.from_regex(r"\A[a-zÀ-ɏ0-9._@-]{0,270}\Z"))
+@example("a@example.org")
+def test_any_text_is_a_name_that_dns_can_take_or_refused(text: str) -> None:
+    """Invariant: what comes out is at most 253 plain characters, is a fixed point, and nothing else is raised."""
+    try:
+        domain = domain_of(text)
+    except DomainError:
+        return
+    assert domain_of(domain) == domain == domain.lower()
+    assert 0 < len(domain) <= 253
+    assert set(domain) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+    assert all(0 < len(label) <= 63 for label in domain.split("."))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1", ("127.0.0.1", 53)),
+        ("127.0.0.1:5353", ("127.0.0.1", 5353)),
+        ("::1", ("::1", 53)),
+        ("[::1]", ("::1", 53)),
+        ("[::1]:5353", ("::1", 5353)),
+    ],
+)
+def test_a_resolver_is_an_address_and_maybe_a_port(text: str, address: tuple[str, int]) -> None:
+    """Of both families; 53 is the port that is left out."""
+    assert resolver_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ns.example", "ns.example:53", "127.0.0.1:0", "127.0.0.1:x", ":53", "[::1", "1.2.3"]
+)
+def test_what_is_no_resolver_is_refused(text: str) -> None:
+    """A name would have to be resolved first."""
+    with pytest.raises(ValueError, match=r"^(has|is) "):
+        resolver_address(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_resolver_or_refused(text: str) -> None:
+    """Invariant: a host and a port come out, or a ValueError."""
+    try:
+        host, port = resolver_address(text)
+    except ValueError:
+        return
+    assert host
+    assert 0 < port < 65536
+
+
+def test_without_the_extra_the_message_says_what_to_install() -> None:
+    """A program without dnspython learns the command; importing nullsmtpd itself needs none of it."""
+    code = (
+        "import sys, asyncio; sys.modules['dns'] = None\n"
+        "import nullsmtpd\n"
+        "try: asyncio.run(nullsmtpd.accepts_mail('example.org'))\n"
+        "except ImportError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert "pip install 'nullsmtpd-521[relay]'" in result.stdout
+
+
+def test_a_question_that_is_given_up_leaves_nothing_open(dns_server: NameServer) -> None:
+    """Whenever who asked is cancelled, also while the question's socket is being made."""
+    dns_server.faults["null.example"] = "silence"
+
+    async def scenario() -> int:
+        before = len(os.listdir("/proc/self/fd"))
+        for turns in list(range(10)) * 5:
+            question = asyncio.ensure_future(look_up_mx("null.example", resolver=dns_server.address, timeout=0.2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            question.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await question
+        await asyncio.sleep(0.5)
+        return len(os.listdir("/proc/self/fd")) - before
+
+    require(sys.platform == "linux", "Linux's /proc")
+    loop = uvloop.new_event_loop()
+    assert loop.run_until_complete(scenario()) <= 0
+    loop.close()  # only now: it waits for ever for what is left open
+
+
+def test_all_that_a_question_needs_is_loaded_before(dns_server: NameServer) -> None:
+    """As who has become another user may not be able to read it any more."""
+    dns_server.faults["cut.example"] = "cut"
+    code = f"""
+import asyncio, sys, uvloop
+from nullsmtpd import nullmx as null_mx
+null_mx.load_extra()
+
+async def ask():
+    before = set(sys.modules)
+    for name in ("null.example", "plain.example", "absent.example", "cut.example", "b\u00fccher.example"):
+        try:
+            await null_mx.look_up_mx(name, resolver={dns_server.address}, timeout=5)
+        except null_mx.DNSError:
+            pass
+    print(sorted(set(sys.modules) - before))
+
+uvloop.new_event_loop().run_until_complete(ask())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "[]\n"

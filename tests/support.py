@@ -1,0 +1,221 @@
+"""What the tests share: the daemon as a real process, and what to do when a tool is missing."""
+
+import contextlib
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+# A test holds a thousand clients itself.
+_, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
+LINE = b"521 Host does not accept mail\r\n"
+PATIENCE = 20.0  # seconds; how long any single step of a test may take before it has failed
+
+
+def require(condition: object, what: str) -> None:
+    """Skip the test when ``what`` is missing on a developer's machine; in CI nothing may be missing."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"CI lacks {what}")
+    pytest.skip(f"needs {what}")
+
+
+def require_tools(*names: str) -> None:
+    """Require programs on the PATH, sbin included."""
+    path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    for name in names:
+        require(shutil.which(name, path=path), name)
+
+
+def require_root() -> None:
+    """Require what network namespaces and packet filters require."""
+    require(os.geteuid() == 0, "root")
+
+
+class Daemon:
+    """One nullsmtpd process; ``lines`` grows with every line that it has logged."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log_path: Path) -> None:
+        self.process = process
+        self._log_path = log_path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text()
+
+    def lines(self, event: str) -> list[str]:
+        """Return the log lines of one event."""
+        return [line for line in self.log.splitlines() if re.match(rf"\S+ {event}\b", line)]
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """Return where it listens, as its start lines say."""
+        found = re.findall(r" listening .*address=\[?([^\]\s]+?)\]?:(\d+)$", self.log, re.MULTILINE)
+        return [(host, int(port)) for host, port in found]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.addresses()[0]
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until the condition holds; fail when the daemon ends first or patience does."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if self.process.poll() is not None and not condition():
+                pytest.fail(f"ended with {self.process.returncode} before {what}: {self.log}")
+            if time.monotonic() > deadline:
+                pytest.fail(f"not in {PATIENCE} s: {what}: {self.log}")
+            time.sleep(0.002)
+
+    def stats(self) -> dict[str, str]:
+        """Ask for a stats line by SIGUSR1 and return its fields."""
+        before = len(self.lines("stats"))
+        self.process.send_signal(signal.SIGUSR1)
+        self.wait_for(lambda: len(self.lines("stats")) > before, "a stats line")
+        return dict(field.split("=", 1) for field in self.lines("stats")[-1].split()[2:])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def memory(self) -> int:
+        """Return the resident set in KiB."""
+        return self._status("VmRSS")
+
+    def children(self) -> list[int]:
+        """Return the ids of the processes that it has forked and not buried yet."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def sleeps(self, pid: int | None = None) -> int:
+        """Return how often it, or one of its children, has gone to sleep: once for each time that it woke up."""
+        return self._status("voluntary_ctxt_switches", pid)
+
+    def wake_ups_within(self, seconds: float) -> int:
+        """Wait until nobody lingers, then count how often it wakes up in this time."""
+        self.wait_for(lambda: self.stats()["lingering"] == "0", "no one lingering")
+        time.sleep(0.5)  # the timer of the first look comes after a quarter of a second
+        before = self.sleeps()
+        time.sleep(seconds)
+        return self.sleeps() - before
+
+    def _status(self, name: str, pid: int | None = None) -> int:
+        match = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid or self.pid}/status").read_text(), re.MULTILINE)
+        assert match
+        return int(match[1])
+
+
+Start = Callable[..., Daemon]
+
+
+@contextlib.contextmanager
+def starting(tmp_path: Path) -> Iterator[Start]:
+    """Give a function that starts the daemon with arguments and waits until it listens; all are ended afterwards.
+
+    Whatever a test does to it, no daemon may have made a mistake of its own.
+    """
+    started: list[Daemon] = []
+    with contextlib.ExitStack() as stack:
+
+        def start_daemon(
+            *arguments: str,
+            env: dict[str, str] | None = None,
+            nofile: int | None = None,
+            prefix: Sequence[str] = (),
+            listen: str | None = "127.0.0.1:0",
+            count: int = 1,
+        ) -> Daemon:
+            def limit() -> None:
+                if nofile is not None:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
+
+            log_path = tmp_path / f"nullsmtpd-{len(started)}.log"
+            command = [*prefix, sys.executable, "-m", "nullsmtpd", *arguments]
+            if listen is not None:
+                command += ["--listen", listen]
+            with log_path.open("wb") as log:
+                process = subprocess.Popen(
+                    command,
+                    stderr=log,
+                    env=os.environ | (env or {}),
+                    preexec_fn=limit,  # noqa: PLW1509 - no threads here
+                )
+            stack.callback(_end, process)
+            daemon = Daemon(process, log_path)
+            started.append(daemon)
+            daemon.wait_for(lambda: len(daemon.addresses()) >= count, "a listening line")
+            return daemon
+
+        yield start_daemon
+    for daemon in started:
+        assert not daemon.lines("internal-error")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return what `starting` gives, for one test."""
+    with starting(tmp_path) as start_daemon:
+        yield start_daemon
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def daemon(start: Start) -> Daemon:
+    """Return a daemon with the default options on a loopback port."""
+    return start()
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be at a limit of processes: no thread can be started any more."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+
+def connect(address: tuple[str, int]) -> socket.socket:
+    """Open a connection that fails rather than waits forever."""
+    return socket.create_connection(address, timeout=PATIENCE)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the FIN. A reset, or a server that stays silent, is an exception."""
+    return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "nullsmtpd", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=os.environ | (env or {}),
+        check=False,
+    )
