@@ -1,6 +1,6 @@
-"""What is said: the fixed reply lines.
+"""Which fixed octets does a client get?
 
-A reply is made once, at start, from the operator's text alone. Nothing that a client sends ever becomes part of one
+Replies are built once, at start, from the operator's text alone. Nothing that a client sends becomes part of a reply
 (RFC 7504 §7: a fixed string leaves an attacker nothing to work with).
 """
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 __all__ = [
     "DEFAULT_TEXT",
     "MAX_REPLY_OCTETS",
+    "MODES",
     "REPLY",
     "Dialogue",
     "mail_dialogue",
@@ -17,30 +18,40 @@ __all__ = [
     "session_dialogue",
 ]
 
-#: RFC 5321 §4.5.3.1.5: a reply line, code and CRLF included, is at most 512 octets.
+MODES = ("close", "session", "mail")
+
+#: RFC 5321 §4.5.3.1.5: a reply line, code and CRLF included, has at most 512 octets.
 MAX_REPLY_OCTETS = 512
 
 #: RFC 7504 §3 shows this text with the code 521.
 DEFAULT_TEXT = "Host does not accept mail"
 
+#: RFC 6531 §3.1 requires a server with SMTPUTF8 to offer 8BITMIME; without SMTPUTF8 senders blame the address of an
+#: internationalized message. ENHANCEDSTATUSCODES: RFC 2034. Nothing else is offered, as no message is ever taken.
+EXTENSIONS = ("8BITMIME", "ENHANCEDSTATUSCODES", "SMTPUTF8")
+
 
 class Dialogue(NamedTuple):
-    """The fixed replies of a mode: what is said to a connection, to each verb, to all else, and at the end."""
+    """The fixed replies of a mode with a dialogue.
+
+    ``replies``: by verb in capitals; ``default``: to every other command. ``quit`` is the same object that ``replies``
+    has for QUIT. ``timeout``, ``too_many`` and ``shutdown`` end a session from the server's side (RFC 5321 §3.8: 421).
+    """
 
     greeting: bytes
     replies: Mapping[bytes, bytes]
-    otherwise: bytes
-    goodbye: bytes  # to QUIT, and then the connection is closed; the very object that `replies` has
-    too_late: bytes
-    enough: bytes
-    closing: bytes
+    default: bytes
+    quit: bytes
+    timeout: bytes
+    too_many: bytes
+    shutdown: bytes
 
 
 def reply_line(text: str, code: str = "521") -> bytes:
     """Return ``CODE TEXT CRLF`` as octets.
 
-    ``text`` is one line of printable ASCII (RFC 5321 §4.2, ``textstring``, without the tab), 1 to 506 characters for a
-    code of three digits. Raises `ValueError`, which says what is wrong with it.
+    ``text``: one line of printable ASCII (``textstring`` of RFC 5321 §4.2, without the tab), 1 to 506 characters for a
+    code of three digits. Raises `ValueError` with what is wrong, to be read after the value.
     """
     if not text:
         raise ValueError("is empty; give one line of printable ASCII")
@@ -54,39 +65,42 @@ def reply_line(text: str, code: str = "521") -> bytes:
 
 
 def session_dialogue(text: str, hostname: str) -> Dialogue:
-    """Return the replies of a host that says 521 to everything but QUIT, to the letter of RFC 7504 §3.
+    """Return the replies of mode ``session``: RFC 7504 §3 to the letter, 521 to every command except QUIT.
 
     Raises `ValueError` as `reply_line` does.
     """
     refusal = reply_line(text)
-    goodbye = _goodbye(hostname)
-    return Dialogue(refusal, {b"QUIT": goodbye}, refusal, goodbye, **_endings(hostname))
+    closing = reply_line(f"{hostname} closing connection", "221")
+    return Dialogue(refusal, {b"QUIT": closing}, refusal, closing, **_endings(hostname))
 
 
 def mail_dialogue(text: str, hostname: str) -> Dialogue:
-    """Return the replies of a host that refuses at MAIL, with the code 5.3.2 (RFC 3463, RFC 7504 §6).
+    """Return the replies of mode ``mail``: 220 as greeting, 521 5.3.2 to MAIL (RFC 3463, RFC 7504 §6).
 
-    RFC 7504 §3 allows 521 "in other situations" than connection opening; EHLO offers no extension. Raises `ValueError`
-    as `reply_line` does.
+    RFC 7504 §3 allows 521 "in other situations" than connection opening. Every reply after EHLO's has an enhanced code
+    (RFC 2034 §4). Raises `ValueError` as `reply_line` does.
     """
-    refusal = reply_line(text, "521 5.3.2")
-    goodbye = _goodbye(hostname)
-    hello, done = reply_line(hostname, "250"), reply_line("OK", "250")
-    replies = {b"EHLO": hello, b"HELO": hello, b"NOOP": done, b"RSET": done, b"QUIT": goodbye}
-    return Dialogue(reply_line(f"{hostname} ESMTP", "220"), replies, refusal, goodbye, **_endings(hostname))
-
-
-def _goodbye(hostname: str) -> bytes:
-    return reply_line(f"{hostname} closing connection", "221")
+    closing = reply_line(f"{hostname} closing connection", "221 2.0.0")
+    done = reply_line("OK", "250 2.0.0")
+    ehlo = [reply_line(line, "250") for line in (hostname, *EXTENSIONS)]
+    replies = {
+        b"EHLO": b"".join([*(line.replace(b" ", b"-", 1) for line in ehlo[:-1]), ehlo[-1]]),  # RFC 5321 §4.2.1
+        b"HELO": ehlo[0],
+        b"NOOP": done,
+        b"RSET": done,
+        b"QUIT": closing,
+    }
+    greeting = reply_line(f"{hostname} ESMTP", "220")
+    return Dialogue(greeting, replies, reply_line(text, "521 5.3.2"), closing, **_endings(hostname))
 
 
 def _endings(hostname: str) -> dict[str, bytes]:
     return {
-        "too_late": reply_line(f"{hostname} waited long enough, closing connection", "421"),
-        "enough": reply_line(f"{hostname} heard enough commands, closing connection", "421"),
-        "closing": reply_line(f"{hostname} shuts down, closing connection", "421"),
+        "timeout": reply_line(f"{hostname} Timeout", "421 4.4.2"),
+        "too_many": reply_line(f"{hostname} Too many commands", "421 4.7.0"),
+        "shutdown": reply_line(f"{hostname} Service shutting down", "421 4.3.2"),
     }
 
 
-#: The default reply, ready to send.
+#: The default reply of mode ``close``, ready to send.
 REPLY = reply_line(DEFAULT_TEXT)

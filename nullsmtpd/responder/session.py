@@ -98,10 +98,10 @@ class SessionProtocol(asyncio.Protocol):
             self._read(octets)
             reply = self._answer()
             replies.append(reply)
-            if reply is self._dialogue.goodbye:
+            if reply is self._dialogue.quit:
                 return self._leave(b"".join(replies))
             if self._commands == MAX_COMMANDS:
-                return self._leave(b"".join([*replies, self._dialogue.enough]))
+                return self._leave(b"".join([*replies, self._dialogue.too_many]))
         self._read(rest)
         return self._say(b"".join(replies))
 
@@ -123,7 +123,7 @@ class SessionProtocol(asyncio.Protocol):
 
     def shut_down(self) -> None:
         """Take leave because the server ends."""
-        self._leave(self._dialogue.closing)
+        self._leave(self._dialogue.shutdown)
 
     def _read(self, octets: bytes) -> None:
         """Take note of a piece of a line: how long the line is now, and how it begins."""
@@ -136,11 +136,11 @@ class SessionProtocol(asyncio.Protocol):
         self._head, self._length = b"", 0
         self._commands += 1
         if length > MAX_LINE_OCTETS:
-            return self._dialogue.otherwise
+            return self._dialogue.default
         verb, after = head[:_VERB_OCTETS].upper(), head[_VERB_OCTETS:]
         if after[:1] in (b"", b" ", b"\t") or after == b"\r":
-            return self._dialogue.replies.get(verb, self._dialogue.otherwise)
-        return self._dialogue.otherwise
+            return self._dialogue.replies.get(verb, self._dialogue.default)
+        return self._dialogue.default
 
     def _watch_clock(self, *, have_read: bool = False) -> None:
         """Look at the clock when the silence may have lasted too long; a command in between costs no timer.
@@ -156,7 +156,7 @@ class SessionProtocol(asyncio.Protocol):
             self._timer = self._loop.call_later(LAST_TURN, functools.partial(self._watch_clock, have_read=True))
         else:
             self._timer = None
-            self._leave(self._dialogue.too_late)
+            self._leave(self._dialogue.timeout)
 
     def _say(self, reply: bytes) -> None:
         if reply and self._transport is not None:

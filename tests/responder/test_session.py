@@ -75,12 +75,12 @@ def reference(dialogue: Dialogue, said: bytes) -> bytes:
         command = line.removesuffix(b"\r")
         words = command.replace(b"\t", b" ").split(b" ")
         known = len(line) + 1 <= 512 and len(words[0]) == 4
-        reply = dialogue.replies.get(words[0].upper(), dialogue.otherwise) if known else dialogue.otherwise
+        reply = dialogue.replies.get(words[0].upper(), dialogue.default) if known else dialogue.default
         heard += reply
         if reply == BYE:
             return heard
         if number == MAX_COMMANDS:
-            return heard + dialogue.enough
+            return heard + dialogue.too_many
     return heard
 
 
@@ -171,10 +171,10 @@ def test_silence_and_length_have_their_bounds(timeout: float, monkeypatch: pytes
                 protocol.data_received(b"NOOP\r\n" if transport.written == GREETING else b"NO")
             await asyncio.sleep(0.001)
         assert transport.written.startswith(GREETING)
-        assert transport.written.endswith(MAIL.too_late)
+        assert transport.written.endswith(MAIL.timeout)
         assert transport.calls[-1] == "write_eof"
         protocol.data_received(b"NOOP\r\n")  # what was under way when it left
-        assert transport.written.endswith(MAIL.too_late)
+        assert transport.written.endswith(MAIL.timeout)
         assert isinstance(transport.protocol, DrainProtocol)
         transport.protocol.connection_lost(None)
 
@@ -270,7 +270,7 @@ def test_a_silent_client_is_told_and_let_go(start: Start) -> None:
     """After --timeout seconds of silence: 421 and a FIN."""
     daemon = start("--mode", "mail", "--hostname", HOST, "--timeout", "0.2")
     with connect(daemon.address) as client:
-        assert read_all(client) == GREETING + MAIL.too_late
+        assert read_all(client) == GREETING + MAIL.timeout
 
 
 def test_past_max_sessions_a_client_gets_the_answer_of_close(start: Start) -> None:
@@ -294,7 +294,7 @@ def test_sessions_are_told_when_the_server_ends(mail: Daemon) -> None:
     with talking_to(mail) as (_, replies):
         assert replies.readline() == GREETING
         mail.process.send_signal(signal.SIGTERM)
-        assert replies.read() == MAIL.closing
+        assert replies.read() == MAIL.shutdown
     assert mail.process.wait(20) == 0
 
 
@@ -334,10 +334,10 @@ def test_any_domain_name_makes_replies_of_the_right_form(hostname: str) -> None:
         for reply in (
             *dialogue.replies.values(),
             dialogue.greeting,
-            dialogue.otherwise,
-            dialogue.too_late,
-            dialogue.enough,
-            dialogue.closing,
+            dialogue.default,
+            dialogue.timeout,
+            dialogue.too_many,
+            dialogue.shutdown,
         ):
             assert reply[:4] in {b"220 ", b"221 ", b"250 ", b"421 ", b"521 "}
             assert len(reply) <= 512

@@ -204,8 +204,8 @@ def test_modes_make_their_dialogues() -> None:
     session = parse_options(["--mode=session", *options], {}).dialogue
     assert mail is not None
     assert session is not None
-    assert (mail.greeting, mail.otherwise) == (b"220 a.example ESMTP\r\n", b"521 5.3.2 No\r\n")
-    assert session.greeting == session.otherwise == b"521 No\r\n"
+    assert (mail.greeting, mail.default) == (b"220 a.example ESMTP\r\n", b"521 5.3.2 No\r\n")
+    assert session.greeting == session.default == b"521 No\r\n"
     with pytest.raises(UsageError, match=r"^--mode: 'smtp' is not a mode; give close, session or mail$"):
         parse_options(["--mode", "smtp"], {})
 
