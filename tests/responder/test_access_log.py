@@ -79,7 +79,7 @@ def test_looking_whether_a_client_spoke_takes_nothing_of_what_it_said(start: Sta
         client = connect(daemon.address)
         client.sendall(b"NOOP\r\nQUIT\r\n")
     with client:
-        assert read_all(client).splitlines()[1:] == [b"250 OK", b"221 mx.example.org closing connection"]
+        assert read_all(client).splitlines()[1:] == [b"250 2.0.0 OK", b"221 2.0.0 mx.example.org closing connection"]
 
 
 def test_without_the_option_there_is_no_line(daemon: Daemon) -> None:

@@ -58,27 +58,34 @@ listen smtp
     server nullsmtpd 127.0.0.1:{{port}} {{option}}
 """
 
-SESSION = ("521 Host does not accept mail", "521 Host does not accept mail", "521 Host does not accept mail")
-MAIL = ("220 host.example ESMTP", "521 5.3.2 Host does not accept mail", "250 host.example")
+# The greeting, the reply to a command that is none, the replies to EHLO and QUIT.
+SESSION = ("521 Host does not accept mail",) * 3 + ("221 host.example closing connection",)
+EHLO = "250-host.example\n250-8BITMIME\n250-ENHANCEDSTATUSCODES\n250 SMTPUTF8"
+MAIL = (
+    "220 host.example ESMTP",
+    "521 5.3.2 Host does not accept mail",
+    EHLO,
+    "221 2.0.0 host.example closing connection",
+)
 
 
 @pytest.mark.parametrize(("mode", "replies"), [("session", SESSION), ("mail", MAIL)])
 def test_dialogue_takes_a_header_of_version_1_for_a_command(start: Start, mode: str, replies: tuple[str, ...]) -> None:
     """The modes with a dialogue answer it, so that the client takes each reply for that to its next command."""
-    assert dialogue(start, mode, V1) == [*replies, "221 host.example closing connection"]
+    assert dialogue(start, mode, V1) == "\n".join(replies)
 
 
 @pytest.mark.parametrize(("mode", "replies"), [("session", SESSION), ("mail", MAIL)])
 def test_dialogue_takes_a_header_of_version_2_for_quit(start: Start, mode: str, replies: tuple[str, ...]) -> None:
     """Its signature holds the line QUIT, after three others: the modes with a dialogue take leave."""
-    greeting, refusal, *_ = replies
-    assert dialogue(start, mode, V2) == [greeting, *[refusal] * 3, "221 host.example closing connection"]
+    greeting, refusal, _, closing = replies
+    assert dialogue(start, mode, V2) == "\n".join([greeting, *[refusal] * 3, closing])
 
 
-def dialogue(start: Start, mode: str, header: bytes) -> list[str]:
+def dialogue(start: Start, mode: str, header: bytes) -> str:
     """Return what a client that says EHLO and QUIT behind the header gets to read."""
     daemon = start("--mode", mode, "--hostname", "host.example")
     with connect(daemon.address) as client:
         client.sendall(header)
         client.sendall(b"EHLO client.example\r\nQUIT\r\n")
-        return read_all(client).decode().splitlines()
+        return "\n".join(read_all(client).decode().splitlines())

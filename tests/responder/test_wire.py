@@ -9,12 +9,19 @@ from support import LINE, Daemon, Start, connect, read_all, require
 
 # include/uapi/linux/tcp.h, struct tcp_info: tcpi_segs_out and tcpi_segs_in, after tcpi_pacing_rate and three more u64.
 SEGS = struct.Struct("=136xII")
+DATA_SEGS_IN = struct.Struct("=152xI")  # tcpi_data_segs_in: only segments with octets in them
 
 
 def segments_in(client: socket.socket) -> int:
     """Return how many segments the client has received, SYN-ACK included."""
     received: int = SEGS.unpack(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SEGS.size))[1]
     return received
+
+
+def data_segments_in(client: socket.socket) -> int:
+    """Return how many segments with octets in them the client has received."""
+    count: int = DATA_SEGS_IN.unpack(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, DATA_SEGS_IN.size))[0]
+    return count
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +56,25 @@ def test_the_end_is_a_fin_and_no_reset(daemon: Daemon) -> None:
         for _ in range(3):
             client.sendall(b"NOOP\r\n")
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def test_each_reply_of_a_dialogue_is_one_segment(start: Start) -> None:
+    """Greeting, the lines of the EHLO reply, 521 and 221: each leaves in a segment of its own."""
+    daemon = start("--mode", "mail", "--hostname", "mx.example.org")
+    for _ in range(50):
+        with connect(daemon.address) as client:
+            for number, command in enumerate((b"", b"EHLO x\r\n", b"MAIL FROM:<>\r\n", b"QUIT\r\n"), 1):
+                client.sendall(command)
+                assert client.recv(4096).endswith(b"\r\n")
+                assert data_segments_in(client) == number
+            assert read_all(client) == b""
+
+
+def test_replies_to_pipelined_commands_leave_together(start: Start) -> None:
+    """Commands that arrive in one segment are answered in one, after the greeting's."""
+    daemon = start("--mode", "mail", "--hostname", "mx.example.org")
+    with connect(daemon.address) as client:
+        assert client.recv(4096).startswith(b"220 ")
+        client.sendall(b"EHLO x\r\nMAIL FROM:<>\r\nRSET\r\nQUIT\r\n")
+        assert read_all(client).count(b"\r\n") == 7
+        assert data_segments_in(client) == 2

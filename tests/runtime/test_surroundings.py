@@ -146,7 +146,7 @@ def test_a_clock_that_jumps_changes_the_stamps_and_no_timer(start: Start, tmp_pa
         stamps = [time.strptime(line.split("T")[0], "%Y-%m-%d") for line in (stats_line(lingering), now())]
         assert abs(time.mktime(stamps[0]) - time.mktime(stamps[1])) > 399 * 86400
         talking.sendall(b"EHLO x\r\n")
-        assert talking.recv(99) == b"250 mx.example.org\r\n"
+        assert talking.recv(99).startswith(b"250-mx.example.org\r\n")
         assert silent.recv(99).startswith(b"421 ")
         lingering.wait_for(lambda: lingering.stats()["lingering"] == "0", "the linger time's end")
         for address in addresses:
@@ -252,4 +252,4 @@ def test_a_command_that_came_while_we_were_stopped_is_answered(start: Start) -> 
         with stopped(daemon):
             client.sendall(b"NOOP\r\n")
             time.sleep(1)  # the fault itself
-        assert client.recv(99) == b"250 OK\r\n"
+        assert client.recv(99) == b"250 2.0.0 OK\r\n"

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nullsmtpd
-from nullsmtpd.responder.replies import REPLY, reply_line
+from nullsmtpd.responder.replies import REPLY, mail_dialogue, reply_line, session_dialogue
 
 PRINTABLE = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
 
@@ -42,6 +42,18 @@ def test_an_empty_text_is_refused() -> None:
     """A reply without a text says nothing to the person who reads the bounce."""
     with pytest.raises(ValueError, match="empty"):
         reply_line("")
+
+
+@given(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z0-9]{1,20}){0,3}", fullmatch=True))
+def test_any_domain_name_makes_replies_of_the_right_form(hostname: str) -> None:
+    """Invariant: every line of every reply has a known code, ends in CRLF and has at most 512 octets."""
+    for dialogue in (mail_dialogue("x" * 500, hostname), session_dialogue("x" * 506, hostname)):
+        replies = [*dialogue.replies.values(), *(value for value in dialogue if isinstance(value, bytes))]
+        assert len(replies) == len(dialogue.replies) + 6
+        for line in b"".join(replies).splitlines(keepends=True):
+            assert line[:3] in {b"220", b"221", b"250", b"421", b"521"}
+            assert len(line) <= 512
+            assert line.count(b"\n") == line.count(b"\r") == line.endswith(b"\r\n")
 
 
 def test_the_package_has_no_other_names() -> None:
