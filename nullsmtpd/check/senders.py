@@ -1,0 +1,129 @@
+"""What mail servers and mail programs do with a host, or a domain, that refuses mail.
+
+The only home of these facts: `check` makes its words from them, and the tests that run real senders hold them to what
+they measure. qmail alone is not among those tests; its row is from one run of qmail-remote and its source.
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+__all__ = ["PROGRAMS", "SENDERS", "Fate", "Program", "Sender"]
+
+
+class Fate(StrEnum):
+    """What becomes of a message."""
+
+    BOUNCED = "bounced"  #: returned to its author at once, with the text of the reply
+    DEFERRED = "deferred"  #: kept in the queue and tried again for days
+
+
+class Sender(NamedTuple):
+    """A mail server with a queue, by its default settings and ``setting``. What it does with each kind of refusal."""
+
+    name: str
+    #: Days after which a deferred message is returned to its author.
+    days: int
+    #: 521 as the greeting (modes close and session).
+    greeting: Fate
+    #: The same, for a further message before the host's retry time, 15 minutes in Exim.
+    greeting_again: Fate
+    #: 220, then 521 to EHLO and to HELO. A server that closes instead of answering HELO is tried again by all of them.
+    ehlo: Fate
+    #: 220, 250 to EHLO, then 521 to MAIL (mode mail).
+    mail: Fate
+    #: The same, if the sender is set to require TLS, which mode mail does not offer; `None`: the sender has no TLS.
+    mail_requiring_tls: Fate | None
+    #: A null MX (RFC 7505).
+    null_mx: Fate
+    #: The first version that heeds a null MX; an older one defers. Empty: all versions in use do.
+    null_mx_since: str = ""
+    #: Whether the author of a message deferred for its 521 greeting reads the text of the reply after those days.
+    shows_text: bool = True
+    #: What is set otherwise than by default.
+    setting: str = ""
+
+
+class Program(NamedTuple):
+    """A library or a command without a queue: every refusal fails at once. ``shows_text``: or only the code."""
+
+    name: str
+    shows_text: bool = True
+
+
+_BOUNCED, _DEFERRED = Fate.BOUNCED, Fate.DEFERRED
+
+SENDERS = (
+    Sender(
+        "Postfix",
+        days=5,
+        greeting=_DEFERRED,
+        greeting_again=_DEFERRED,
+        ehlo=_BOUNCED,
+        mail=_BOUNCED,
+        mail_requiring_tls=_DEFERRED,
+        null_mx=_BOUNCED,
+    ),
+    Sender(
+        "Postfix",
+        days=5,
+        greeting=_BOUNCED,
+        greeting_again=_BOUNCED,
+        ehlo=_BOUNCED,
+        mail=_BOUNCED,
+        mail_requiring_tls=_DEFERRED,
+        null_mx=_BOUNCED,
+        setting="smtp_skip_5xx_greeting=no",
+    ),
+    Sender(
+        "Exim",
+        days=4,
+        greeting=_BOUNCED,
+        greeting_again=_DEFERRED,
+        ehlo=_BOUNCED,
+        mail=_BOUNCED,
+        mail_requiring_tls=_DEFERRED,
+        null_mx=_BOUNCED,
+    ),
+    Sender(
+        "Sendmail",
+        days=5,
+        greeting=_BOUNCED,
+        greeting_again=_BOUNCED,
+        ehlo=_BOUNCED,
+        mail=_BOUNCED,
+        mail_requiring_tls=_DEFERRED,
+        null_mx=_BOUNCED,
+    ),
+    Sender(
+        "OpenSMTPD",
+        days=4,
+        greeting=_DEFERRED,
+        greeting_again=_DEFERRED,
+        ehlo=_DEFERRED,
+        mail=_BOUNCED,
+        mail_requiring_tls=_DEFERRED,
+        null_mx=_BOUNCED,
+        null_mx_since="7.5",
+        shows_text=False,
+    ),
+    Sender(
+        "qmail",
+        days=7,
+        greeting=_DEFERRED,
+        greeting_again=_DEFERRED,
+        ehlo=_DEFERRED,
+        mail=_BOUNCED,
+        mail_requiring_tls=None,
+        null_mx=_BOUNCED,
+    ),
+)
+
+PROGRAMS = (
+    Program("smtplib of Python"),
+    Program("aiosmtplib"),
+    Program("nodemailer"),
+    Program("net/smtp of Go"),
+    Program("msmtp"),
+    Program("curl", shows_text=False),
+    Program("swaks"),
+)
