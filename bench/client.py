@@ -21,16 +21,13 @@ from typing import NamedTuple
 from bench.latency import Latencies
 from bench.outcomes import ANSWERED, Ending, Outcome, classify, classify_dialogue, is_whole
 
-__all__ = ["DIALOGUE", "EARLY", "IP_BIND_ADDRESS_NO_PORT", "QUIT", "Plan", "Tally", "run"]
+__all__ = ["DIALOGUE", "EARLY", "IP_BIND_ADDRESS_NO_PORT", "Plan", "Tally", "run"]
 
 #: What a client that speaks first says.
 EARLY = b"EHLO bench.example\r\n"
 
-#: How a client takes leave of a server that stays for it (RFC 5321 §4.1.1.10).
-QUIT = b"QUIT\r\n"
-
 #: The least that a sender says to learn that its mail is not accepted, whether it is told at once or at MAIL.
-DIALOGUE = (EARLY, b"MAIL FROM:<>\r\n", QUIT)
+DIALOGUE = (EARLY, b"MAIL FROM:<>\r\n", b"QUIT\r\n")
 
 #: linux/in.h: let connect() choose the port, by the whole 4-tuple.
 IP_BIND_ADDRESS_NO_PORT = 24

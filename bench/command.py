@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from bench.client import DIALOGUE, Plan
 from bench.latency import PERCENTILES
 
 __all__ = ["run"]
+
+# What `compare` measures unless it is told otherwise: from what a host sees in a quiet hour to a flood.
+_RATES = "50,200,1000,4000,closed"
+_DIALOGUE_RATES = "200,closed"
+_ARMS = ["nullsmtpd", "nginx", "c-loop", "uvloop"]
 
 #: What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
@@ -91,15 +97,27 @@ def _add_load(commands: _Commands) -> None:
 
 
 def _add_compare(commands: _Commands) -> None:
-    parser = _add(commands, "compare", _compare, "Measure what a connection costs nullsmtpd and other servers.")
-    _add_rounds(parser, 30)
-    parser.add_argument("--early", type=_fraction, default=0.0, metavar="SHARE", help="share that speaks first, 0 to 1")
-    parser.add_argument("--dialogue", action="store_true", help="servers that answer EHLO, MAIL and QUIT: one unit")
-    parser.add_argument("--arms", type=_words, metavar="A,B", help="which, by --list; without, all")
+    text = "Measure what a connection costs nullsmtpd and other servers, at several rates."
+    parser = _add(commands, "compare", _compare, text)
+    parser.add_argument(
+        "--rates", type=_rates, metavar="R,R", help=f"a second, or `closed` for a closed loop; without, {_RATES}"
+    )
+    parser.add_argument("--rounds", type=_count, default=10, metavar="N", help="interleaved rounds")
+    parser.add_argument("--seconds", type=_positive, default=3.0, metavar="S", help="of each measurement")
+    parser.add_argument("--clients", type=_count, default=64, metavar="N", help="of the closed loop")
+    parser.add_argument("--arms", type=_words, metavar="A,B", help="which servers, by --list; without, see there")
     parser.add_argument("--list", action="store_true", help="name the servers and what is missing, and exit")
-    parser.add_argument("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink-mail")
+    parser.add_argument("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink")
+    parser.add_argument("--dialogue", action="store_true", help="instead, EHLO, MAIL and QUIT: --mode mail, smtp-sink")
+    parser.add_argument("--linger", type=_lingers, default=[], metavar="S,S", help="also nullsmtpd with this --linger")
+    parser.add_argument(
+        "--lingering", type=_counts, default=[], metavar="N,N", help="also nullsmtpd with this many idle clients"
+    )
+    parser.add_argument(
+        "--addresses", type=_numbers, default=[], metavar="N,N", help="also nullsmtpd listening on this many addresses"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the chart there")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="write CPU time by rate there, as SVG")
 
 
 def _add_sweep(commands: _Commands) -> None:
@@ -226,35 +244,40 @@ def _offered(found: dict[str, Any]) -> str:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    arms = servers.DIALOGUES if options.dialogue else servers.ARMS
+    known = servers.DIALOGUES if options.dialogue else servers.ARMS
     if options.list:
-        rows = [[arm.name, arm.what, servers.is_there(arm) or "here"] for arm in arms.values()]
-        print(report.table(["arm", "what", "where"], rows))
+        rows = [[arm.name, arm.what, servers.is_there(arm) or "here"] for arm in known.values()]
+        print(report.table(["arm", "what", "where"], rows, left=3))
         return 0
-    _check_known([*(options.arms or ()), *([options.base] if options.base else ())], arms)
-    if options.dialogue and options.early:
-        raise ValueError("with --dialogue clients wait for the greeting, with --early they do not: give one of them")
+    names = options.arms or (list(known) if options.dialogue else _ARMS)
+    _check_known(names, known)
+    varied = servers.varied(options.linger, options.lingering, options.addresses)
+    if options.dialogue and varied:
+        raise ValueError("--linger, --lingering and --addresses vary mode close: leave out --dialogue")
+    arms = [*(known[name] for name in names), *varied]
+    base = options.base or ("smtp-sink" if options.dialogue else "nginx")
+    _check_known([base] if options.base else [], [arm.name for arm in arms])
     _need_linux()
-    plan = _round_plan(options)._replace(early=options.early)
-    result = compare.compare(options.arms or list(arms), count=options.rounds, plan=plan)
-    if not any(result.rounds.values()):
+    if most := max((arm.held for arm in arms), default=0):
+        _need_files(most + servers.ROOM, f"--lingering {most}")
+    rates = options.rates or _rates(_DIALOGUE_RATES if options.dialogue else _RATES)
+    settings = compare.Settings(base, rates, options.rounds, options.seconds, options.clients)
+    result = compare.compare(arms, settings)
+    if not result.rounds:
         missing = "".join(f"; missing: {name}: {why}" for name, why in result.missing.items())
         return _complain(f"nothing was measured{missing}", INTERRUPTED if result.interrupted else 1)
-    base = options.base or ("smtp-sink-mail" if options.dialogue else "nginx")
-    base = base if result.rounds.get(base) else next(iter(result.rounds))
-    head, rows = compare.rows_of(result, base)
-    facts = machine.one_line(machine.describe())
-    notes = compare.notes_of(result)
-    print("\n".join([report.table(head, rows), "", *notes, facts]))
+    rows = compare.rows_of(result)
+    facts = machine.describe()
+    notes = [*compare.notes_of(result), machine.one_line(facts)]
+    print("\n".join([report.table(compare.HEAD, rows, left=2), "", *(textwrap.fill(note, 80) for note in notes)]))
     if options.markdown:
-        options.markdown.write_text(_markdown(head, rows, [*notes, facts]))
-    if options.svg:
-        beside = [*compare.footnotes_of(result), facts]
-        report.bars(options.svg, f"CPU time to answer one {result.unit}", beside, compare.bars_of(result))
-    load_kind = {"rate": options.rate} if options.rate else {"clients": options.clients}
-    settings = {"connections": options.connections, **load_kind, "early": options.early}
-    record = {"settings": {**settings, "backlog": servers.BACKLOG}, **result.record()}
-    return _done(options, record, interrupted=result.interrupted)
+        options.markdown.write_text(_markdown(compare.HEAD, rows, notes))
+    if options.chart:
+        title = f"CPU time to answer one {'dialogue' if options.dialogue else 'connection'}, µs, by rate"
+        note = f"nullsmtpd {facts['commit']}, {facts['kernel']}, {facts['cpu']}, Python {facts['python']}"
+        options.chart.write_text(report.chart(title, note, compare.series_of(result)))
+    record = {"unit": "dialogue" if options.dialogue else "connection", **result.record()}
+    return _done(options, record, interrupted=result.interrupted, passed=not result.lost)
 
 
 _PARTS = ("rate", "lingering", "addresses", "workers")
@@ -403,6 +426,11 @@ def _need_linux() -> None:
         raise RuntimeError("what a process costs is read from /proc: Linux only; `load` runs anywhere")
 
 
+def _need_files(count: int, why: str) -> None:
+    if (limit := machine.raise_nofile()) < count:
+        raise ValueError(f"{why} needs {count:,} open files, this system allows {limit:,}: raise `ulimit -Hn` first")
+
+
 def _end(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -429,6 +457,18 @@ def _fraction(text: str) -> float:
 
 def _counts(text: str) -> list[int]:
     return [0 if part == "0" else _count(part) for part in text.split(",")]
+
+
+def _rates(text: str) -> list[float]:
+    return [compare.CLOSED if part == "closed" else _positive(part) for part in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _lingers(text: str) -> list[float]:
+    return [0.0 if part == "0" else _positive(part) for part in text.split(",")]
 
 
 def _words(text: str) -> list[str]:

@@ -3,6 +3,8 @@
 import os
 import platform
 import resource
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +22,7 @@ def describe() -> dict[str, str | int | None]:
     """Return what a reader needs in order to judge or repeat a measurement."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
+        "commit": _commit(),
         "kernel": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "cpu": _cpu_name(),
@@ -40,7 +43,8 @@ def describe() -> dict[str, str | int | None]:
 def one_line(facts: dict[str, str | int | None]) -> str:
     """Return the facts that decide most, in one line."""
     return (
-        f"{facts['kernel']}, {facts['cpus']} x {facts['cpu']}, Python {facts['python']}, uvloop {facts['uvloop']} "
+        f"commit {facts['commit']}, {facts['kernel']}, "
+        f"{facts['cpus']} x {facts['cpu']}, Python {facts['python']}, uvloop {facts['uvloop']} "
         f"(libuv {facts['libuv']}), somaxconn {facts['somaxconn']}, nofile {facts['nofile_hard']}, "
         f"{facts['congestion_control']}, conntrack {facts['conntrack']}"
     )
@@ -93,6 +97,15 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit that is measured, with a mark when the work tree differs from it."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _version(distribution: str) -> str | None:

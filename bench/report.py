@@ -1,20 +1,38 @@
 """What a person sees: tables for the terminal and for Markdown, progress, and the chart."""
 
+import html
+import math
+import shutil
 import sys
-import textwrap
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.spread import Spread
 
-__all__ = ["Bar", "Rows", "bars", "markdown", "number", "progress", "progress_end", "table", "with_spread"]
+__all__ = [
+    "Progress",
+    "Rows",
+    "Series",
+    "chart",
+    "markdown",
+    "number",
+    "progress",
+    "progress_end",
+    "table",
+    "with_spread",
+]
 
-#: Name, user and system microseconds, and the quartiles of their sum.
-Bar = tuple[str, float, float, Spread]
+#: What a chart shows: for each server, its figure by rate; the rate 0 is a closed loop.
+Series = dict[str, dict[float, Spread]]
 
 Rows = Sequence[Sequence[str]]
 
-_USER, _SYSTEM = "#d08b2a", "#3b6ea5"
+# Okabe and Ito's colours, which colour-blind readers can tell apart; each is legible on white and on black.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+# The chart's background and text follow the reader's preference, whatever page embeds it.
+_STYLE = """text { font: 13px sans-serif; fill: #1f2328 } .page { fill: #fff } .grid { stroke: #8888; stroke-width: 1 }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .page { fill: #0d1117 } }"""
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -31,13 +49,14 @@ def with_spread(value: Spread | None, digits: int = 1) -> str:
     return f"{value.median:,.{digits}f} ({value.low:,.{digits}f}-{value.high:,.{digits}f})"
 
 
-def table(head: Sequence[str], rows: Rows) -> str:
-    """Return an aligned table, its first column to the left and the others to the right."""
+def table(head: Sequence[str], rows: Rows, left: int = 1) -> str:
+    """Return an aligned table, its first ``left`` columns to the left and the others to the right."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
-        first = row[0].ljust(widths[0])
-        return "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        cells = zip(row, widths, strict=True)
+        aligned = (cell.ljust(width) if n < left else cell.rjust(width) for n, (cell, width) in enumerate(cells))
+        return "  ".join(aligned).rstrip()
 
     return "\n".join([line(head), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
 
@@ -51,7 +70,7 @@ def markdown(head: Sequence[str], rows: Rows) -> str:
 def progress(text: str) -> None:
     """Show what is going on, in place, if someone is watching."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
 
 
@@ -60,28 +79,64 @@ def progress_end() -> None:
     progress("")
 
 
-def bars(path: Path, title: str, notes: Sequence[str], rows: Sequence[Bar]) -> None:
-    """Write an SVG chart of CPU time: its text is text, and the same rows give the same file."""
-    import matplotlib as mpl
+class Progress:
+    """Progress through a known number of steps, with the time that is left by what the steps so far have taken."""
 
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nullsmtpd", "font.family": "sans-serif"})
-    from matplotlib import pyplot as plt
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._done = -1
+        self._begun = time.monotonic()
 
-    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.42 * len(rows)), layout="constrained")
-    names = [row[0] for row in rows]
-    user, system = [row[1] for row in rows], [row[2] for row in rows]
-    axes.barh(names, system, color=_SYSTEM, label="system")
-    axes.barh(names, user, left=system, color=_USER, label="user")
-    for place, (_, user_us, system_us, quartiles) in enumerate(rows):
-        axes.plot([quartiles.low, quartiles.high], [place, place], color="black", linewidth=1)
-        axes.text(max(user_us + system_us, quartiles.high), place, f"  {quartiles.median:.1f}", va="center")
-    axes.invert_yaxis()
-    axes.margins(x=0.1)
-    below = ["CPU µs; line: middle half of the rounds", *(textwrap.fill(note, 100) for note in notes)]
-    axes.set_xlabel("\n".join(below), fontsize=8)
-    axes.set_title(title, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")
-    figure.savefig(path, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    def step(self, text: str) -> None:
+        """Show what begins now; the step before it is done."""
+        self._done += 1
+        left = ""
+        if self._done:
+            seconds = (time.monotonic() - self._begun) / self._done * (self._steps - self._done)
+            left = f", {seconds:,.0f} s left"
+        progress(text + left)
+
+
+def chart(title: str, note: str, series: Series) -> str:
+    """Return an SVG line chart, both scales logarithmic, so that equal ratios are equal distances.
+
+    A closed loop has no rate: it stands at the right, apart. Vertical lines are quartiles.
+    """
+    width, height, left, right, top, bottom = 760, 430, 50, 20, 70, 60
+    values = [edge for points in series.values() for one in points.values() for edge in (one.low, one.high)]
+    rates = sorted({rate for points in series.values() for rate in points if rate})
+    places = {rate: math.log10(rate / rates[0]) for rate in rates}
+    places[0.0] = max(places.values(), default=0.0) + 0.6
+    span = max(places[rate] for points in series.values() for rate in points) or 1.0
+    low, high = math.log10(min(values) / 1.1), math.log10(max(values) * 1.1)
+
+    def x(rate: float) -> float:
+        return left + 25 + (width - left - right - 60) * places[rate] / span
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (high - math.log10(value)) / (high - low)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
+        f'<rect class="page" width="{width}" height="{height}"/>',
+        f'<text x="{left}" y="24" style="font-size: 16px">{html.escape(title)}</text>',
+        f'<text x="{left}" y="{height - 10}" style="font-size: 11px">{html.escape(note)}</text>',
+    ]
+    for tick in (factor * 10**power for power in range(-1, 6) for factor in (1, 2, 5)):
+        if low <= math.log10(tick) <= high:
+            parts.append(f'<path class="grid" d="M{left} {y(tick):.1f}H{width - right}"/>')
+            parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for rate in [*rates, *([0.0] if any(0.0 in points for points in series.values()) else [])]:
+        name = f"{rate:,g}/s" if rate else "closed loop"
+        parts.append(f'<text x="{x(rate):.1f}" y="{height - bottom + 22}" text-anchor="middle">{name}</text>')
+    for number, (name, points) in enumerate(series.items()):
+        colour, legend = _COLOURS[number % len(_COLOURS)], left + number * (width - left) / len(series)
+        path = " ".join(f"{x(rate):.1f},{y(points[rate].median):.1f}" for rate in rates if rate in points)
+        parts.append(f'<g stroke="{colour}" stroke-width="2" fill="{colour}">')
+        parts.append(f'<polyline points="{path}" fill="none"/><circle cx="{legend:.0f}" cy="45" r="4"/>')
+        for rate, one in points.items():
+            parts.append(f'<circle cx="{x(rate):.1f}" cy="{y(one.median):.1f}" r="3"/>')
+            parts.append(f'<path d="M{x(rate):.1f} {y(one.low):.1f}V{y(one.high):.1f}"/>')
+        parts.append(f'</g><text x="{legend + 10:.0f}" y="49">{html.escape(name)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -14,6 +14,7 @@ from bench.servers import Server
 from bench.spread import Spread, ratios, spread
 
 __all__ = [
+    "SEED",
     "Costs",
     "Round",
     "cpu_ratio",
@@ -29,7 +30,8 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-_SEED = 521  # of the random order: the same in every run
+#: Of the random order: the same in every run.
+SEED = 521
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def interleave(arms: Sequence[_T], rounds: int, each: Callable[[int, _T], object
     The order is random because the arm that is measured after another one inherits its caches and its TIME_WAITs.
     """
     order = list(arms)
-    shuffle = random.Random(_SEED).shuffle
+    shuffle = random.Random(SEED).shuffle
     try:
         for number in range(rounds):
             shuffle(order)

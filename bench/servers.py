@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import process
-from bench.client import DIALOGUE, QUIT
+from bench.client import DIALOGUE
 
 __all__ = [
     "ARMS",
@@ -23,6 +23,7 @@ __all__ = [
     "DIALOGUES",
     "LINE",
     "PEERS",
+    "ROOM",
     "Arm",
     "MissingError",
     "Server",
@@ -30,13 +31,16 @@ __all__ = [
     "nullsmtpd",
     "refused_at_mail",
     "running",
-    "select",
+    "varied",
 ]
 
 LINE = "521 Host does not accept mail"
 
 #: The default of nullsmtpd, and of every other server here, so that none is given more room than another.
 BACKLOG = 4096
+
+#: Open files of a server beside those of its idle clients: those of the clients that are measured, and its own.
+ROOM = 2048
 
 _PATH = os.pathsep.join(
     [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/postfix/sbin"]
@@ -67,8 +71,10 @@ class Arm(NamedTuple):
     #: What its clients say, each after the reply to the one before, and what the replies begin with.
     commands: tuple[bytes, ...] = ()
     expect: tuple[bytes, ...] = (b"521",)
-    #: Why its figures are not quite like the others' beside which they stand.
-    footnote: str = ""
+    #: How many addresses it listens on.
+    addresses: int = 1
+    #: How many clients stay connected to it while others are measured, idle.
+    held: int = 0
 
 
 class Server:
@@ -90,6 +96,10 @@ class Server:
     def pids(self) -> list[int]:
         """Those whose work is the server's answer."""
         return self.family[1:] if self.arm.in_child else self.family
+
+    def descriptors(self) -> int:
+        """Return how many files it has open."""
+        return process.descriptors(self.pids)
 
     def settle(self, quiet: float = 0.4, patience: float = 3.0) -> None:
         """Wait until the number of descriptors has not changed for ``quiet`` seconds.
@@ -132,13 +142,10 @@ def _bare(ports: list[int], directory: Path) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", "import posix, time; posix.write(1, b'.'); time.sleep(86400)"]
 
 
-def _c(keep: int) -> Callable[[list[int], Path], list[str]]:
-    def command(ports: list[int], directory: Path) -> list[str]:
-        binary = directory / "control"
-        subprocess.run([_tool("cc", "gcc"), "-O2", "-Wall", "-o", binary, _CONTROL_C], check=True)
-        return [str(binary), str(ports[0]), str(keep), str(BACKLOG)]
-
-    return command
+def _c(ports: list[int], directory: Path) -> list[str]:
+    binary = directory / "control"
+    subprocess.run([_tool("cc", "gcc"), "-O2", "-Wall", "-o", binary, _CONTROL_C], check=True)
+    return [str(binary), str(ports[0]), str(BACKLOG)]
 
 
 def _find_nginx() -> tuple[str, str]:
@@ -181,8 +188,8 @@ def _smtp_sink(*options: str) -> Callable[[list[int], Path], list[str]]:
     return command
 
 
-# What smtp-sink(1) is not to announce: no extension, as nullsmtpd.
-_PLAIN = ("-8", "-a", "-C", "-E", "-F", "-N", "-p")
+# What smtp-sink(1) must not announce, so that it offers about what nullsmtpd offers: 8BITMIME, ENHANCEDSTATUSCODES.
+_PLAIN = ("-a", "-C", "-F", "-N", "-p")
 
 
 def nullsmtpd(*arguments: str, name: str = "nullsmtpd") -> Arm:
@@ -190,26 +197,29 @@ def nullsmtpd(*arguments: str, name: str = "nullsmtpd") -> Arm:
     return Arm(name, " ".join(["nullsmtpd", *arguments]), _nullsmtpd(*arguments))
 
 
-#: What `compare` measures, nullsmtpd first.
+def varied(lingers: Sequence[float], held: Sequence[int], addresses: Sequence[int]) -> list[Arm]:
+    """Return nullsmtpd with each ``--linger``, with each number of idle clients, with each number of addresses.
+
+    Idle clients linger for an hour, with room for those that are measured: all must be there until the last round.
+    """
+    arms = [nullsmtpd("--linger", f"{seconds:g}", name=f"linger {seconds:g}") for seconds in lingers]
+    for count in held:
+        room = ("--linger", "3600", "--max-lingering", str(count + ROOM))
+        arms.append(nullsmtpd(*room, name=f"{count} idle")._replace(held=count))
+    plural = {1: "1 address"}
+    arms += [nullsmtpd(name=plural.get(count, f"{count} addresses"))._replace(addresses=count) for count in addresses]
+    return arms
+
+
+#: What `compare` and `soak` measure, nullsmtpd first.
 ARMS = {
     arm.name: arm
     for arm in (
         Arm("nullsmtpd", "nullsmtpd, default options", _nullsmtpd()),
-        Arm("nullsmtpd-linger0", "nullsmtpd --linger 0", _nullsmtpd("--linger", "0")),
         Arm("nginx", "nginx stream return, one worker, multi_accept", _nginx, _find_nginx, in_child=True),
-        Arm(
-            "smtp-sink",
-            "Postfix smtp-sink -f CONNECT -B",
-            _smtp_sink("-f", "CONNECT", "-B", LINE),
-            lambda: _tool("smtp-sink", "postfix"),
-            commands=(QUIT,),
-            expect=(b"521", b"221"),
-            footnote="stays after its line: its clients say QUIT and read a 221, one exchange more than the others'",
-        ),
-        Arm("asyncio", "stdlib asyncio Protocol, write and close", _control("asyncio")),
+        Arm("c-loop", "control.c: accept4, send, shutdown, close", _c, lambda: _tool("cc", "gcc")),
         Arm("uvloop", "uvloop Protocol, write and close", _control("uvloop")),
-        Arm("c-fifo64", "C loop, half-close, FIFO of 64", _c(64), lambda: _tool("cc", "gcc")),
-        Arm("c-fifo0", "C loop, half-close, closed at once", _c(0), lambda: _tool("cc", "gcc")),
+        Arm("asyncio", "stdlib asyncio Protocol, write and close", _control("asyncio")),
     )
 }
 
@@ -233,13 +243,13 @@ def _dialogue(
 DIALOGUES = {
     arm.name: arm
     for arm in (
-        _dialogue("nullsmtpd-session", "nullsmtpd --mode session", _nullsmtpd("--mode", "session")),
+        _dialogue("mode-session", "nullsmtpd --mode session", _nullsmtpd("--mode", "session")),
         _dialogue(
-            "nullsmtpd-mail", "nullsmtpd --mode mail", _nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example")
+            "mode-mail", "nullsmtpd --mode mail", _nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example")
         ),
         _dialogue(
-            "smtp-sink-mail",
-            "Postfix smtp-sink -f MAIL -B, no extension announced",
+            "smtp-sink",
+            "Postfix smtp-sink -f MAIL -B",
             _smtp_sink(*_PLAIN, "-h", "mail.bench.example", "-f", "MAIL", "-B", f"521 5.3.2 {LINE[4:]}"),
             lambda: _tool("smtp-sink", "postfix"),
         ),
@@ -263,13 +273,6 @@ def is_there(arm: Arm) -> str | None:
     except MissingError as missing:
         return str(missing)
     return None
-
-
-def select(names: list[str]) -> tuple[list[Arm], dict[str, str]]:
-    """Return the arms of these names that are here, and why the others are missing."""
-    arms = ARMS | DIALOGUES
-    missing = {name: why for name in names if (why := is_there(arms[name]))}
-    return [arms[name] for name in names if name not in missing], missing
 
 
 @contextlib.contextmanager

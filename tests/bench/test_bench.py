@@ -1,10 +1,10 @@
 """The load and cost harness: each command within tiny bounds, and what its numbers rest on; no time is asserted."""
 
 import importlib.util
+import itertools
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -27,11 +28,11 @@ if not os.environ.get("CI"):  # in CI nothing may be missing
     if importlib.util.find_spec("hdrh") is None:
         pytest.skip("needs the extra `bench`", allow_module_level=True)
 
-from bench import client, command, footprint, load, relay, relay_rcpt, report, servers, soak, sweep
+from bench import client, command, compare, footprint, load, relay, relay_rcpt, servers, soak, sweep
 from bench.client import Plan
 from bench.latency import Latencies
 from bench.outcomes import Ending, Outcome, classify, classify_dialogue, is_whole
-from bench.spread import Spread, ratios, spread
+from bench.spread import ratios, spread
 
 ROOT = Path(__file__).parents[2]
 TOTAL = "whole line + FIN"
@@ -251,68 +252,88 @@ def test_ctrl_c_reports_what_there_was(daemon: Daemon, tmp_path: Path) -> None:
 # compare
 
 
-def test_compare_reports_cost_ratio_and_chart(tmp_path: Path) -> None:
-    """`compare` measures each arm in each round, and writes the table, the Markdown, the chart and the rounds."""
+TINY = ("--rounds", "2", "--seconds", "0.1", "--clients", "4")
+
+
+def test_compare_measures_every_arm_at_every_rate(tmp_path: Path) -> None:
+    """`compare` writes one table that fits a terminal, the same as Markdown, a chart, and JSON with the commit."""
     require_tools("cc")
     markdown, chart = tmp_path / "table.md", tmp_path / "chart.svg"
+    files = ("--markdown", str(markdown), "--chart", str(chart))
+    rates = ("--rates", "50,200,closed")
     text, found = bench(
-        tmp_path,
-        *("compare", "--arms", "nullsmtpd,c-fifo64", "--base", "c-fifo64"),
-        *("--rounds", "2", "--connections", "60", "--clients", "4", "--markdown", str(markdown), "--svg", str(chart)),
+        tmp_path, "compare", "--arms", "nullsmtpd,c-loop,uvloop", "--base", "c-loop", *rates, *TINY, *files
     )
-    assert set(found["rounds"]) == set(found["arms"])
-    assert len(found["arms"]) == 2
-    for arm in found["arms"].values():
-        assert arm["started"] == 120
-        assert arm["unanswered"] == 0
-        assert arm["cpu_us"]["median"] > 0
-    assert found["cpu_ratio"]["nullsmtpd"]["c-fifo64"]["values"] == 2
-    assert "ratio to c-fifo64" in text
+    results = {(one["rate"], one["server"]): one for one in found["results"]}
+    assert set(results) == set(itertools.product(("50", "200", "closed"), ("nullsmtpd", "c-loop", "uvloop")))
+    for (rate, arm), one in results.items():
+        assert one["started"] == {"50": 10, "200": 40}.get(rate, one["started"]) > 0
+        assert one["lost"] == 0
+        assert one["cpu_us"]["median"] > 0
+        assert one["ratio"]["values"] == 2
+        assert one["ratio"]["median"] == 1 or arm != "c-loop"
+    assert "commit" in found["machine"]
+    assert max(map(len, text.splitlines())) <= 80
     assert "| nullsmtpd |" in markdown.read_text()
-    assert "nullsmtpd</text>" in chart.read_text()
+    words = {element.text for element in ET.parse(chart).iter()}  # noqa: S314 - our own
+    assert {"nullsmtpd", "c-loop", "uvloop", "50/s", "200/s", "closed loop"} <= words
+
+
+def test_compare_varies_what_nullsmtpd_has_to_keep(tmp_path: Path) -> None:
+    """Idle clients, addresses and the linger time each make one more arm, beside what they are compared with."""
+    varied = ("--linger", "0", "--lingering", "0,40", "--addresses", "2")
+    _, found = bench(
+        tmp_path, "compare", "--arms", "nullsmtpd", "--base", "nullsmtpd", *varied, "--rates", "closed", *TINY
+    )
+    arms = [one["server"] for one in found["results"]]
+    assert arms == ["nullsmtpd", "linger 0", "0 idle", "40 idle", "2 addresses"]
+    assert [one["lost"] for one in found["results"]] == [0] * len(arms)
+
+
+def test_idle_clients_that_a_server_does_not_keep_are_an_error() -> None:
+    """Figures with clients lingering are none when the server has closed them."""
+    arm = servers.nullsmtpd("--linger", "0", name="5 idle")._replace(held=20)
+    settings = compare.Settings("5 idle", (compare.CLOSED,), 1, 0.1, 4)
+    with pytest.raises(RuntimeError, match="has closed some of its idle clients"):
+        compare.compare([arm], settings)
 
 
 def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
-    """`compare --dialogue` has the modes with a dialogue in its table, and nothing that says a single line."""
-    arms = ("--arms", "nullsmtpd-session,nullsmtpd-mail", "--base", "nullsmtpd-mail")
-    text, found = bench(tmp_path, "compare", "--dialogue", *arms, "--rounds", "1", "--connections", "60")
-    assert found["unit"] == "dialogue"
-    assert [arm["unanswered"] for arm in found["arms"].values()] == [0, 0]
-    assert "per dialogue" in text
-    text, _ = bench(tmp_path, "compare", "--dialogue", "--arms", "nullsmtpd", status=2)
-    assert "unknown nullsmtpd; there are nullsmtpd-session" in text
-
-
-def test_smtp_sink_is_measured_and_its_quit_is_no_secret(tmp_path: Path) -> None:
-    """It stays after its line, so its clients say QUIT: the table has a footnote; in a dialogue all do."""
+    """`compare --dialogue` has the modes with a dialogue beside smtp-sink, and no server that sends a single line."""
     require_tools("smtp-sink")
-    few = ("--rounds", "1", "--connections", "60")
-    chart = tmp_path / "chart.svg"
-    text, found = bench(tmp_path, "compare", "--arms", "smtp-sink", *few, "--svg", str(chart))
-    assert found["arms"]["smtp-sink"]["unanswered"] == 0
-    for words in (text, re.sub("<.*?>", "\n", chart.read_text())):
-        assert "\nsmtp-sink *" in words
-        assert "\n* smtp-sink stays after its line" in words
-    text, found = bench(tmp_path, "compare", "--dialogue", "--arms", "smtp-sink-mail", *few)
-    assert found["arms"]["smtp-sink-mail"]["unanswered"] == 0
-    assert "*" not in text
+    _, found = bench(tmp_path, "compare", "--dialogue", *TINY)
+    assert found["unit"] == "dialogue"
+    assert {one["server"] for one in found["results"]} == {"mode-session", "mode-mail", "smtp-sink"}
+    assert {one["rate"] for one in found["results"]} == {"200", "closed"}
+    assert {one["lost"] for one in found["results"]} == {0}
 
 
-def test_clients_that_speak_first_have_no_dialogue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An arm whose clients wait for a reply cannot be measured with those that do not: it is missing, and why."""
-    monkeypatch.setattr(servers, "is_there", lambda _: None)
-    arguments = ("--arms", "nullsmtpd,smtp-sink", "--early", "1", "--rounds", "1", "--connections", "60")
-    found = bench_here(monkeypatch, tmp_path, "compare", *arguments)
-    assert list(found["arms"]) == ["nullsmtpd"]
-    assert "speak first" in found["missing"]["smtp-sink"]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dialogue", "--arms", "nullsmtpd"), "unknown nullsmtpd; there are mode-session, mode-mail, smtp-sink"),
+        (("--arms", "postfix"), "unknown postfix; there are nullsmtpd, nginx"),
+        (("--base", "c-loop", "--arms", "nginx"), "unknown c-loop; there are nginx"),
+        (("--dialogue", "--linger", "0"), "leave out --dialogue"),
+        (("--lingering", "90000000"), "--lingering 90000000 needs 90,002,048 open files"),
+        (("--rates", "50,fast"), "--rates"),
+        (("--addresses", "0"), "--addresses"),
+    ],
+)
+def test_what_compare_cannot_measure_is_one_clear_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    """An arm that does not exist, or that has no place in this table, is named before anything is started."""
+    text, _ = bench(tmp_path, "compare", *arguments, status=2)
+    assert message in text
 
 
 def test_compare_measures_the_nginx_worker(tmp_path: Path) -> None:
     """Nginx's cost is that of the process that answers, not of the one that was started."""
     require_tools("nginx")
-    _, found = bench(tmp_path, "compare", "--arms", "nginx", "--rounds", "1", "--connections", "200", "--rate", "400")
-    assert found["arms"]["nginx"]["unanswered"] == 0
-    assert found["arms"]["nginx"]["cpu_us"]["median"] > 1
+    _, found = bench(tmp_path, "compare", "--arms", "nginx", "--rates", "400", *TINY)
+    assert found["results"][0]["lost"] == 0
+    assert found["results"][0]["cpu_us"]["median"] > 1
 
 
 def test_nginx_is_measured_once_its_worker_is_there() -> None:
@@ -327,12 +348,9 @@ def test_nginx_is_measured_once_its_worker_is_there() -> None:
 def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is not installed is left out, with the reason, and is no error."""
     monkeypatch.setattr(servers, "_PATH", str(tmp_path))
-    found, missing = servers.select(["nullsmtpd", "nginx", "smtp-sink"])
-    assert [arm.name for arm in found] == ["nullsmtpd"]
-    assert missing == {
-        "nginx": "no nginx (Debian package nginx)",
-        "smtp-sink": "no smtp-sink (Debian package postfix)",
-    }
+    found = bench_here(monkeypatch, tmp_path, "compare", "--arms", "nullsmtpd,nginx", "--rates", "closed", *TINY)
+    assert {one["server"] for one in found["results"]} == {"nullsmtpd"}
+    assert found["missing"] == {"nginx": "no nginx (Debian package nginx)"}
 
 
 def test_a_server_that_does_not_come_up_is_one_line(tmp_path: Path) -> None:
@@ -544,12 +562,3 @@ def test_a_spread_lies_within_its_values(values: list[float], factor: float) -> 
     assert ratio
     assert ratio.median == pytest.approx(factor)
     assert ratio.high - ratio.low == pytest.approx(0, abs=factor * 1e-6)
-
-
-def test_the_same_rows_give_the_same_chart(tmp_path: Path) -> None:
-    """A chart changes in version control only when its numbers do."""
-    rows = [("one", 1.0, 2.0, Spread(3.0, 2.5, 3.5, 9)), ("two", 2.0, 4.0, Spread(6.0, 5.5, 6.5, 9))]
-    for name in ("a", "b"):
-        report.bars(tmp_path / name, "title", ["a note"], rows)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert ">6.0</text>" in (tmp_path / "a").read_text().replace(" ", "")
