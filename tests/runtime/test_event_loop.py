@@ -1,0 +1,204 @@
+"""uvloop without OpenSSL in real interpreters: what is loaded, what works afterwards, and every supported version."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from support import require
+
+ROOT = Path(__file__).parents[2]
+
+#: Programs start with this: a loop in use for a signal, as the daemon has it.
+LOOP = """
+import signal, sys
+from nullsmtpd.runtime.event_loop import import_uvloop, new_event_loop
+
+loop = new_event_loop()
+loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+"""
+
+
+def run_python(code: str, *, path: Path | None = None) -> str:
+    """Run a program in an interpreter of its own, with the modules in ``path``; return what it printed."""
+    paths = [str(one) for one in (path, ROOT) if one]
+    code = f"import sys\nsys.path[:0] = {paths}\n{code}"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+def test_openssl_is_not_loaded() -> None:
+    """A process with a running loop has neither the three modules nor any part of OpenSSL."""
+    code = f"""{LOOP}
+print([name for name in ("ssl", "_ssl", "_hashlib", "inspect", "subprocess") if name in sys.modules])
+maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
+print("libssl" in maps or "libcrypto" in maps)
+"""
+    assert run_python(code) == "[]\nFalse"
+
+
+def test_real_modules_work_afterwards() -> None:
+    """Code that imports one of the modules later gets the real one, and asyncio's own functions that need one work."""
+    code = f"""{LOOP}
+import asyncio, ssl, subprocess
+
+async def main():
+    echo = await asyncio.create_subprocess_exec("echo", "started", stdout=subprocess.PIPE)
+    print((await echo.communicate())[0].decode().strip())
+    print(asyncio.iscoroutinefunction(main), asyncio.format_helpers.extract_stack().__class__.__name__)
+
+loop.run_until_complete(main())
+print(ssl.create_default_context().verify_mode.name)
+import inspect
+print(inspect.signature(new_event_loop))
+asyncio.new_event_loop().close()
+"""
+    started, answers, verify_mode, signature = run_python(code).splitlines()
+    assert started == "started"
+    assert answers == "True StackSummary"
+    assert verify_mode == "CERT_REQUIRED"
+    assert signature.startswith("() -> ")
+
+
+def test_tls_works_when_ssl_was_imported_first() -> None:
+    """A program that imports `ssl` before the loop has TLS: no module that is there is replaced."""
+    code = f"""
+import ssl
+{LOOP}
+import asyncio
+
+context = ssl.create_default_context()
+async def main():
+    (await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=context)).close()
+
+loop.run_until_complete(main())
+print(ssl is sys.modules["ssl"], asyncio.base_events.ssl is ssl)
+"""
+    assert run_python(code) == "True True"
+
+
+def test_importing_the_library_changes_nothing() -> None:
+    """Every module of the package may be imported: what asyncio then has is the real thing."""
+    code = """
+import pkgutil, sys
+import nullsmtpd
+
+for module in pkgutil.walk_packages(nullsmtpd.__path__, "nullsmtpd."):
+    if module.name != "nullsmtpd.__main__":  # which takes the process's signals
+        __import__(module.name)
+import asyncio, inspect, ssl, subprocess
+print(asyncio.base_events.ssl is ssl, asyncio.coroutines.inspect is inspect, asyncio.events.subprocess is subprocess)
+"""
+    assert run_python(code) == "True True True"
+
+
+def _supported_versions() -> list[str]:
+    """Return the released versions of uvloop that the package's metadata allows, the oldest first."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest = re.findall(r"^uvloop>=([\d.]+)$", "\n".join(project["dependencies"]), re.MULTILINE)[0]
+    listed = _pip("index", "versions", "uvloop").stdout
+    versions = re.findall(r"[\d.]+", re.findall(r"^Available versions: (.*)$", listed, re.MULTILINE)[0])
+
+    def key(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    return sorted((version for version in versions if key(version) >= key(lowest)), key=key)
+
+
+def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    require(done.returncode == 0, f"pip {arguments[0]}: {done.stderr[-500:]}")
+    return done
+
+
+#: Serves one client, and prints what the stand-ins were taken for.
+SERVE = f"""{LOOP}
+import asyncio, uvloop
+
+class Greeter(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.write(b"521 Host does not accept mail\\r\\n")
+        transport.close()
+
+async def main():
+    server = await loop.create_server(Greeter, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    print((await reader.read()).decode().strip())
+    writer.close()
+    server.close()
+
+loop.run_until_complete(main())
+print(uvloop.__version__)
+print([name for name in ("ssl", "inspect", "subprocess") if name in sys.modules])
+"""
+
+#: Takes away each of these names from its stand-in, in a process of its own: it is resolved, or reading it fails.
+WITHOUT_A_NAME = """
+import os
+from nullsmtpd.runtime import event_loop
+
+for read in READ:
+    module, _, name = read.partition(".")
+    for resolves in [True, False] if module == "ssl" else [True]:
+        child = os.fork()
+        if not child:
+            stand_in = getattr(event_loop, f"_{module}")()
+            del vars(stand_in)[name]
+            if not resolves:
+                type(stand_in).__getattr__ = lambda stand_in, name: {}[name]
+            setattr(event_loop, f"_{module}", lambda: stand_in)
+            event_loop.new_event_loop()
+            os._exit(module not in sys.modules)
+        print(read, resolves, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def _names_read(directory: Path) -> set[str]:
+    """Return what the uvloop in a directory reads of the three modules, by its source, which is installed with it."""
+    source = (directory / "uvloop/includes/stdlib.pxi").read_text()
+    return set(re.findall(r"\b(?:ssl|inspect|subprocess)\.\w+", source))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the directories that the supported versions of uvloop were installed in."""
+    directories = {version: tmp_path_factory.mktemp(f"uvloop-{version}") for version in _supported_versions()}
+    for version, directory in directories.items():
+        _pip("install", "--quiet", "--no-deps", f"--target={directory}", f"uvloop=={version}")
+    return directories
+
+
+def test_every_supported_version_of_uvloop_works_without_openssl(installed: dict[str, Path]) -> None:
+    """From the oldest version allowed to the newest released, a server runs and none of the real modules is loaded."""
+    assert installed
+    for version, directory in installed.items():
+        assert run_python(SERVE, path=directory).splitlines() == ["521 Host does not accept mail", version, "[]"]
+
+
+def test_every_supported_version_of_uvloop_falls_back_to_the_real_modules(installed: dict[str, Path]) -> None:
+    """With any single name less in a stand-in, as if that version needed one more, the real module is imported.
+
+    Both when the stand-in resolves the name and when uvloop's import fails half-way and is done once more.
+    """
+    for directory in installed.values():
+        read = sorted(_names_read(directory))
+        results = run_python(f"READ = {read}\n{WITHOUT_A_NAME}", path=directory).splitlines()
+        assert len(results) > len(read)
+        assert not [line for line in results if not line.endswith(" 0")]
+
+
+def test_stand_ins_have_the_names_that_supported_versions_read_and_no_others(installed: dict[str, Path]) -> None:
+    """Once no supported version reads a name any more, it is to be removed."""
+    code = """
+from nullsmtpd.runtime.event_loop import _inspect, _ssl, _subprocess
+
+stand_ins = (_inspect(), _ssl(), _subprocess())
+print([f"{one.__name__}.{name}" for one in stand_ins for name in vars(one) if not name.startswith("__")])
+"""
+    read = set().union(*map(_names_read, installed.values()))
+    assert set(ast.literal_eval(run_python(code))) == read
