@@ -26,7 +26,7 @@ if not os.environ.get("CI"):  # in CI nothing may be missing
     if sys.platform != "linux":
         pytest.skip("needs Linux: what a process costs is read from /proc", allow_module_level=True)
     if importlib.util.find_spec("hdrh") is None:
-        pytest.skip("needs the extra `bench`", allow_module_level=True)
+        pytest.skip("needs the dependency group `bench`", allow_module_level=True)
 
 from bench import client, command, compare, footprint, load, relay, relay_rcpt, servers, soak, sweep
 from bench.client import Plan
