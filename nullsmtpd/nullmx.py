@@ -1,92 +1,115 @@
-"""What a domain says in DNS about the mail it takes: its MX set, and whether that is a null MX (RFC 7505).
+"""A domain's mail according to DNS: its MX set, and whether that is a null MX (RFC 7505).
 
     if not await accepts_mail("example.org"):
         ...  # 556 5.1.10 Domain does not accept mail
 
-It takes the distribution's extra ``relay``: dnspython asks, idna turns what people write into what DNS has.
+The distribution's extra ``relay`` is required: dnspython for DNS messages, idna for internationalized names.
 """
 
+import contextlib
+import errno
 import ipaddress
+import os
 import re
+import socket
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nullsmtpd.runtime.sockets import parse_address
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Coroutine
-
-    import dns.asyncresolver
     import dns.message
-    import dns.resolver
-    import dns.rrset
+    import dns.rdata
 
 __all__ = [
     "MX",
     "TIMEOUT",
+    "Answer",
     "DNSError",
     "DomainError",
     "MXAnswer",
     "MissingExtraError",
+    "ResolvConf",
+    "Resolver",
     "accepts_mail",
     "domain_of",
     "load_extra",
     "look_up_addresses",
     "look_up_mx",
     "need_extra",
+    "parse_resolv_conf",
     "resolver_address",
 ]
 
-#: Seconds for one question. A stub resolver asks again after 2, so this is enough for two lost datagrams; and a client
-#: at RCPT, which waits for 5 minutes (RFC 5321 §4.5.3.2.3), notices nothing.
+#: Seconds for one query, all attempts included. SMTP clients wait for a reply to RCPT for 5 minutes (RFC 5321
+#: §4.5.3.2.3), mail servers for their lookup tables for at least 10 seconds (deploy/relay).
 TIMEOUT = 5.0
 
-#: RFC 1035 §2.3.4: 255 octets on the wire are this many characters without the last dot.
+#: RFC 1035 §2.3.4: 255 octets on the wire are this many characters without the final dot.
 MAX_DOMAIN = 253
+
+#: Seconds in which a name server that did not respond is asked after all others; without this, a dead first server
+#: would delay every query. RFC 2308 §7.2 allows up to 5 minutes.
+DEAD_SERVER_SECONDS = 60.0
 
 _ROOT = "."
 _DNS_PORT = 53
+_MAX_MESSAGE = 65535  # octets, RFC 1035 §4.2.2
 
-# RFC 1035 §2.3.4: 63 octets a label. RFC 5321 §2.3.5 has letters, digits and hyphens; the underscore, which some
-# domains that take mail have all the same, is for DNS to judge.
+# RFC 1035 §2.3.4: 63 octets a label. RFC 5321 §2.3.5 allows letters, digits and hyphens; the underscore, which some
+# domains that accept mail contain nevertheless, is for DNS to judge.
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
-# Questions that DNS has not answered yet.
-_under_way: set["asyncio.Future[dns.resolver.Answer]"] = set()
+_RESOLV_CONF = "/etc/resolv.conf"
+_MAX_RESOLV_CONF = 1 << 24  # octets: a symbolic link to /dev/zero must not fill the memory
+# Other errors are persistent, and the same as an empty file.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# <resolv.h> of glibc: MAXNS, RES_TIMEOUT and RES_MAXRETRANS (seconds), RES_DFLRETRY and RES_MAXRETRY.
+_MAX_SERVERS = 3
+_DEFAULT_TIMEOUT, _MAX_TIMEOUT = 5, 30
+_DEFAULT_ATTEMPTS, _MAX_ATTEMPTS = 2, 5
+# A keyword begins in the first column, and a NUL ends the line, as in C.
+_RESOLV_CONF_LINE = re.compile(rb"^(nameserver|options)[ \t]([^\n\0]*)", re.MULTILINE)
+# glibc compares prefixes ("rotated" is "rotate"), and reads numbers with atoi(), which skips white space before them.
+_RESOLV_CONF_OPTION = re.compile(rb"(?<![^ \t])(?:(timeout|attempts):\s*\+?0*([0-9]{0,9})|(rotate|use-vc))")
+# Both are this host (RFC 1122 §3.2.1.3), but datagrams come back from the loopback address.
+_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to send to
 
 
 class DomainError(ValueError):
-    """What was given is no domain that DNS can be asked about; the message goes on after it: "is empty"."""
+    """A text is not a domain that DNS can be asked about; the message continues a sentence: "is empty"."""
 
 
 class DNSError(Exception):
-    """DNS has not said anything usable, so nothing is known of the domain. Try later; never refuse mail for this.
+    """DNS gave no usable answer, so nothing is known about the domain. Try later; never refuse mail because of this.
 
-    ``reason``: a few words such as ``timed out`` or ``SERVFAIL``, with nothing of the domain in them.
+    ``reason``: a few words such as ``timed out`` or ``SERVFAIL``, without the domain.
     """
 
-    def __init__(self, domain: str, reason: str, kind: str = "MX") -> None:
-        super().__init__(f"DNS does not tell the {kind} of {domain}: {reason}")
+    def __init__(self, domain: str, reason: str, rdtype: str = "MX") -> None:
+        super().__init__(f"DNS lookup of {domain} {rdtype} failed: {reason}")
         self.reason = reason
 
 
 class MissingExtraError(ImportError):
-    """A package of the extra ``relay`` is missing; the message says what to install."""
+    """A package of the extra ``relay`` is missing; the message names the command that installs it."""
 
 
 class MX(NamedTuple):
-    """One record. ``target`` is ASCII, as in a zone file but without the last dot; the root is ``.``."""
+    """One record. ``target`` is ASCII, as in a zone file but without the final dot; the root is ``.``."""
 
     preference: int
     target: str
 
 
 class MXAnswer(NamedTuple):
-    """What DNS said, usable for ``ttl`` seconds.
+    """An answer of DNS, valid for ``ttl`` seconds.
 
-    ``domain``: what was asked for, in A-labels and lower case. ``records``: its MX set, the most preferred first, after
-    any CNAME; without one mail goes to the domain's own address (RFC 5321 §5.1). ``exists`` is False for NXDOMAIN.
+    ``domain``: the name that was looked up, in A-labels and lower case. ``records``: its MX set in order of preference,
+    after any CNAME; without MX records mail goes to the domain's own address (RFC 5321 §5.1). ``exists`` is False for
+    NXDOMAIN.
     """
 
     domain: str
@@ -96,28 +119,55 @@ class MXAnswer(NamedTuple):
 
     @property
     def is_null_mx(self) -> bool:
-        """Tell whether this says "no mail", RFC 7505 §3: a single MX, of preference 0, whose target is the root."""
+        """Whether the domain accepts no mail, RFC 7505 §3: a single MX, preference 0, whose target is the root."""
         return self.records == (MX(0, _ROOT),)
 
     @property
     def is_faulty_null_mx(self) -> bool:
-        """Tell whether this tries to and fails: the root beside others, or with another preference.
+        """Whether the root is an MX target without making a null MX: beside other records, or with another preference.
 
-        RFC 7505 §3 forbids both, and says of neither what it means; such a domain may well want its mail.
+        RFC 7505 §3 forbids both and does not define what they mean; such a domain may well want its mail.
         """
         return not self.is_null_mx and any(record.target == _ROOT for record in self.records)
+
+
+class Answer(NamedTuple):
+    """The records of one name and type.
+
+    ``name``: the canonical name, after any CNAME or DNAME; lower case, without the final dot. ``exists``: False for
+    NXDOMAIN. ``ttl``: seconds for which the answer may be cached, also when it is that there are no records (RFC 2308
+    §5). ``is_alias``: a CNAME was followed. ``is_secure``: the name server has validated the answer by DNSSEC (the AD
+    bit), which is as trustworthy as the path to that name server.
+    """
+
+    name: str
+    exists: bool
+    records: tuple["dns.rdata.Rdata", ...]
+    ttl: int
+    is_alias: bool
+    is_secure: bool
+
+
+class ResolvConf(NamedTuple):
+    """The part of resolv.conf(5) that is used here; ``timeout`` in seconds."""
+
+    servers: tuple[str, ...]
+    timeout: int = _DEFAULT_TIMEOUT
+    attempts: int = _DEFAULT_ATTEMPTS
+    rotate: bool = False
+    use_vc: bool = False
 
 
 async def accepts_mail(
     domain: str,
     *,
     resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - the DNS library keeps it
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - divided among the name servers
 ) -> bool:
-    """Return False when ``domain`` says by a null MX that it takes no mail, else True.
+    """Return False when ``domain`` declares by a null MX that it accepts no mail, else True.
 
-    True is no promise: a domain that does not exist, or has a broken MX set, has not said that it takes none
-    (`look_up_mx` tells). Arguments and errors are those of `look_up_mx`.
+    True is no promise: a domain that does not exist, or has an invalid MX set, has not declared that it accepts none
+    (`look_up_mx` shows it). Arguments and exceptions are those of `look_up_mx`.
     """
     return not (await look_up_mx(domain, resolver=resolver, timeout=timeout)).is_null_mx
 
@@ -126,59 +176,154 @@ async def look_up_mx(
     domain: str,
     *,
     resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - the DNS library keeps it
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - divided among the name servers
 ) -> MXAnswer:
-    """Ask DNS, within ``timeout`` seconds, for the MX set of a domain, or of an address's domain.
+    """Look up the MX set of a domain, or of the domain of an address, within ``timeout`` seconds.
 
-    ``resolver``: the address and port of a recursive name server; without one those of /etc/resolv.conf, as it is now.
-    Search lists are never used. A truncated answer is asked for again over TCP. Nothing is cached here.
+    ``resolver``: the address and port of a recursive name server; by default those of /etc/resolv.conf. For several
+    lookups use one `Resolver`. Nothing is cached here.
 
-    Raises `DomainError` for what is no domain (see `domain_of`), `DNSError` when DNS does not answer in time or not
-    usably (SERVFAIL, REFUSED, garbage), `MissingExtraError` without the extra ``relay``.
+    Raises `DomainError` if ``domain`` is not one (see `domain_of`), `DNSError` when DNS gives no usable answer in time,
+    `MissingExtraError` without the extra ``relay``.
     """
-    need_extra()
-    import dns.name
-    import dns.resolver
-
-    domain = domain_of(domain)
-    try:
-        answer = await _ask(domain, "MX", resolver, timeout)
-    except dns.resolver.NXDOMAIN as error:
-        response = error.kwargs["responses"][dns.name.from_text(domain + _ROOT)]
-        return MXAnswer(domain, (), exists=False, ttl=_ttl(response))
-    return MXAnswer(domain, _records(answer.rrset), exists=True, ttl=_ttl(answer.response))
+    return await Resolver(resolver, timeout).look_up_mx(domain)
 
 
 async def look_up_addresses(
     name: str,
     *,
     resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - the DNS library keeps it
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - divided among the name servers
 ) -> tuple[list[str], str]:
-    """Ask DNS for the addresses of an ASCII name: what a mail relay would connect to, whatever /etc/hosts says.
+    """Look up the addresses of an ASCII name; see `Resolver.look_up_addresses`. Raises `MissingExtraError`."""
+    return await Resolver(resolver, timeout).look_up_addresses(name)
 
-    Both questions, AAAA and A, are asked at once and have ``timeout`` seconds each. Returns the addresses, IPv6 first,
-    none for a name that has none; and ``""``, or the reason as in `DNSError` why there may be more: what is known of
-    one family is of use when DNS fails for the other. Raises `MissingExtraError`.
+
+class Resolver:
+    """A stub resolver for many queries, which may be concurrent; it caches no answers.
+
+    ``server``: the address and port of a recursive name server; by default those of /etc/resolv.conf, which is read
+    for every query the way glibc reads it. Search lists are never used. ``timeout``: seconds for one query, divided
+    among the servers and attempts; a server that did not respond is asked last for a while. ``max_queries``: any
+    further query raises `DNSError`; by default there is no limit.
+
+    Raises `MissingExtraError` without the extra ``relay``.
     """
-    need_extra()
-    import asyncio  # `nullsmtpd check HOST` comes by here too, and does without
 
-    found = await asyncio.gather(*(_addresses(name, kind, resolver, timeout) for kind in ("AAAA", "A")))
-    reasons = [reason for _, reason in found if reason]
-    return [address for addresses, _ in found for address in addresses], reasons[0] if reasons else ""
+    def __init__(
+        self, server: tuple[str, int] | None = None, timeout: float = TIMEOUT, *, max_queries: int | None = None
+    ) -> None:
+        need_extra()
+        self._conf = ResolvConf((server[0],), timeout=_MAX_TIMEOUT) if server else None
+        self._port = server[1] if server else _DNS_PORT
+        self._timeout = timeout
+        self._max_queries = max_queries
+        self._queries = 0
+        self._turn = 0  # of the servers, for the option ``rotate``
+        self._dead_until: dict[str, float] = {}  # by server, in seconds of time.monotonic()
+
+    async def look_up_mx(self, domain: str) -> MXAnswer:
+        """Return the MX set of a domain, or of the domain of an address. Raises `DomainError` and `DNSError`."""
+        domain = domain_of(domain)
+        answer = await self.query(domain, "MX")
+        records: tuple[Any, ...] = answer.records
+        mx = sorted(MX(record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records)
+        return MXAnswer(domain, tuple(mx), answer.exists, answer.ttl)
+
+    async def look_up_addresses(self, name: str) -> tuple[list[str], str]:
+        """Return the addresses in DNS of an ASCII name, IPv6 first; what /etc/hosts contains plays no part.
+
+        Returns also ``""``, or the reason of the `DNSError` that may have hidden some of the addresses: those of one
+        family are of use when the query for the other fails.
+        """
+        import asyncio  # not above: `nullsmtpd check HOST` does without
+
+        found: list[str] = []
+        reason = ""
+        for answer in await asyncio.gather(self.query(name, "AAAA"), self.query(name, "A"), return_exceptions=True):
+            if isinstance(answer, DNSError):
+                reason = reason or answer.reason
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                records: tuple[Any, ...] = answer.records
+                found += [record.address for record in records]
+        return found, reason
+
+    async def query(self, name: str, rdtype: str) -> Answer:
+        """Return the records of ``name``, an absolute name in ASCII, of the type ``rdtype`` such as ``"TXT"``.
+
+        A truncated response is asked for again over TCP. Raises `DNSError`.
+        """
+        import dns.exception
+        import dns.flags
+        import dns.message
+
+        if self._queries == self._max_queries:
+            raise DNSError(name, f"more than {self._max_queries} queries", rdtype)
+        self._queries += 1
+        try:
+            # The AD bit asks for the AD bit in the response, RFC 6840 §5.7.
+            query = dns.message.make_query(name, rdtype, flags=dns.flags.RD | dns.flags.AD)
+            conf = self._conf or _read_resolv_conf()
+        except dns.exception.DNSException as error:
+            raise DNSError(name, f"not a name ({type(error).__name__})", rdtype) from None
+        except OSError as error:
+            raise DNSError(name, _reason(error), rdtype) from None
+        return await self._try_servers(query, conf, name, rdtype)
+
+    async def _try_servers(self, query: "dns.message.Message", conf: ResolvConf, name: str, rdtype: str) -> Answer:
+        """Ask one server after the other, as often as resolv.conf says.
+
+        Each attempt has an equal share of the time that is left, so that dead servers leave some for the last one.
+        """
+        import asyncio
+
+        deadline = time.monotonic() + self._timeout
+        servers = self._in_order(conf)
+        attempts = deque((number, server) for number in range(conf.attempts) for server in servers)
+        reason = "timed out"
+        while attempts:
+            share = (deadline - time.monotonic()) / len(attempts)
+            number, server = attempts.popleft()
+            try:
+                # glibc doubles its timeout with each attempt.
+                async with asyncio.timeout(min(share, conf.timeout << number)):
+                    response = await _exchange(query, server, self._port, over_tcp=conf.use_vc)
+                self._dead_until.pop(server, None)
+                return _answer(response)
+            except OSError as error:  # no response; includes TimeoutError
+                reason = _reason(error)
+                self._dead_until[server] = time.monotonic() + DEAD_SERVER_SECONDS
+            except _UnusableError as error:  # asking this server again would not help
+                reason = str(error)
+                attempts = deque(attempt for attempt in attempts if attempt[1] != server)
+        raise DNSError(name, reason, rdtype)
+
+    def _in_order(self, conf: ResolvConf) -> list[str]:
+        """Return the servers in the order of the file, rotated if it says so, dead ones last."""
+        first = self._turn % len(conf.servers) if conf.rotate else 0
+        self._turn += 1
+        now = time.monotonic()
+        servers = conf.servers[first:] + conf.servers[:first]
+        return sorted(servers, key=lambda server: self._dead_until.get(server, now) > now)
+
+
+class _UnusableError(Exception):
+    """A name server responded without an answer; the message is the reason."""
 
 
 def domain_of(text: str) -> str:
     """Return the domain that ``text`` is, or that follows its last ``@``: A-labels, lower case, no dot at the end.
 
-    What is not ASCII is mapped as UTS 46 has it and encoded as IDNA 2008 (RFC 5891) wants. Raises `DomainError` for
-    what no DNS name can be, and for addresses in place of names (RFC 5321 §4.1.3); `MissingExtraError` without idna.
+    Labels with other characters than ASCII are mapped and encoded as UTS #46 specifies (non-transitional), which mail
+    servers and browsers follow: it allows what IDNA 2008 does, and symbols. Raises `DomainError` for a text that cannot
+    be a DNS name, and for an IP address (RFC 5321 §4.1.3); `MissingExtraError` without idna.
     """
     if text.endswith("]"):
         raise DomainError("is an address literal, which has no MX")  # and may have an "@" in it
     domain = text.rpartition("@")[2]
-    if len(domain) > MAX_DOMAIN + len(_ROOT):  # before idna: what it maps and encodes takes its time
+    if len(domain) > MAX_DOMAIN + len(_ROOT):  # before idna, which is slow
         raise DomainError(f"is too long; a domain name has at most {MAX_DOMAIN} characters")
     if not domain.isascii():
         domain = _a_labels(domain)
@@ -186,7 +331,9 @@ def domain_of(text: str) -> str:
     if not domain:
         raise DomainError("has no domain")
     if len(domain) > MAX_DOMAIN or not _DOMAIN.fullmatch(domain):
-        raise DomainError("is not a domain name; give labels of up to 63 letters, digits and hyphens, parted by dots")
+        raise DomainError(
+            "is not a domain name; give labels of up to 63 letters, digits and hyphens, separated by dots"
+        )
     if domain.rpartition(".")[2].isdigit():  # RFC 3696 §2: no top-level domain is a number, so this is an IPv4 address
         raise DomainError("is an address and not a name, and has no MX")
     return domain
@@ -211,9 +358,9 @@ def resolver_address(text: str) -> tuple[str, int]:
 
 
 def need_extra() -> None:
-    """Raise `MissingExtraError` unless the packages of the extra ``relay`` are here."""
+    """Raise `MissingExtraError` unless the packages of the extra ``relay`` are installed."""
     try:
-        import dns.asyncresolver  # noqa: F401 - they need only be there
+        import dns.message  # noqa: F401 - only whether they are installed
         import idna  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
@@ -222,17 +369,13 @@ def need_extra() -> None:
 
 
 def load_extra() -> None:
-    """Load what a question may need later, as another user might not be able to read it.
-
-    Raises `MissingExtraError`.
-    """
+    """Import all that a query may need, as another user may be unable to read it. Raises `MissingExtraError`."""
     need_extra()
-    import dns.asyncbackend
+    import dns.inet
     import dns.rdata
     import dns.rdataclass
     import dns.rdatatype
 
-    dns.asyncbackend.get_backend("asyncio")
     for kind in ("MX", "SOA", "CNAME", "DNAME", "OPT", "NS", "A", "AAAA", "RRSIG"):
         dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.from_text(kind))  # type: ignore[no-untyped-call]
     domain_of("\N{LATIN SMALL LETTER U WITH DIAERESIS}.example")
@@ -243,101 +386,165 @@ def _a_labels(domain: str) -> str:
     import idna
 
     try:
-        return idna.encode(domain, uts46=True).decode("ascii")
+        labels = idna.uts46_remap(domain, std3_rules=False).split(".")
     except UnicodeError:
-        raise DomainError("is not an internationalized domain name that IDNA 2008 allows") from None
+        raise DomainError("contains a character that is not allowed in domain names (UTS #46)") from None
+    return ".".join(label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii") for label in labels)
 
 
-async def _addresses(name: str, kind: str, resolver: tuple[str, int] | None, lifetime: float) -> tuple[list[str], str]:
-    import dns.resolver
+def parse_resolv_conf(octets: bytes, res_options: bytes = b"") -> ResolvConf:
+    """Parse the contents of /etc/resolv.conf and of the variable RES_OPTIONS, exactly as glibc's res_init.c does.
 
+    Lines that glibc skips are skipped; no contents are an error. Without a usable ``nameserver`` line the server is
+    127.0.0.1. Where glibc would wait 0 seconds or make 0 attempts, the value is 1.
+    """
+    servers = []
+    values = {b"timeout": _DEFAULT_TIMEOUT, b"attempts": _DEFAULT_ATTEMPTS}
+    flags = set()
+    lines = [(line[1], line[2]) for line in _RESOLV_CONF_LINE.finditer(octets)]
+    for keyword, text in [*lines, (b"options", res_options)]:
+        if keyword == b"nameserver":
+            servers += _server(text)
+            continue
+        for number, digits, flag in _RESOLV_CONF_OPTION.findall(text):
+            if flag:
+                flags.add(flag)
+            else:
+                values[number] = int(digits or 0)
+    return ResolvConf(
+        tuple(servers[:_MAX_SERVERS]) or ("127.0.0.1",),
+        min(max(values[b"timeout"], 1), _MAX_TIMEOUT),
+        min(max(values[b"attempts"], 1), _MAX_ATTEMPTS),
+        rotate=b"rotate" in flags,
+        use_vc=b"use-vc" in flags,
+    )
+
+
+def _server(text: bytes) -> list[str]:
+    """Return the address at the beginning of the text, or nothing if there is none."""
+    token = re.split(rb"[ \t]", text.lstrip(b" \t"), maxsplit=1)[0].decode("latin-1")
+    if re.search(r"\s", token):  # such as the CR of a DOS line end, which inet_aton(3) alone would ignore
+        return []
+    with contextlib.suppress(OSError):  # glibc accepts 127.1, too
+        address = socket.inet_ntoa(socket.inet_aton(token))
+        return [_UNSPECIFIED.get(address, address)]
+    host, _, scope = token.partition("%")
+    with contextlib.suppress(OSError):
+        packed = socket.inet_pton(socket.AF_INET6, host)
+        address = socket.inet_ntop(socket.AF_INET6, packed)
+        is_link_local = ipaddress.IPv6Address(packed).is_link_local
+        return [f"{address}%{scope}" if scope and is_link_local else _UNSPECIFIED.get(address, address)]
+    return []
+
+
+def _read_resolv_conf() -> ResolvConf:
+    """Read the file as it is now. Raises `OSError` when out of descriptors or memory."""
+    octets = b""
     try:
-        answer = await _ask(name, kind, resolver, lifetime)
-    except dns.resolver.NXDOMAIN:
-        return [], ""
-    except DNSError as error:
-        return [], error.reason
-    return [record.address for record in answer.rrset or ()], ""
+        with open(_RESOLV_CONF, "rb") as file:  # noqa: PTH123 - no pathlib here
+            octets = file.read(_MAX_RESOLV_CONF)
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
+    return parse_resolv_conf(octets, os.environb.get(b"RES_OPTIONS", b""))
 
 
-async def _ask(domain: str, kind: str, resolver: tuple[str, int] | None, lifetime: float) -> "dns.resolver.Answer":
-    """Return what DNS says within ``lifetime`` seconds. Raises `DNSError`, and dnspython's `NXDOMAIN`."""
+async def _exchange(query: "dns.message.Message", server: str, port: int, *, over_tcp: bool) -> "dns.message.Message":
+    """Return the response of one server. Raises `OSError` when there is none, `_UnusableError` when it is garbage."""
     import dns.exception
     import dns.flags
-    import dns.resolver
+    import dns.message
 
+    if not over_tcp:
+        response = await _over_udp(query, server, port)
+        if not response.flags & dns.flags.TC:
+            return response
+    octets = await _over_tcp(query.to_wire(), server, port)
     try:
-        answer = await _to_its_end(
-            _stub(resolver).resolve(domain + _ROOT, kind, raise_on_no_answer=False, lifetime=lifetime)
-        )
-    except dns.resolver.NXDOMAIN:
-        raise
-    except (dns.exception.DNSException, OSError, ValueError) as error:
-        raise DNSError(domain, _reason(error), kind) from error
-    if answer.response.flags & dns.flags.TC:  # over TCP too: a part of an MX set may look like a null MX
-        raise DNSError(domain, "truncated", kind)
-    return answer
+        response = dns.message.from_wire(octets)
+    except (dns.exception.DNSException, ValueError) as error:
+        raise _UnusableError(f"no usable answer ({type(error).__name__})") from None
+    if not query.is_response(response):
+        raise _UnusableError("answer to another question")
+    return response
 
 
-async def _to_its_end(question: "Coroutine[Any, Any, dns.resolver.Answer]") -> "dns.resolver.Answer":
-    """Await the answer; when the caller is cancelled, the question still takes its time, of which it has a bound.
-
-    Cancelled itself while its UDP socket is made, it would leave that open for ever: uvloop's loop does.
-    """
+async def _over_udp(query: "dns.message.Message", server: str, port: int) -> "dns.message.Message":
+    """Return the first datagram that is a response to the query; others may be forged."""
     import asyncio
 
-    task = asyncio.ensure_future(question)
-    _under_way.add(task)  # the loop itself keeps only a weak reference
-    task.add_done_callback(_is_over)
-    return await asyncio.shield(task)
+    import dns.exception
+    import dns.inet
+    import dns.message
+
+    with socket.socket(_family(server), socket.SOCK_DGRAM) as connection:
+        connection.setblocking(False)
+        # Connected, the socket gets no datagrams from other addresses, and an error if the port is closed.
+        connection.connect(dns.inet.low_level_address_tuple((server, port)))
+        connection.send(query.to_wire())
+        while True:
+            octets = await asyncio.get_running_loop().sock_recv(connection, _MAX_MESSAGE)
+            with contextlib.suppress(dns.exception.DNSException, ValueError):
+                response = dns.message.from_wire(octets)
+                if query.is_response(response):
+                    return response
 
 
-def _is_over(task: "asyncio.Future[dns.resolver.Answer]") -> None:
-    _under_way.discard(task)
-    if not task.cancelled():
-        task.exception()  # or the loop would complain where nobody waited for it any more
+async def _over_tcp(octets: bytes, server: str, port: int) -> bytes:
+    """Exchange messages, which a length of two octets precedes (RFC 1035 §4.2.2)."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    with socket.socket(_family(server), socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, (server, port))
+        await loop.sock_sendall(connection, len(octets).to_bytes(2, "big") + octets)
+        received = b""
+        while len(received) < 2 or len(received) < 2 + int.from_bytes(received[:2], "big"):  # noqa: PLR2004
+            more = await loop.sock_recv(connection, _MAX_MESSAGE)
+            if not more:
+                raise _UnusableError("connection closed")
+            received += more
+        return received[2:]
 
 
-def _stub(resolver: tuple[str, int] | None) -> "dns.asyncresolver.Resolver":
-    """Return a stub resolver; a new one each time costs 20 µs, and never goes by an /etc/resolv.conf of yesterday."""
-    import dns.asyncresolver
-
-    if resolver is None:
-        return dns.asyncresolver.Resolver()
-    stub = dns.asyncresolver.Resolver(configure=False)
-    address, stub.port = resolver
-    stub.nameservers = [address]
-    return stub
+def _family(server: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in server else socket.AF_INET
 
 
-def _records(rrset: "dns.rrset.RRset | None") -> tuple[MX, ...]:
-    return tuple(sorted(MX(one.preference, one.exchange.to_text(omit_final_dot=True)) for one in rrset or ()))
-
-
-def _ttl(response: "dns.message.QueryMessage") -> int:
-    """Return the least TTL on the way to the answer; where there is none, what RFC 2308 §5 takes from the SOA.
-
-    Without a SOA that is 0: "should not be cached".
-    """
+def _answer(response: Any) -> Answer:  # noqa: ANN401
+    """Return what a response says. Raises `_UnusableError` if it does not answer the query."""
+    import dns.exception
+    import dns.flags
+    import dns.rcode
     import dns.rdatatype
 
-    found = response.resolve_chaining()
+    rcode, flags = response.rcode(), response.flags
+    if rcode not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
+        raise _UnusableError(dns.rcode.to_text(rcode))
+    if flags & dns.flags.TC:  # a part of an MX set could look like a null MX
+        raise _UnusableError("truncated")
+    try:
+        chain = response.resolve_chaining()
+    except dns.exception.DNSException as error:
+        raise _UnusableError(f"no usable answer ({type(error).__name__})") from None
     has_soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
-    return found.minimum_ttl if found.answer is not None or has_soa else 0
+    if chain.answer is None and rcode == dns.rcode.NOERROR and not has_soa:
+        # RFC 2308 §2.2: without a SOA it may be a referral, or an alias whose target was not resolved.
+        has_ns = any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
+        if chain.cnames:
+            raise _UnusableError("alias without its target")
+        if not flags & dns.flags.AA and (has_ns or not flags & dns.flags.RA):
+            raise _UnusableError("referral")
+    return Answer(
+        name=chain.canonical_name.to_text(omit_final_dot=True).lower(),
+        exists=rcode != dns.rcode.NXDOMAIN,
+        records=tuple(chain.answer or ()),
+        ttl=chain.minimum_ttl if chain.answer is not None or has_soa else 0,  # RFC 2308 §5: "SHOULD NOT be cached"
+        is_alias=bool(chain.cnames),
+        is_secure=bool(flags & dns.flags.AD),
+    )
 
 
-def _reason(error: Exception) -> str:
-    """Say in a few words why DNS is no help, without what it was asked."""
-    import dns.exception
-    import dns.resolver
-
-    if isinstance(error, dns.exception.Timeout):
-        return "timed out"
-    if isinstance(error, dns.resolver.NoNameservers) and (errors := error.kwargs["errors"]):
-        last = errors[-1][3]  # an exception, or the text of a response code
-        return last if isinstance(last, str) else _reason(last)
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    if isinstance(error, dns.resolver.NoResolverConfiguration):
-        return "no name server in /etc/resolv.conf"
-    return f"no usable answer ({type(error).__name__})"
+def _reason(error: OSError) -> str:
+    return "timed out" if isinstance(error, TimeoutError) else error.strerror or type(error).__name__

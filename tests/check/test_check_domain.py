@@ -297,18 +297,6 @@ def test_a_domain_of_very_many_addresses_is_asked_a_part_of_them(
     assert verdict.startswith("many.example bad: too many addresses to ask them all")
 
 
-def test_a_host_without_a_name_server_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An /etc/resolv.conf that names none is part of the report, as any other failure of DNS."""
-
-    def read_nothing(*_: object) -> None:
-        raise dns.resolver.NoResolverConfiguration
-
-    monkeypatch.setattr(dns.resolver.BaseResolver, "read_resolv_conf", read_nothing)
-    report = asyncio.run(nullsmtpd.check_domain("null.example"))
-    assert (report.mx, report.error) == (None, "no name server in /etc/resolv.conf")
-    assert (report.hosts[0].error, report.verdict.name) == (report.error, "dns-fails")
-
-
 def test_without_dnspython_one_line_says_what_to_install(world: World) -> None:
     """The extra `relay` is missing: exit status 2."""
     program = (

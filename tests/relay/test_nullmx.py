@@ -1,13 +1,11 @@
 """What a domain says in DNS about its mail, asked of a real name server on loopback."""
 
 import asyncio
-import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
-import dns.asyncresolver
 import pytest
 import uvloop
 from hypothesis import example, given
@@ -117,7 +115,7 @@ def test_dns_that_does_not_tell_is_an_error_of_its_own(dns_server: NameServer, f
     dns_server.faults["null.example"] = fault
     with pytest.raises(DNSError) as caught:
         look_up(dns_server, "null.example", timeout=0.5 if reason == "timed out" else PATIENCE)
-    assert str(caught.value) == f"DNS does not tell the MX of null.example: {reason}"
+    assert str(caught.value) == f"DNS lookup of null.example MX failed: {reason}"
     assert caught.value.reason == reason
 
 
@@ -156,14 +154,6 @@ def test_a_name_server_that_cannot_be_reached_is_an_error_too() -> None:
         asyncio.run(look_up_mx("null.example", resolver=("255.255.255.255", 53), timeout=PATIENCE))
 
 
-def test_a_host_without_a_name_server_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An /etc/resolv.conf that names none, at the time of the question."""
-    read = dns.asyncresolver.Resolver.read_resolv_conf
-    monkeypatch.setattr(dns.asyncresolver.Resolver, "read_resolv_conf", lambda stub, _: read(stub, io.StringIO("")))
-    with pytest.raises(DNSError, match=r"no name server in /etc/resolv\.conf$"):
-        asyncio.run(look_up_mx("null.example"))
-
-
 @pytest.mark.parametrize(
     ("text", "domain"),
     [
@@ -177,6 +167,8 @@ def test_a_host_without_a_name_server_is_an_error_too(monkeypatch: pytest.Monkey
         ("faß.de", "xn--fa-hia.de"),  # IDNA 2008, where IDNA 2003 had "fass"
         ("xn--bcher-kva.example", "xn--bcher-kva.example"),
         ("under_score.example", "under_score.example"),
+        ("_dmarc.bücher.example", "_dmarc.xn--bcher-kva.example"),
+        ("☃.example", "xn--n3h.example"),  # UTS #46 allows symbols, which IDNA 2008 does not
         ("org", "org"),
         ("a" * 63 + ".example", "a" * 63 + ".example"),
         (".".join(["a" * 61] * 4) + ".aaaaa", ".".join(["a" * 61] * 4) + ".aaaaa"),
@@ -191,7 +183,7 @@ def test_the_domain_of_a_name_or_an_address_is_what_dns_has(text: str, domain: s
     "text",
     [
         *("", ".", "@", "someone@", "someone@.", "a..b", ".a", "a..", "-a.example", "a-.example", "a b.example"),
-        *("a@b@", "a\0.example", "a.example\n", "a/b", "*", "a" * 64 + ".example", "☃.example", "ü..example"),
+        *("a@b@", "a\0.example", "a.example\n", "a/b", "*", "a" * 64 + ".example", "ü..example"),
         *("[192.0.2.1]", "someone@[192.0.2.1]", "someone@[IPv6:2001:db8::1]", "x@[odd:a@b.example]", "192.0.2.1"),
         *("2001:db8::1", "\uff11\uff12\uff17.0.0.1", ".".join(["a" * 61] * 4) + ".aaaaaa", "ü" * 100_000),
         *("ü" * 60 + ".example", "\udcff.example", "\ufffd"),

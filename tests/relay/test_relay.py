@@ -93,7 +93,7 @@ def test_a_null_mx_is_556_and_everything_else_is_not_found(
     "key",
     [
         *("", "@", "someone@", "someone@[192.0.2.1]", "[IPv6:::1]", "192.0.2.1", "a..b", "x" * 64 + ".example"),
-        *("x" * 4000, b"\xff\xfe", b"\0", "null.example\n", "☃.example", "a b"),
+        *("x" * 4000, b"\xff\xfe", b"\0", "null.example\n", "a b"),
     ],
 )
 def test_what_is_no_domain_is_not_found_and_dns_is_not_asked(
