@@ -53,7 +53,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = ["__version__"]
 __all__ += list(_HOMES)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:

@@ -1,60 +1,62 @@
-"""The command ``nullsmtpd``: from the shell to the server and back to an exit status."""
+"""Which command? ``nullsmtpd``, ``nullsmtpd check`` or ``nullsmtpd relay``."""
 
-# Before anything else is imported: the event loop takes a tenth of a second to load, and until then the default action
-# of SIGTERM would end us with a status that is not 0, or, as process 1 of a container, be lost. `_signal` and `posix`
-# are built in; the `signal` module that wraps the former is slow to load itself.
+# Signals come first: the event loop takes a tenth of a second to load, and until then the default action of SIGTERM
+# would end the process with a status other than 0, or, as process 1 of a container, be lost. `_signal` and `posix` are
+# built in; the `signal` module that wraps the former is slow to load itself.
 import _signal  # type: ignore[import-not-found] # typeshed leaves it out
 import os
+import sys
+
+__all__ = ["main"]
+
+# Whoever starts a daemon may send it any signal, and none may reset its clients: these have no use here. SIGTTOU and
+# SIGTTIN stop a background job whose terminal has `stty tostop`; ignoring SIGCHLD makes the kernel reap the orphans
+# that process 1 inherits.
+_IGNORED = (
+    *("SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGSTKFLT"),
+    *("SIGTTOU", "SIGTTIN", "SIGCHLD"),
+)
 
 
-def _end_at_once(number: int, frame: object) -> None:
+def _exit_at_once(number: int, frame: object) -> None:
     os._exit(0)
 
 
-_signal.signal(_signal.SIGTERM, _end_at_once)
-_signal.signal(_signal.SIGINT, _end_at_once)
-_signal.signal(_signal.SIGUSR1, _signal.SIG_IGN)
+def _prepare_signals() -> None:
+    """Set the dispositions and the mask of a daemon, whatever the parent has left.
 
-import sys  # noqa: E402 - the handlers come first, see above
+    Until `nullsmtpd.runtime.process.install_signal_handlers` termination signals exit at once, with no client lost yet;
+    SIGHUP and SIGUSR1 are blocked and wait. A SIGHUP that the parent ignores, as nohup(1) does, remains ignored.
+    """
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGQUIT):
+        _signal.signal(number, _exit_at_once)
+    ignored = [getattr(_signal, name) for name in _IGNORED if hasattr(_signal, name)]
+    if hasattr(_signal, "SIGRTMIN"):
+        ignored += range(_signal.SIGRTMIN, _signal.SIGRTMAX + 1)
+    for number in ignored:
+        _signal.signal(number, _signal.SIG_IGN)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, (_signal.SIGHUP, _signal.SIGUSR1))
 
-__all__ = ["main"]
+
+# A check that was interrupted has not passed, so it keeps the default actions.
+if sys.argv[1:2] != ["check"]:
+    _prepare_signals()
 
 
 def main() -> int:
     """Run the command with the arguments and the environment of this process; return its exit status."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["check"]:
-        return _check(arguments[1:])
+        from nullsmtpd.cli.check_command import run
+
+        return run(arguments[1:], os.environ)
     if arguments[:1] == ["relay"]:
-        return _relay(arguments[1:])
-    return _respond(arguments)
+        from nullsmtpd.cli.relay_command import run as run_relay
 
+        return run_relay(arguments[1:], os.environ)
+    from nullsmtpd.cli.responder import run as run_responder
 
-def _check(arguments: list[str]) -> int:
-    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1):
-        _signal.signal(number, _signal.SIG_DFL)  # a check that was interrupted has not found all well
-    from nullsmtpd.cli.check_command import run
-
-    return run(arguments, os.environ)
-
-
-def _relay(arguments: list[str]) -> int:
-    from nullsmtpd.cli.relay_command import run
-
-    return run(arguments, os.environ)
-
-
-def _respond(arguments: list[str]) -> int:
-    from nullsmtpd.cli.command import run_server
-    from nullsmtpd.cli.responder import help_text, parse_options
-
-    def serve_clients() -> None:
-        options = parse_options(arguments, os.environ)
-        from nullsmtpd.responder.server import serve
-
-        serve(options)
-
-    return run_server("nullsmtpd", arguments, help_text, serve_clients)
+    return run_responder(arguments, os.environ)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""How a command reads flags, environment variables and defaults: one table an option, one line for a mistake.
+"""Flags, environment variables, defaults and ``--help``, all read from one table of options.
 
-Not argparse: it costs 0.9 MB for the life of the process, and the environment, which comes first in a container, would
-stand beside it anyway. One table feeds flags, variables and --help.
+Not argparse: it costs 0.9 MB for the life of the process, and does not read the environment.
 """
 
 import re
@@ -12,22 +11,22 @@ __all__ = [
     "Given",
     "Option",
     "UsageError",
-    "account",
-    "count",
-    "last",
+    "boolean",
     "option_lines",
+    "parse_all",
+    "parse_last",
+    "positive_int",
     "positive_seconds",
     "read_options",
     "seconds",
-    "several",
     "shown",
-    "switch",
+    "user_or_group",
     "variable",
 ]
 
 _PREFIX = "NULLSMTPD_"
 
-# A Kubernetes Service "nullsmtpd", or "nullsmtpd-metrics", puts these beside ours, into every pod of its namespace.
+# A Kubernetes Service "nullsmtpd", or "nullsmtpd-metrics", sets these in every pod of its namespace.
 _SERVICE_LINK = re.compile(r"(NULLSMTPD(?:_\w+?)??)_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\w+)?)")
 
 _MAX_SECONDS = 3600.0
@@ -42,15 +41,14 @@ _T = TypeVar("_T")
 
 
 class UsageError(Exception):
-    """The command line or the environment is wrong; the message is one line that says how to right it."""
+    """The command line or the environment is wrong; the message is one line with what would be valid."""
 
 
 class Option(NamedTuple):
-    """One line of the table of a command's options.
+    """One row of the table of a command's options.
 
-    ``metavar`` stands for the value in --help; without one the flag is a switch, which takes none, and its variable a
-    yes or no. ``default`` is ``""`` where the option may be absent. ``lists``: its variable holds values parted by
-    commas, and its flag may be repeated.
+    ``metavar`` stands for the value in --help; an empty one is for a boolean, whose flag takes no value. ``default`` is
+    ``""`` where the option may be absent. ``lists``: the flag may be repeated, and its variable separates by commas.
     """
 
     metavar: str
@@ -63,10 +61,10 @@ Table = Mapping[str, Option]
 
 
 def read_options(table: Table, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Given]:
-    """Return what was given for each option: a flag wins over its environment variable, and that over the default.
+    """Return the values of each option. Precedence: flag, environment variable, default.
 
-    Nothing given and no default is an empty list. Raises `UsageError` for an unknown name and a missing value; what a
-    value means is for `last` and `several`.
+    An option without any is an empty list. Raises `UsageError` for an unknown name and a missing value; `parse_last`
+    and `parse_all` convert the values.
     """
     given: dict[str, Given] = {
         name: [("the default", option.default)] if option.default else [] for name, option in table.items()
@@ -83,10 +81,10 @@ def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, Given]:
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--")
         if name == flag or name not in table:
-            raise UsageError(f"unknown argument {flag!a}; --help lists the options")
+            raise UsageError(f"unknown argument {shown(flag)}; --help lists the options")
         if not table[name].metavar:
             if equals:
-                raise UsageError(f"{flag} takes no value; leave {value!a} out")
+                raise UsageError(f"{flag} takes no value; leave out {shown(value)}")
             value = "yes"
         elif not equals:
             try:
@@ -104,7 +102,7 @@ def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, G
         if not key.startswith(_PREFIX) or _is_service_link(key, environment):
             continue
         if key not in names:
-            raise UsageError(f"unknown variable {key!a} in the environment; --help lists the options")
+            raise UsageError(f"unknown variable {shown(key)} in the environment; --help lists the options")
         values = value.split(",") if table[names[key]].lists else [value]
         variables[names[key]] = [(key, item) for item in values]
     return variables
@@ -115,12 +113,12 @@ def _is_service_link(key: str, environment: Mapping[str, str]) -> bool:
     return link is not None and f"{link[1]}_SERVICE_HOST" in environment
 
 
-def several(given: Given, parse: Callable[[str], _T]) -> list[_T]:
+def parse_all(given: Given, parse: Callable[[str], _T]) -> list[_T]:
     """Return every value, parsed. Raises `UsageError` where ``parse`` raises `ValueError`."""
-    return [last([item], parse) for item in given]
+    return [parse_last([item], parse) for item in given]
 
 
-def last(given: Given, parse: Callable[[str], _T]) -> _T:
+def parse_last(given: Given, parse: Callable[[str], _T]) -> _T:
     """Return the value that counts, parsed. Raises `UsageError` where ``parse`` raises `ValueError`.
 
     The message of the `ValueError` goes on after the value: "is not a number of seconds".
@@ -147,24 +145,21 @@ def positive_seconds(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """Parse a whole number from 1 to what a C int holds. Raises `ValueError`."""
     if not re.fullmatch(r"[0-9]{1,10}", text) or not 1 <= int(text) <= _MAX_INT:
         raise ValueError(f"is not a whole number from 1 to {_MAX_INT}")
     return int(text)
 
 
-def account(text: str) -> str:
-    """Check what can be a user or a group, by name or by number; whether it exists is seen when it is needed.
-
-    Raises `ValueError`.
-    """
+def user_or_group(text: str) -> str:
+    """Validate the form of a user or a group, by name or by number. Raises `ValueError`."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", text):
         raise ValueError("is neither a name nor a number; give one as in /etc/passwd or /etc/group")
     return text
 
 
-def switch(text: str) -> bool:
+def boolean(text: str) -> bool:
     """Parse a yes or no. Raises `ValueError`."""
     if text.lower() not in _YES + _NO:
         raise ValueError("is neither yes nor no; give 1 or 0")
@@ -172,7 +167,7 @@ def switch(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Return a wrong value the way a message repeats it: escaped, and not at any length."""
+    """Return an invalid value as messages repeat it: escaped, and shortened."""
     escaped = ascii(text)
     return escaped if len(escaped) <= _MAX_SHOWN else f"{escaped[:_MAX_SHOWN]}..."
 
@@ -183,21 +178,23 @@ def variable(name: str) -> str:
 
 
 def option_lines(table: Table) -> list[str]:
-    """Return the part of ``--help`` that lists the options, --version and --help among them."""
-    lines: list[str] = []
+    """Return the lines of ``--help`` that list the options, in 80 columns."""
+    lines = [
+        "options:",
+        *_help_lines("-h, --help", "print this help and exit"),
+        *_help_lines("--version", "print the version and exit"),
+    ]
     for name, option in table.items():
         default = f" (default: {option.default})" if option.default and option.metavar else ""
-        lines += [f"  --{name} {option.metavar}".rstrip(), *_indented(option.help + default)]
-    return [
-        *lines,
-        "  --version",
-        *_indented("print the version and exit"),
-        "  --help",
-        *_indented("print this and exit"),
-    ]
+        lines += _help_lines(f"--{name} {option.metavar}".rstrip(), option.help + default)
+    return lines
 
 
-def _indented(text: str) -> list[str]:
+def _help_lines(flag: str, text: str) -> list[str]:
     import textwrap  # for --help alone
 
-    return textwrap.wrap(text, 88, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    indent = " " * 24
+    first = f"  {flag}".ljust(len(indent))
+    if len(first) > len(indent):
+        return [first, *textwrap.wrap(text, 80, initial_indent=indent, subsequent_indent=indent)]
+    return textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=indent)

@@ -11,12 +11,12 @@ from nullsmtpd.cli.arguments import (
     Given,
     Option,
     UsageError,
-    last,
+    boolean,
     option_lines,
+    parse_last,
     positive_seconds,
     read_options,
     shown,
-    switch,
 )
 from nullsmtpd.runtime.sockets import parse_address
 
@@ -75,16 +75,16 @@ def parse_options(arguments: Sequence[str]) -> Options:
     hosts, flags = _part(arguments)
     given = read_options(_TABLE, flags, {})
     _refuse_idle(given, has_host=bool(hosts))
-    port = last(given["port"], _port)
+    port = parse_last(given["port"], _port)
     return Options(
         hosts=tuple(dict.fromkeys(_host(host, port) for host in hosts)),
-        mode=last(given["mode"], known_mode) if given["mode"] else None,
-        early=last(given["early"], switch),
-        timeout=last(given["timeout"], positive_seconds) if given["timeout"] else None,
-        json=last(given["json"], switch),
-        domain=last(given["domain"], _domain) if given["domain"] else None,
+        mode=parse_last(given["mode"], known_mode) if given["mode"] else None,
+        early=parse_last(given["early"], boolean),
+        timeout=parse_last(given["timeout"], positive_seconds) if given["timeout"] else None,
+        json=parse_last(given["json"], boolean),
+        domain=parse_last(given["domain"], _domain) if given["domain"] else None,
         port=port,
-        resolver=last(given["resolver"], _resolver) if given["resolver"] else None,
+        resolver=parse_last(given["resolver"], _resolver) if given["resolver"] else None,
     )
 
 
@@ -138,7 +138,7 @@ def _host(text: str, port: int) -> tuple[str, int]:
     """Read ``HOST``, ``HOST:PORT``, ``[v6]:PORT``, or an IPv6 address with or without brackets. Raises `UsageError`."""
     if _is_ipv6(text):
         text = f"[{text}]"
-    address = last([("HOST", text if _has_port(text) else f"{text}:{port}")], parse_address)
+    address = parse_last([("HOST", text if _has_port(text) else f"{text}:{port}")], parse_address)
     if address.host is None or not address.port:
         raise UsageError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
     return address.host, address.port

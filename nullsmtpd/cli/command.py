@@ -1,61 +1,138 @@
-"""What is alike in the commands that serve: help, version, standard descriptors, and how a failure becomes a status."""
+"""What the commands that serve have in common: help, version, standard descriptors, exit status."""
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from nullsmtpd import __version__
 
-__all__ = ["run_server"]
+__all__ = ["print_line", "run_server"]
+
+STDOUT, STDERR = 1, 2
+
+_HINTS = {
+    errno.EADDRINUSE: "stop the program that uses it, or choose another port",
+    errno.EACCES: "choose a port above 1023, grant CAP_NET_BIND_SERVICE, or use socket activation",
+    errno.EADDRNOTAVAIL: "this host does not have that address; give one of its own, or :PORT for all of them",
+    errno.EAFNOSUPPORT: "this host does not have that address family; give an address of another, or :PORT",
+    errno.EINVAL: "restart the program that passes it in",
+}
+_UNIX_HINTS = {
+    errno.EADDRINUSE: "stop the program that uses it, or choose another path",
+    errno.EEXIST: "remove that file, or choose another path",
+    errno.ENOENT: "create its directory first",
+    errno.EACCES: "choose a directory that this user may write to",
+    errno.EROFS: "choose a directory that this user may write to",
+    errno.ENOTDIR: "choose a path whose directories are directories",
+}
 
 
-def run_server(name: str, arguments: Sequence[str], help_text: Callable[[], str], serve: Callable[[], None]) -> int:
-    """Print what ``--help`` or ``--version`` asks for, or else call ``serve``; return the exit status, see --help.
+_O = TypeVar("_O")
 
-    ``name``: the command as it is typed, before what is wrong. ``serve`` may raise `UsageError`, `ListenError`,
-    `PrivilegeError` and `OSError`.
+
+def run_server(
+    name: str,
+    arguments: Sequence[str],
+    help_text: Callable[[], str],
+    parse: Callable[[], _O],
+    serve: Callable[[_O], None],
+) -> int:
+    """Print what ``--help`` or ``--version`` asks for, or else serve with the parsed options; return the exit status.
+
+    ``name``: the command, for messages. 0: shut down by a signal; 1: cannot run; 2: invalid options.
     """
     from nullsmtpd.cli.arguments import UsageError
-    from nullsmtpd.runtime.privileges import PrivilegeError
-    from nullsmtpd.runtime.sockets import ListenError
 
-    if "--help" in arguments:
-        return _say(1, help_text(), 0)
+    if "--help" in arguments or "-h" in arguments:
+        return print_line(STDOUT, help_text(), 0)
     if "--version" in arguments:
-        return _say(1, f"nullsmtpd {__version__}\n", 0)
+        return print_line(STDOUT, f"nullsmtpd {__version__}", 0)
     _open_standard_descriptors()
+    foreign_pid = _foreign_listen_pid(os.environ)
     try:
-        serve()
+        options = parse()
+        from nullsmtpd.runtime.event_loop import import_uvloop  # only now: a mistake in the options needs no event loop
+
+        import_uvloop()
+        try:
+            serve(options)
+        except OSError as error:
+            return print_line(STDERR, f"{name}: {_explain(error, options, foreign_pid)}", 1)
+        except LookupError as error:
+            raise _account_error(error) from None
     except UsageError as error:
-        return _say(2, f"{name}: {error}\n", 2)
-    except (ListenError, PrivilegeError) as error:
-        return _say(2, f"{name}: {error}\n", 1)
-    except OSError as error:  # no descriptor or memory left for the event loop itself
-        return _say(2, f"{name}: cannot start: {error.strerror}; see the limits of this process\n", 1)
+        return print_line(STDERR, f"{name}: {error}", 2)
     return 0
 
 
-def _open_standard_descriptors() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed: a client's socket must never become our log.
+def _account_error(error: LookupError) -> Exception:
+    from nullsmtpd.cli.arguments import UsageError, shown
+    from nullsmtpd.runtime.privileges import AccountError
 
-    And see to it that stderr never makes us wait.
+    return UsageError(f"--{error.kind}: {shown(error.value)} {error}") if isinstance(error, AccountError) else error
+
+
+def _explain(error: OSError, options: object, foreign_pid: str) -> str:
+    """Return why the server cannot run, and the remedy."""
+    from nullsmtpd.runtime.privileges import PrivilegeError
+    from nullsmtpd.runtime.sockets import ListenError
+
+    if isinstance(error, ListenError):
+        flag = "--metrics" if error.filename == str(getattr(options, "metrics", None)) else "--listen"
+        return _explain_listen_error(error, flag, foreign_pid)
+    if isinstance(error, PrivilegeError):
+        names = " ".join(f"--{key} {value}" for key in ("user", "group") if (value := getattr(options, key)))
+        hint = "; start as root to change to another account, or leave the options out" if os.geteuid() else ""
+        return f"{names}: {error.strerror}{hint}"
+    # No file descriptor or memory left for the event loop itself.
+    return f"cannot run: {error.strerror}; raise the limits of this process"
+
+
+def _explain_listen_error(error: OSError, flag: str, foreign_pid: str) -> str:
+    address = str(error.filename)
+    if address == "LISTEN_FDS":
+        return f"{address}: {error.strerror}"
+    hint = (_UNIX_HINTS if address.startswith("unix:") else _HINTS).get(error.errno or 0, "")
+    if isinstance(error.__cause__, socket.gaierror):
+        hint = "give a name that resolves, or an address"
+    elif error.errno == errno.EADDRINUSE and foreign_pid:
+        hint = (
+            f"sockets were passed in, but to process {foreign_pid} (LISTEN_PID) and not to this one ({os.getpid()}): "
+            "start nullsmtpd without a wrapper that forks"
+        )
+    return f"{flag} {address}: {error.strerror}" + (f"; {hint}" if hint else "")
+
+
+def _foreign_listen_pid(environment: Mapping[str, str]) -> str:
+    """Return the process that sockets were passed to when that is another one, else an empty string."""
+    pid = environment.get("LISTEN_PID", "") if environment.get("LISTEN_FDS") else ""
+    return pid if pid.isdigit() and pid != str(os.getpid()) else ""
+
+
+def _open_standard_descriptors() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed: a client's socket must never become the log.
+
+    And make writing to a terminal on stderr never block.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
     if os.isatty(2):
         # A terminal is writable while it has room for one octet, and a line then waits for a reader that may never
-        # come. Opened anew, the terminal is told not to wait without the shell's own descriptor being told so too.
+        # come. Opened anew, the terminal becomes non-blocking here without the shell's own descriptor changing.
         with contextlib.suppress(OSError):
             terminal = os.open("/dev/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             os.dup2(terminal, 2)
             os.close(terminal)
 
 
-def _say(descriptor: int, text: str, status: int) -> int:
-    """Write to stdout or stderr, whether or not anyone listens there; return the exit status."""
+def print_line(descriptor: int, text: str, status: int) -> int:
+    """Write to stdout or stderr, which may be closed; return the exit status."""
     with contextlib.suppress(OSError):
-        os.write(descriptor, text.encode())
+        os.write(descriptor, f"{text}\n".encode("ascii", "backslashreplace"))
     return status

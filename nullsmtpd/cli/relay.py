@@ -7,13 +7,13 @@ from typing import NamedTuple
 from nullsmtpd.cli.arguments import (
     Option,
     UsageError,
-    account,
-    count,
-    last,
     option_lines,
+    parse_all,
+    parse_last,
+    positive_int,
     positive_seconds,
     read_options,
-    several,
+    user_or_group,
     variable,
 )
 from nullsmtpd.nullmx import TIMEOUT, resolver_address
@@ -97,13 +97,13 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     """
     given = read_options(_TABLE, arguments, environment)
     return Options(
-        listen=tuple(dict.fromkeys(several(given["listen"], _place))),
-        resolver=last(given["resolver"], resolver_address) if given["resolver"] else None,
-        timeout=last(given["timeout"], _timeout),
-        cache=last(given["cache"], count),
-        max_sessions=last(given["max-sessions"], count),
-        user=last(given["user"], account) if given["user"] else None,
-        group=last(given["group"], account) if given["group"] else None,
+        listen=tuple(dict.fromkeys(parse_all(given["listen"], _place))),
+        resolver=parse_last(given["resolver"], resolver_address) if given["resolver"] else None,
+        timeout=parse_last(given["timeout"], _timeout),
+        cache=parse_last(given["cache"], positive_int),
+        max_sessions=parse_last(given["max-sessions"], positive_int),
+        user=parse_last(given["user"], user_or_group) if given["user"] else None,
+        group=parse_last(given["group"], user_or_group) if given["group"] else None,
     )
 
 

@@ -9,18 +9,17 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
     """Run the command with the arguments after ``relay``; return its exit status, see --help."""
-    from nullsmtpd.cli.relay import UsageError, help_text, parse_options
+    from nullsmtpd.cli.relay import Options, UsageError, help_text, parse_options
 
-    def serve_relays() -> None:
+    def serve(options: Options) -> None:
         from nullsmtpd.nullmx import MissingExtraError, load_extra
 
-        options = parse_options(arguments, environment)
         try:
             load_extra()
         except MissingExtraError as error:
             raise UsageError(str(error)) from None
-        from nullsmtpd.relay.server import serve
+        from nullsmtpd.relay.server import serve as serve_relays
 
-        serve(options, environment)
+        serve_relays(options, environment)
 
-    return run_server("nullsmtpd relay", arguments, help_text, serve_relays)
+    return run_server("nullsmtpd relay", arguments, help_text, lambda: parse_options(arguments, environment), serve)

@@ -17,13 +17,6 @@ MAX_PATH_OCTETS = 103
 # Whoever reaches the directory may connect: a relay's processes are of many users, and all there is to learn is in DNS.
 _UMASK = 0o111
 
-_WAYS_OUT = {
-    errno.ENOENT: "create its directory first",
-    errno.EACCES: "choose a directory that this user may write to",
-    errno.EROFS: "choose a directory that this user may write to",
-    errno.ENOTDIR: "choose a path whose directories are directories",
-}
-
 
 class LocalListener(NamedTuple):
     """A listening socket and what it is in its directory."""
@@ -57,8 +50,7 @@ def bind_local(path: str, backlog: int) -> LocalListener:
         return LocalListener(listener, path, _identity(path))
     except OSError as error:
         listener.close()
-        way_out = _WAYS_OUT.get(error.errno or 0, "choose another path")
-        raise ListenError(f"--listen unix:{path}: {error.strerror}; {way_out}") from None
+        raise ListenError(error.errno, error.strerror, f"unix:{path}") from None
 
 
 def _remove_stale(path: str) -> None:

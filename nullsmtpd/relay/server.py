@@ -15,9 +15,9 @@ from nullsmtpd.relay.counters import Counters
 from nullsmtpd.relay.local import LocalListener, bind_local
 from nullsmtpd.relay.protocol import MAX_DRAINS, RelayProtocol, Sessions
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.privileges import become, find_account
-from nullsmtpd.runtime.process import max_files, raise_file_limit, run, take_signals
-from nullsmtpd.runtime.sockets import Address, bind, own_address
+from nullsmtpd.runtime.privileges import drop_privileges, find_account
+from nullsmtpd.runtime.process import install_signal_handlers, max_files, raise_file_limit, run, warn_if_root
+from nullsmtpd.runtime.sockets import Address, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
 __all__ = ["serve"]
@@ -69,7 +69,7 @@ class _Server:
         )
 
     async def run(self) -> None:
-        end = take_signals(self._loop, self._log_stats)
+        end = install_signal_handlers(self._loop, self._log_stats)
         try:
             listeners = self._listeners()
             servers = await self._start(listeners)
@@ -77,7 +77,7 @@ class _Server:
         finally:
             for local in self._local:
                 local.remove()
-        self._notifier.tell("STOPPING=1", "STATUS=Letting clients finish")
+        self._notifier.notify("STOPPING=1", "STATUS=Letting clients finish")
         await self._let_in(listeners)
         for server in servers:
             server.close()
@@ -101,24 +101,23 @@ class _Server:
         servers = [await self._serve(listener) for listener in listeners]
         for listener in listeners:
             log("listening", address=_own_address(listener))
-        self._notifier.tell("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
-        self._notifier.keep_alive(self._loop)
+        self._notifier.notify("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
+        self._notifier.start_watchdog(self._loop)
         self._sessions.look_for_idle()
         return servers
 
     def _listeners(self) -> list[socket.socket]:
         """Return the sockets to listen on, as the account to be; those that were passed to us replace --listen."""
         account = find_account(self._options.user, self._options.group)
-        inherited = inherited_listeners(self._environment, cork=False, local=True)
+        inherited = inherited_listeners(self._environment, cork=False, unix=True)
         listeners = inherited or [one for place in self._options.listen for one in self._bind(place)]
-        become(account)
-        if os.geteuid() == 0 and self._options.user is None:
-            log("running-as-root", avoid_with="--user")
+        drop_privileges(account)
+        warn_if_root(self._options.user)
         return listeners
 
     def _bind(self, place: Address | str) -> list[socket.socket]:
         if isinstance(place, Address):
-            return bind(place, BACKLOG, cork=False)
+            return bind(place, BACKLOG)
         self._local.append(bind_local(place, BACKLOG))
         return [self._local[-1].listener]
 
@@ -144,7 +143,7 @@ def _session_limit(wanted: int) -> int:
 
 def _own_address(listener: socket.socket) -> str:
     if listener.family != socket.AF_UNIX:
-        return own_address(listener)
+        return local_address(listener)
     return "unix:" + os.fsdecode(listener.getsockname()).replace(
         "\0", "@", 1
     )  # unix(7): an abstract name begins with a NUL

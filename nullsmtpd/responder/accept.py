@@ -1,67 +1,63 @@
-"""How a connection is answered, and when a listening socket is asked for more of them."""
+"""How is a connection answered, and when is a listening socket asked for more of them?
+
+The complete path of one client in mode ``close`` is the function that `_answer_function` returns. Everything else here
+is for bursts, for errors, and for shutdown.
+"""
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING, NamedTuple
 
-from nullsmtpd.responder.counters import Counters
-from nullsmtpd.responder.linger import Batch, Lingering
+from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.tcp import refuse_handshakes, stop_listening, waiting
+from nullsmtpd.runtime.sockets import ListenError, local_address
+from nullsmtpd.runtime.tcp import accept_queue_len, pending_handshakes, refuse_handshakes
 
 if TYPE_CHECKING:
     from nullsmtpd.responder.access_log import AccessLog
     from nullsmtpd.responder.session import Sessions
 
-__all__ = [
-    "BURST",
-    "CAPACITY_PAUSE",
-    "END_SECONDS",
-    "FULL_PAUSE",
-    "HANDSHAKE_SECONDS",
-    "MAX_PACE",
-    "PACE",
-    "WORTH_A_LOOK",
-    "Responder",
-]
+__all__ = ["BURST_RATE", "CAPACITY_PAUSE", "Acceptor"]
 
-#: Connections answered before the event loop gets its turn: about 4 ms of work, so signals and timers stay prompt.
-BURST = 256
+#: Connections a second from which on a poll timer replaces epoll: one wake-up costs about as much as one answer, so
+#: from here on it saves more than the timer costs (bench/README.md). Below, a client never waits for a timer.
+BURST_RATE = 2000
 
-#: Seconds between two looks at the listeners of a busy server. One wake-up per connection costs about as much as the
-#: answer itself, so when several connections wait at once, the listeners are looked at on a clock, and epoll is asked
-#: again only once a look finds nobody. A lone client never waits; under load one waits 1 ms (bench/ compares).
-PACE = 0.001
+#: Seconds between two polls during a burst: doubled when fewer than `MIN_ACCEPT_BATCH` connections were waiting, halved
+#: when twice as many were. To a sender 4 ms are nothing beside the round trip.
+MIN_POLL_INTERVAL = 0.001
+MAX_POLL_INTERVAL = 0.004
+MIN_ACCEPT_BATCH = 16
 
-#: A look that answers fewer than this was hardly worth its wake-up, which costs what five answers do: the next waits
-#: twice as long, up to 4 ms, which to any sender is nothing beside the way to us. One that answers twice as many halves
-#: that again. It is what keeps several workers, each with its share of the clients, from costing far more than one.
-WORTH_A_LOOK = 16
-MAX_PACE = 0.004
+#: Connections answered per listener and poll: about 4 ms of work, so that signals and timers stay prompt.
+MAX_ACCEPT_BATCH = 256
 
-#: Seconds until the next look when as many clients linger as may, all of them young.
+#: Seconds without accepting while the linger queue is full of sockets that are too young to evict.
 FULL_PAUSE = 0.01
 
-#: Seconds to accept nothing when descriptors or memory have run out; what waits keeps its place in the backlog. And
-#: seconds until a line that the kernel had no buffer for is tried again.
+#: Seconds without accepting when file descriptors or memory have run out, while clients keep their place in the accept
+#: queue; and seconds until a send that failed for lack of buffer space is retried.
 CAPACITY_PAUSE = 0.1
 
-#: Seconds for those who wait in the backlog when the server ends: a full one is done in a fifth of that. Where nothing
-#: can keep new ones from coming, or is to, they would keep us for ever.
-END_SECONDS = 1.0
+#: Seconds for draining the accept queue at shutdown where the port stays open; a full one takes a fifth of that.
+#: Without this limit a steady stream of new connections would block shutdown.
+BACKLOG_DRAIN_TIMEOUT = 1.0
 
-#: Seconds within which a handshake that has begun comes to its end, one round trip around the Earth; and between two
-#: looks for it.
-HANDSHAKE_SECONDS = 0.25
-END_LOOK = 0.01
+#: Seconds that shutdown waits for handshakes in progress where the port is closed: always for one round trip around the
+#: Earth, and longer while the kernel still knows some. A lost SYN-ACK is sent again after 1 s (RFC 6298 §2.1).
+HANDSHAKE_GRACE = 0.25
+MAX_HANDSHAKE_GRACE = 3.0
 
-#: Seconds until the same accept error is worth another log line.
-LOG_AGAIN = 60.0
+SHUTDOWN_POLL_INTERVAL = 0.01
 
-# accept(2), "Error handling": a pending error of the connection, not of the listener. The next one may be fine.
+#: Seconds until the same error is logged again.
+LOG_INTERVAL = 60.0
+
+# accept(2), "Error handling": a pending error of the connection, not of the listener. The next accept may succeed.
 _CONNECTION_ERRNOS = frozenset(
     number
     for name in (
@@ -71,7 +67,10 @@ _CONNECTION_ERRNOS = frozenset(
     if (number := getattr(errno, name, None)) is not None
 )
 
-# send(2): the kernel has no buffer just now.
+# accept(2): the socket does not listen any more, as another process that has it called shutdown(2), and never will.
+_PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSOCK})
+
+# send(2): the kernel has no buffer at the moment.
 _BUFFER_ERRNOS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 # As plain integers: the enumerations of the socket module cost a conversion each time.
@@ -81,214 +80,219 @@ _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
 class _Port(NamedTuple):
-    """A listening socket, with what is asked of it for every connection: looking that up costs more than the answer."""
-
     listener: socket.socket
-    accept: Callable[[], tuple[int, object]]
-    family: int
+    answer: Callable[[], bool]
 
 
-class Responder:
-    """The listening sockets of a server, answered as RFC 7504 §3 has it: 521 at connection opening, then the FIN.
+class Acceptor:
+    """Answers every connection on ``listeners``: 521 at connection opening, then the FIN (RFC 7504 §3).
 
-    ``listeners``: bound, listening, non-blocking; corked where that exists, but for dialogues. ``reply``: the octets of
-    the line. ``lingering`` keeps what was answered. ``sessions`` hold a dialogue with each client that they have room
-    for, instead of the line. ``access_log`` is told of every connection; without one it costs nothing. Nothing is
-    accepted before `start`.
+    ``listeners``: bound, listening, non-blocking; corked on Linux except for dialogues. ``reply``: the octets of the
+    line. Answered sockets go to ``linger``. With ``sessions`` a client gets a dialogue instead, as long as there is
+    room for it. ``on_failure`` is called with the `ListenError` when a listener is lost for good.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what answering takes
+    def __init__(  # noqa: PLR0913 - what an answer takes
         self,
         loop: asyncio.AbstractEventLoop,
         listeners: list[socket.socket],
         reply: bytes,
-        counters: Counters,
-        lingering: Lingering,
+        linger: LingerQueue,
+        *,
         sessions: "Sessions | None" = None,
         access_log: "AccessLog | None" = None,
+        on_failure: Callable[[ListenError], None],
     ) -> None:
-        """Take the listeners over; `stop` closes them."""
+        self.send_errors = 0
+        self.accept_errors: dict[int, int] = {}
         self._loop = loop
-        self._sessions = sessions
-        # Dialogues wake the loop up anyway, and go on the faster the sooner they begin.
-        self._worth_a_look = WORTH_A_LOOK if sessions is None else 0
-        accepts = [listener._accept for listener in listeners]  # type: ignore[attr-defined] # noqa: SLF001
-        self._serve: Callable[[Batch], None] = self._answer if sessions is None else self._begin_dialogues
-        if access_log is not None:
-            accepts = [access_log.noting(accept) for accept in accepts]
-            self._serve = access_log.around(self._serve)
-        self._ports = [
-            _Port(listener, accept, int(listener.family)) for listener, accept in zip(listeners, accepts, strict=True)
-        ]
         self._reply = reply
-        self._counters = counters
-        self._lingering = lingering
-        self._timer: asyncio.TimerHandle | None = None
-        self._pace = PACE
-        self._logged: dict[tuple[str, int | None], float] = {}
+        self._linger = linger
+        self._on_failure = on_failure
+        self._ports = [_Port(listener, self._answer_function(listener, sessions, access_log)) for listener in listeners]
+        self._timer: asyncio.TimerHandle | None = None  # of a pause or a poll: epoll is not used meanwhile
+        self._poll_interval = MIN_POLL_INTERVAL
+        self._is_polling = False
+        self._is_draining = False
+        self._logged_at: dict[tuple[str, int | None], float] = {}
+        linger.on_sweep = self._on_sweep
+
+    def _answer_function(
+        self, listener: socket.socket, sessions: "Sessions | None", access_log: "AccessLog | None"
+    ) -> Callable[[], bool]:
+        """Return the function that answers one client of ``listener``; beside its lines are its system calls.
+
+        All that it needs is in local variables: attribute look-ups would cost more than the reply.
+        """
+        reply, linger, queue, family = self._reply, self._linger, self._linger.queue, int(listener.family)
+        accept = listener._accept  # type: ignore[attr-defined] # noqa: SLF001 - socket.accept() costs 5 µs more
+        on_accept_error, on_send_error, pause = self._on_accept_error, self._on_send_error, self._pause
+        socket_type, stream, shut_wr, dontwait = SocketType, _SOCK_STREAM, _SHUT_WR, _DONTWAIT
+
+        def answer() -> bool:
+            """Answer one client; return whether there was one."""
+            if len(queue) >= linger.room and not linger.reserve():
+                pause(FULL_PAUSE)
+                return False
+            try:
+                descriptor, peer = accept()  # accept4
+            except OSError as error:
+                return on_accept_error(listener, error)
+            connection = socket_type(family, stream, 0, descriptor)  # getsockname, a check by the constructor
+            if access_log is not None:
+                access_log.record(connection, peer)
+            if sessions is not None and sessions.try_add(connection):
+                return True
+            try:
+                connection.send(reply, dontwait)  # sendto: stays in the corked socket
+                connection.shutdown(shut_wr)  # shutdown: line and FIN leave as one segment
+            except OSError as error:
+                on_send_error(connection, error)
+            queue.append(connection)
+            if linger.timer is None:
+                linger.start()
+            return True
+
+        return answer
 
     def start(self) -> None:
-        """Answer from now on, whenever the event loop says that someone is there."""
+        """Answer from now on, whenever epoll reports a connection."""
         for port in self._ports:
-            self._loop.add_reader(port.listener, self._on_readable, port)
+            self._loop.add_reader(port.listener, port.answer)
 
-    async def stop(self, *, for_good: bool = True) -> None:
+    async def drain(self, *, close_port: bool) -> None:
         """Answer every connection that the kernel has completed, then close the listeners.
 
-        Not ``for_good`` is for those that another process keeps open: whoever comes late waits for the next of us.
+        Without ``close_port`` another process keeps them open: later clients wait for the next process.
         """
-        self._ask_no_more()
-        if for_good:
+        self._is_draining = True
+        self._stop_waiting()
+        ports = {port.listener.getsockname()[1] for port in self._ports}
+        if close_port:
             for port in self._ports:
                 refuse_handshakes(port.listener)
-        begin = now = self._loop.time()
-        while now < begin + END_SECONDS:
-            if self._look(self._ports):
+        start = self._loop.time()
+        limit = MAX_HANDSHAKE_GRACE if close_port else BACKLOG_DRAIN_TIMEOUT
+        while (elapsed := self._loop.time() - start) < limit:
+            if self._accept_batch():
                 await asyncio.sleep(0)
-            elif for_good and (now < begin + HANDSHAKE_SECONDS or self._has_waiting()):
-                await asyncio.sleep(END_LOOK)
+            elif close_port and (elapsed < HANDSHAKE_GRACE or self._has_waiting() or pending_handshakes(ports)):
+                await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
             else:
                 break
-            now = self._loop.time()
-        self._ask_no_more()  # an accept error may have set the timer again
         for port in self._ports:
-            if for_good:
-                stop_listening(port.listener)
+            if close_port:
+                _stop_listening(port.listener)
             port.listener.close()
 
-    def _on_readable(self, port: _Port) -> None:
-        """Answer at once; more than one waiting means that they come faster than they are worth a wake-up each."""
-        if self._look([port], at_least=1) > 1 and self._timer is None:
-            self._pace = PACE
-            self._look_again_in(PACE)
+    def _has_waiting(self) -> bool:
+        return any(accept_queue_len(port.listener, default=0) for port in self._ports)
 
-    def _on_clock(self) -> None:
-        """Answer what has come meanwhile; when nobody has, go back to being woken up."""
+    def _on_sweep(self, arrivals_per_second: float) -> None:
+        """Start or end polling, by the rate of connections since the last sweep of the linger queue."""
+        if arrivals_per_second >= BURST_RATE and self._timer is None and not self._is_draining:
+            self._is_polling = True
+            self._poll_in(MIN_POLL_INTERVAL)
+        elif arrivals_per_second < BURST_RATE / 2:
+            self._is_polling = False
+
+    def _on_poll_timer(self) -> None:
+        """Answer the accept queues; return to epoll after a pause, or when the burst has ended."""
         self._timer = None
         answered = 0
         try:
-            answered = self._look(self._ports)
-        finally:  # even after a mistake of ours, which the loop logs: nothing else would ever call us again
+            answered = self._accept_batch()
+            self._linger.close_finished()
+        finally:  # also after an error of our own, which the loop logs: otherwise nothing would ever be accepted again
             if self._timer is None:
-                if answered:
-                    self._timer = self._loop.call_later(self._pace_after(answered), self._on_clock)
+                if answered and self._is_polling:
+                    self._poll_in(self._next_interval(answered))
                 else:
-                    self._wait()
+                    self._resume_readers()
 
-    def _wait(self) -> None:
-        """Have the event loop call us when someone is there; where the kernel cannot watch, look by the clock."""
-        try:
-            self.start()
-        except OSError as error:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
-            self._log_once("wait-put-off", error)
-            self._look_again_in(CAPACITY_PAUSE)
+    def _next_interval(self, answered: int) -> float:
+        if answered < MIN_ACCEPT_BATCH:
+            self._poll_interval = min(2 * self._poll_interval, MAX_POLL_INTERVAL)
+        elif answered >= 2 * MIN_ACCEPT_BATCH:
+            self._poll_interval = max(self._poll_interval / 2, MIN_POLL_INTERVAL)
+        return self._poll_interval
 
-    def _pace_after(self, answered: int) -> float:
-        """Return the seconds until the next look: twice or half as many as last time if too few came, or too many."""
-        if answered < self._worth_a_look:
-            self._pace = min(2 * self._pace, MAX_PACE)
-        elif answered >= 2 * self._worth_a_look:
-            self._pace = max(self._pace / 2, PACE)
-        return self._pace
+    def _accept_batch(self) -> int:
+        """Answer the connections that wait now, up to `MAX_ACCEPT_BATCH` per listener; return how many there were."""
+        answered = 0
+        for listener, answer in list(self._ports):
+            for _ in range(min(accept_queue_len(listener, MAX_ACCEPT_BATCH), MAX_ACCEPT_BATCH)):
+                if not answer():
+                    break
+                answered += 1
+            if self._timer is not None:  # no room: another listener is first next time
+                self._ports.append(self._ports.pop(0))
+                break
+        return answered
 
-    def _ask_no_more(self) -> None:
+    def _pause(self, seconds: float) -> None:
+        """Accept nothing for a while; clients wait in the accept queue."""
+        if not self._is_draining:
+            self._poll_in(seconds)
+
+    def _poll_in(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._timer = self._loop.call_later(seconds, self._on_poll_timer)
+
+    def _stop_waiting(self) -> None:
         for port in self._ports:
             self._loop.remove_reader(port.listener)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _has_waiting(self) -> bool:
-        return any(waiting(port.listener, otherwise=0) for port in self._ports)
+    def _resume_readers(self) -> None:
+        self._is_polling = False
+        try:
+            self.start()
+        except OSError as error:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
+            self._log_rate_limited("epoll-add-failed", error)
+            self._poll_in(CAPACITY_PAUSE)
 
-    def _look_again_in(self, seconds: float) -> None:
-        self._ask_no_more()
-        self._timer = self._loop.call_later(seconds, self._on_clock)
+    def _on_accept_error(self, listener: socket.socket, error: OSError) -> bool:
+        """Handle every error of accept(2); return False: no client was answered."""
+        number = error.errno or 0
+        if number in {errno.EAGAIN, errno.EWOULDBLOCK}:
+            return False  # the client has gone, or another process on the same socket was first
+        self.accept_errors[number] = self.accept_errors.get(number, 0) + 1
+        if number in _PERMANENT_ERRNOS:
+            self._stop_waiting()
+            self._on_failure(ListenError(number, "the listening socket was shut down", local_address(listener)))
+        elif number not in _CONNECTION_ERRNOS:
+            self._log_rate_limited("accept-paused", error)
+            self._linger.shed()
+            self._pause(CAPACITY_PAUSE)
+        return False
 
-    def _look(self, ports: list[_Port], at_least: int = 0) -> int:
-        """Answer who waits, up to `BURST` at each port; return how many that were.
+    def _on_send_error(self, connection: SocketType, error: OSError) -> None:
+        """Retry when the kernel had no buffer; count a client that has gone (ECONNRESET, EPIPE, ENOTCONN)."""
+        if error.errno in _BUFFER_ERRNOS:
+            self._log_rate_limited("send-retry", error)
+            self._loop.call_later(CAPACITY_PAUSE, self._retry, connection)
+        else:
+            self.send_errors += 1
 
-        ``at_least`` waits there for sure, also where the kernel does not tell.
-        """
-        batch: Batch = []
-        for port in ports:
-            count = min(max(waiting(port.listener, BURST), at_least), BURST)
-            if not count:
-                continue
-            room = self._lingering.make_room(len(batch) + count) - len(batch)
-            if room <= 0:
-                if not batch:
-                    self._look_again_in(FULL_PAUSE)
-                self._ports.append(self._ports.pop(0))  # or the first would always be the one that gets the room
-                break
-            try:
-                _accept(port, batch, room)
-            except BlockingIOError:
-                pass  # a client that gave up, or another process on the same socket, was first
-            except OSError as error:
-                if self._is_out_of_room(error):
-                    break
-        answered = len(batch)
-        if batch:
-            self._counters.connections += answered
-            self._serve(batch)
-        self._lingering.let_go()  # takes out of the batch who has finished already
-        return answered
+    def _retry(self, connection: SocketType) -> None:
+        try:
+            connection.send(self._reply, _DONTWAIT)
+            connection.shutdown(_SHUT_WR)
+        except OSError as error:  # EBADF: its linger time is over
+            self._on_send_error(connection, error)
 
-    def _answer(self, batch: Batch) -> None:
-        """Say the line to each, and keep them until they have read it."""
-        self._say(batch)
-        self._lingering.add(batch)
-
-    def _say(self, batch: Batch) -> None:
-        """Say the line and the FIN to each: sendto and shutdown, which leave as one segment from a corked socket."""
-        reply = self._reply
-        unsent: Batch = []
-        for connection in batch:
-            try:
-                connection.send(reply, _DONTWAIT)
-                connection.shutdown(_SHUT_WR)
-            except OSError as error:
-                if error.errno in _BUFFER_ERRNOS:
-                    unsent.append(connection)
-                    self._log_once("send-put-off", error)
-                else:  # ECONNRESET, EPIPE, ENOTCONN: the client has gone already; EBADF: it has had its linger time
-                    self._counters.send_errors += 1
-        if unsent:
-            self._loop.call_later(CAPACITY_PAUSE, self._say, unsent)
-
-    def _begin_dialogues(self, batch: Batch) -> None:
-        """Talk with each, as long as there is room; the others hear what mode ``close`` says."""
-        assert self._sessions is not None
-        if too_many := [connection for connection in batch if not self._sessions.take(connection)]:
-            self._answer(too_many)
-
-    def _is_out_of_room(self, error: OSError) -> bool:
-        """Count an accept error; if more than one connection is at fault, make room and accept nothing for a moment."""
-        self._counters.count_accept_error(error.errno)
-        if error.errno in _CONNECTION_ERRNOS:
-            return False
-        self._log_once("accept-paused", error)
-        self._lingering.shed()
-        if self._timer is None:
-            self._look_again_in(CAPACITY_PAUSE)
-        return True
-
-    def _log_once(self, event: str, error: OSError) -> None:
-        """Log what an error leads to, and the same not again for a while."""
+    def _log_rate_limited(self, event: str, error: OSError) -> None:
         now = self._loop.time()
-        if now >= self._logged.get((event, error.errno), now):
-            self._logged[event, error.errno] = now + LOG_AGAIN
+        if now >= self._logged_at.get((event, error.errno), -LOG_INTERVAL) + LOG_INTERVAL:
+            self._logged_at[event, error.errno] = now
             name = errno.errorcode.get(error.errno or 0, error.errno)
-            log(event, error=name, reason=error.strerror, lingering=len(self._lingering))
+            log(event, error=name, reason=error.strerror, lingering=len(self._linger))
 
 
-def _accept(port: _Port, batch: Batch, count: int) -> None:
-    """Accept ``count`` connections into ``batch``: accept4 and the constructor's own getsockname, each time.
-
-    What socket.accept() does, less its wrapper. Raises as accept(2) does, with ``batch`` holding what came before.
-    """
-    _, accept, family = port
-    for _ in range(count):
-        descriptor, _peer = accept()
-        batch.append(SocketType(family, _SOCK_STREAM, 0, descriptor))
+def _stop_listening(listener: socket.socket) -> None:
+    """Close the port although other processes may have a copy of the socket, for which close() would leave it open."""
+    with contextlib.suppress(OSError):  # not Linux: ENOTCONN
+        listener.shutdown(socket.SHUT_RDWR)

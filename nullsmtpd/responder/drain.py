@@ -1,7 +1,7 @@
-"""The asyncio Protocol for clients that go on sending: their input is read and forgotten, within bounds.
+"""How is a client handled that keeps sending? Its input is read and discarded, within limits.
 
-A close() with unread input makes the kernel send RST, and a client that is still busy writing then loses the line that
-it has not read yet. Reading what it sends, for a while, lets it get there.
+A close() with unread input makes the kernel send RST, and a client that is still writing then loses the line that it
+has not read yet. Reading what it sends, for a while, lets it get to the line.
 """
 
 import asyncio
@@ -9,43 +9,42 @@ import contextlib
 from socket import SocketType
 from typing import cast
 
-from nullsmtpd.responder.connections import Attached
-from nullsmtpd.responder.counters import Counters
+from nullsmtpd.responder.connections import ConnectionSet
 from nullsmtpd.responder.replies import REPLY
 
-__all__ = ["MAX_DRAINS", "MAX_DRAIN_OCTETS", "MAX_DRAIN_SECONDS", "DrainProtocol", "Drains"]
+__all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "DrainProtocol", "Drains"]
 
-#: A client that needs longer than this to stop talking is not going to read (RFC 5321 §4.5.3.2 clients read at once).
-MAX_DRAIN_SECONDS = 5.0
+#: Seconds. A client that still sends after this time is not going to read (RFC 5321 §4.5.3.2 clients read at once).
+DRAIN_TIMEOUT = 5.0
 
-#: More than any mail system sends ahead of the greeting; a 1 MiB blast still reads its line afterwards.
+#: More than any mail system sends ahead of the greeting; after 1 MiB a client still reads its line.
 MAX_DRAIN_OCTETS = 1 << 20
 
 #: A draining client costs a transport (a few KiB), not just a descriptor: 1024 of them stay within some megabytes.
 MAX_DRAINS = 1024
 
-# Where all input goes, over and over, unseen. One per process: reads never overlap.
-_BIN = memoryview(bytearray(1 << 16))
+# All input is read into this buffer and overwritten. One per process: reads never overlap.
+_DISCARD_BUFFER = memoryview(bytearray(1 << 16))
 
 
 class DrainProtocol(asyncio.BufferedProtocol):
-    """Say the reply, half-close, then read and discard until the client is done.
+    """Send the reply, half-close, then read and discard until the client closes.
 
-    It needs no argument, so it works as a protocol factory as it is::
+    It needs no argument, so it works as a protocol factory::
 
         server = await loop.create_server(nullsmtpd.DrainProtocol, port=2525)
 
-    ``reply``: the octets to say first; ``b""`` for a connection that was answered and half-closed already.
-    ``drains``: the Protocols draining now, shared by those that have one bound in common; one that is in it already has
-    its place. ``max_drains``: how many there may be; a further client gets the reply and is closed at once.
-    ``seconds``, ``octets``: how long, and for how much input, one client is drained before it is cut off.
+    ``reply``: the octets to send first; ``b""`` for a connection that was answered and half-closed already.
+    ``drains``: the set of Protocols that share one limit; this one may be in it already. ``max_drains``: how many there
+    may be; a further client gets the reply and is closed at once. ``timeout`` (seconds) and ``octets``: how long, and
+    for how much input, a client is drained before it is aborted.
 
-    No method raises, whatever the client does. After RFC 7504 §3: the connection may be closed once 521 was said.
+    No method raises, whatever the client does. RFC 7504 §3: the connection may be closed after the 521 reply.
     """
 
-    __slots__ = ("_drains", "_max_drains", "_octets_left", "_reply", "_seconds", "_timer", "_transport")
+    __slots__ = ("_drains", "_max_drains", "_octets_left", "_reply", "_timeout", "_timer", "_transport")
 
-    _all_drains: set["DrainProtocol"] = set()  # noqa: RUF012 - shared on purpose: the bound holds for the process
+    _all_drains: set["DrainProtocol"] = set()  # noqa: RUF012 - shared on purpose: the limit holds for the process
 
     def __init__(
         self,
@@ -53,28 +52,27 @@ class DrainProtocol(asyncio.BufferedProtocol):
         *,
         drains: set["DrainProtocol"] | None = None,
         max_drains: int = MAX_DRAINS,
-        seconds: float = MAX_DRAIN_SECONDS,
+        timeout: float = DRAIN_TIMEOUT,
         octets: int = MAX_DRAIN_OCTETS,
     ) -> None:
-        """Note the bounds; nothing happens before the connection is made."""
         self._reply = reply
         self._drains = self._all_drains if drains is None else drains
         self._max_drains = max_drains
-        self._seconds = seconds
+        self._timeout = timeout
         self._octets_left = octets
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say the reply and its FIN; begin to drain if there is room."""
+        """Send the reply and the FIN; drain if there is room."""
         stream = self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
         with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
             if self._reply:
                 stream.write(self._reply)
                 if stream.can_write_eof():
                     stream.write_eof()
-        # For who finds no room too: close() waits for as long as a client does not read.
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._cut_off)
+        # Also without room to drain: close() waits for as long as a client does not read.
+        self._timer = asyncio.get_running_loop().call_later(self._timeout, self._abort)
         if self not in self._drains:
             if len(self._drains) >= self._max_drains:
                 stream.close()
@@ -82,46 +80,37 @@ class DrainProtocol(asyncio.BufferedProtocol):
             self._drains.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the one buffer that all input is read into, and overwritten in."""
-        return _BIN
+        """Return the buffer that all input is read into."""
+        return _DISCARD_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Count what came, and cut off a client that exceeds its bound."""
+        """Count the input, and abort a client that exceeds its limit."""
         self._octets_left -= nbytes
         if self._octets_left < 0:
-            self._cut_off()
+            self._abort()
 
     def eof_received(self) -> bool:
-        """Let the transport close: the client is done, so it gets a FIN and no RST."""
+        """Let the transport close: the client has finished, so it gets a FIN and no RST."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Make room for the next one."""
+        """Make room for the next client."""
         self._drains.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _cut_off(self) -> None:
+    def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
 
-class Drains(Attached[DrainProtocol]):
-    """The clients of one server that are being drained."""
+class Drains(ConnectionSet[DrainProtocol]):
+    """The clients of one server that are drained now."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, limit: int) -> None:
-        """Drain nobody yet."""
-        super().__init__(loop, limit, self._count)
-        self._counters = counters
-
-    def take(self, connection: SocketType) -> bool:
-        """Take over a connection that was answered and half-closed; False when there are enough of them."""
+    def try_add(self, connection: SocketType) -> bool:
+        """Take over a connection that was answered and half-closed; return False when there is no room."""
         if self.is_full:
             return False
-        self._counters.drained += 1
-        self.attach(connection, DrainProtocol(b"", drains=self.open, max_drains=self.limit))
+        self.attach(connection, DrainProtocol(b"", drains=self.members, max_drains=self.limit))
         return True
-
-    def _count(self, draining: int) -> None:
-        self._counters.draining = draining

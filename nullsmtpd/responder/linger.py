@@ -1,202 +1,200 @@
-"""Which answered connections are kept half-closed, for how long, and how they are let go.
+"""How long is an answered connection kept, and how does it end?
 
 A client that spoke before it was answered must not be reset before it has read the line, so a descriptor stays open
-after the FIN until the client has closed too, or its time is up. No socket here is registered with the event loop:
-arrival order is deadline order, so two queues and one timer do.
+after the FIN until the client has closed too, or its time is up. No socket here is registered with epoll: arrival order
+is deadline order, so queues and one timer suffice.
 """
 
 import asyncio
-import math
 import socket
 from collections import deque
+from collections.abc import Callable  # noqa: TC003 - ruff misses the annotation of an attribute
 from socket import SocketType
 
-from nullsmtpd.responder.counters import Counters
 from nullsmtpd.responder.drain import Drains
 from nullsmtpd.runtime.tcp import is_finished
 
-__all__ = ["FIRST_LOOK", "KEPT_AT_LEAST", "Lingering"]
+__all__ = ["MIN_LINGER", "SWEEP_INTERVAL", "LingerQueue"]
 
-#: Seconds after which one client that is still there no longer stands for those behind it. Most clients finish one
-#: round trip after the line, in the order in which they came, so the oldest is asked first and its "not yet" is taken
-#: for the others' too; 0.25 s covers a round trip around the Earth.
-FIRST_LOOK = 0.25
+#: Seconds between two sweeps. Most clients finish one round trip after the line, so the sweep after the next closes
+#: nearly all; 0.25 s covers a round trip around the Earth.
+SWEEP_INTERVAL = 0.25
+MIN_SWEEP_INTERVAL = 0.01
 
-#: Seconds that a client is kept even when there are too many: one that was about to speak when it was answered would be
-#: reset before it reads. Others wait in the backlog meanwhile; 4096 clients that stay still let 40,000 a second pass.
-KEPT_AT_LEAST = 0.1
+#: Seconds before a client may be evicted: one that was about to speak when it was answered would otherwise be reset
+#: before it reads. Others wait in the accept queue meanwhile; 4096 silent clients still let 40,000 a second pass.
+MIN_LINGER = 0.1
 
-# At once out of the receive queue of a socket that is to be closed: as much as a default window holds.
+# Read at once from a socket that is closed with unread input: as much as a default receive window holds.
 _UNREAD = 1 << 16
 
-Batch = list[SocketType]
 
+class LingerQueue:
+    """The half-closed sockets, in order of arrival.
 
-class Lingering:
-    """The half-closed sockets, in batches of one accept burst each: ``(time of arrival, sockets)``.
+    ``seconds``: how long a client may take to close; 0 closes at once. ``limit``: how many sockets there may be, those
+    that are drained included. ``drains`` takes over a socket whose client is still sending at its deadline.
+    ``on_sweep`` is called at each sweep with the connections per second since the last one.
 
-    ``seconds``: how long a client may take; 0 closes at once. ``limit``: how many sockets there may be, drained ones
-    included. ``drains`` takes over a socket whose client is still sending when its time is up.
+    The accept path appends to ``queue`` while it is shorter than ``room``, and calls `start` when ``timer`` is `None`.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, counters: Counters, drains: Drains, seconds: float, limit: int
-    ) -> None:
-        """Keep nothing yet."""
-        self.limit = limit
+    def __init__(self, loop: asyncio.AbstractEventLoop, drains: Drains, seconds: float, limit: int) -> None:
+        self.queue: deque[SocketType] = deque()  # arrived since the sweep before last; not checked yet
+        self.timer: asyncio.TimerHandle | None = None
+        self.cut_short = 0
+        self.on_sweep: Callable[[float], None] = lambda _: None
         self._loop = loop
-        self._counters = counters
         self._drains = drains
         self._seconds = seconds
-        self._first_look = min(FIRST_LOOK, seconds)
-        self._kept_at_least = min(KEPT_AT_LEAST, seconds)
-        self._fresh: deque[tuple[float, Batch]] = deque()  # not looked at yet
-        self._slow: deque[tuple[float, Batch]] = deque()  # looked at once and still open; older than every fresh one
-        self._timer: asyncio.Handle | None = None
-        self._timer_due = math.inf
+        self._min_linger = min(MIN_LINGER, seconds)
+        self._interval = max(MIN_SWEEP_INTERVAL, min(SWEEP_INTERVAL, seconds / 2))
+        # Checked once and still open: each with a time at which it had arrived already. Older than all in `queue`.
+        self._checked: deque[tuple[float, SocketType]] = deque()
+        self._removed = 0  # sockets that have left `queue`, since the start
+        self._swept = 0  # `_removed` plus the length of `queue` at the last sweep
+        self._swept_at = 0.0
+        self._rechecked_at = 0.0
+        self.limit = limit
+
+    @property
+    def limit(self) -> int:
+        """How many sockets there may be."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._update_room()
+
+    @property
+    def connections(self) -> int:
+        """How many sockets were ever appended."""
+        return self._removed + len(self.queue)
 
     def __len__(self) -> int:
         """Return how many sockets linger now."""
-        return self._counters.lingering
+        return len(self.queue) + len(self._checked)
 
-    def add(self, batch: Batch) -> None:
-        """Keep a burst of connections that were answered and half-closed just now; `let_go` is due after it."""
+    def start(self) -> None:
+        """Start to sweep, as there is something in the queue."""
         if self._seconds == 0:
-            for connection in batch:
-                connection.close()
+            self.close_all()
             return
-        self._counters.lingering += len(batch)
-        self._fresh.append((self._loop.time(), batch))
+        self._swept_at = self._loop.time()
+        self._swept = self._removed  # nothing in the queue is old
+        self.timer = self._loop.call_later(self._interval, self._on_timer)
 
-    def make_room(self, wanted: int) -> int:
-        """Return how many of ``wanted`` further sockets may be added now: the oldest, once old enough, make room."""
-        wanted = max(1, min(wanted, self.limit // 2))
-        if self._excess(wanted) > 0:
-            self._look_at_fresh(everything=True)
-            self._cut_short(self._excess(wanted), until=self._loop.time() - self._kept_at_least)
-        if self._excess(wanted) > 0:
-            self.look_at_all()
-        return wanted - max(0, min(wanted, self._excess(wanted)))
+    def allow_immediate_eviction(self) -> None:
+        """Evict sockets of any age from now on: the process shuts down."""
+        self._min_linger = 0.0
 
-    def hurry(self) -> None:
-        """From now on make room at once, however young the oldest is: the process is to end."""
-        self._kept_at_least = 0.0
+    def reserve(self) -> bool:
+        """Make room for one more socket; return False when all are open and too young to be evicted."""
+        now = self._loop.time()
+        self._update_room()
+        if len(self.queue) >= self.room:
+            self._check(len(self.queue), now)
+        if len(self.queue) >= self.room and now >= self._rechecked_at + MIN_LINGER:
+            self.close_finished(everything=True)
+            self._rechecked_at = now
+        if len(self.queue) >= self.room and self._checked and self._checked[0][0] + self._min_linger <= now:
+            self._evict_oldest()
+        return len(self.queue) < self.room
 
     def shed(self) -> None:
-        """Close the older half of what lingers: descriptors or memory have run out."""
-        self._cut_short((self._counters.lingering + 1) // 2, until=self._loop.time())
+        """Close the older half, finished sockets first: file descriptors or memory have run out."""
+        target = len(self) // 2
+        self.close_finished(everything=True)
+        while len(self) > target:
+            self._evict_oldest()
 
-    def let_go(self) -> None:
-        """Close what has finished and what has had its time; called with every burst, and by the timer in between."""
-        self._look_at_fresh()
-        now = self._loop.time()
-        while self._slow and self._slow[0][0] + self._seconds <= now:
-            self._expire(self._slow.popleft()[1])
-        self._set_timer(self._next_due())
-
-    def look_at_all(self) -> None:
-        """Close every connection whose client has finished, however young."""
-        self._look_at_fresh(everything=True)
-        slow, self._slow = self._slow, deque()
-        for arrival, batch in slow:
-            if unfinished := self._close_finished(batch):
-                self._slow.append((arrival, unfinished))
+    def close_finished(self, *, everything: bool = False) -> None:
+        """Close finished sockets: the oldest ones up to the first that is not, or all of them."""
+        queue = self.queue
+        if everything:
+            self._check(len(queue), self._loop.time())
+            for _ in range(len(self._checked)):
+                arrival, connection = self._checked.popleft()
+                if is_finished(connection):
+                    connection.close()
+                else:
+                    self._checked.append((arrival, connection))
+            self._update_room()
+            return
+        while queue and is_finished(queue[0]):
+            queue.popleft().close()
+            self._removed += 1
 
     def close_all(self) -> None:
-        """Close everything, unread input read first; the timer is stopped."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for queue in (self._slow, self._fresh):
-            while queue:
-                self._close(queue.popleft()[1])
-
-    def _next_due(self) -> float:
-        """Return when the next look is due; never, when nobody lingers."""
-        look = self._fresh[0][0] + self._first_look if self._fresh else math.inf
-        end = self._slow[0][0] + self._seconds if self._slow else math.inf
-        return min(look, end)
-
-    def _set_timer(self, due: float) -> None:
-        """Look again at ``due``, or when a timer set before comes earlier."""
-        if due < self._timer_due:
-            if self._timer is not None:
-                self._timer.cancel()
-            # Its time is kept here: for less than half a millisecond uvloop gives a handle that knows none.
-            self._timer, self._timer_due = self._loop.call_at(due, self._on_timer), due
+        """Close everything, after reading what clients have sent; stop the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        for connection in (*(connection for _, connection in self._checked), *self.queue):
+            _read_unread(connection)
+            connection.close()
+        self._removed += len(self.queue)
+        self.queue.clear()
+        self._checked.clear()
+        self._update_room()
 
     def _on_timer(self) -> None:
-        self._timer, self._timer_due = None, math.inf
-        self.let_go()
-
-    def _excess(self, wanted: int) -> int:
-        return self._counters.lingering + len(self._drains) + wanted - self.limit
-
-    def _cut_short(self, count: int, until: float) -> None:
-        """Close the oldest ``count`` sockets, as far as they arrived at ``until`` or before."""
-        while count > 0 and (queue := self._slow or self._fresh) and queue[0][0] <= until:
-            arrival, batch = queue.popleft()
-            if batch[count:]:
-                queue.appendleft((arrival, batch[count:]))
-            del batch[count:]
-            count -= len(batch)
-            self._counters.cut_short += len(batch)
-            self._close(batch)
-
-    def _look_at_fresh(self, *, everything: bool = False) -> None:
+        self.timer = None
         now = self._loop.time()
-        while self._fresh:
-            arrival, batch = self._fresh[0]
-            if everything or arrival + self._first_look <= now:
-                del self._fresh[0]
-                if unfinished := self._close_finished(batch):
-                    self._slow.append((arrival, unfinished))
-            elif self._close_leading(batch):
-                del self._fresh[0]
-            else:
-                return
+        arrivals, seconds = self.connections - self._swept, now - self._swept_at
+        try:
+            self._sweep(now)
+            self.on_sweep(arrivals / seconds if seconds > 0 else 0.0)
+        finally:
+            if self.queue or self._checked:
+                self.timer = self._loop.call_later(self._interval, self._on_timer)
 
-    def _close_leading(self, batch: Batch) -> bool:
-        """Close the finished connections up to the first that is not; tell whether that was all of them."""
-        finished = 0
-        for connection in batch:
-            if not is_finished(connection):
-                break
-            connection.close()
-            finished += 1
-        del batch[:finished]
-        self._counters.lingering -= finished
-        return not batch
+    def _sweep(self, now: float) -> None:
+        """Close what has finished since the last sweep, and what is past its deadline."""
+        self._check(self._swept - self._removed, self._swept_at)
+        self.close_finished()
+        self._swept, self._swept_at = self.connections, now
+        while self._checked and self._checked[0][0] + self._seconds <= now:
+            self._expire(self._checked.popleft()[1], now)
+        self._update_room()
 
-    def _close_finished(self, batch: Batch) -> Batch:
-        """Close the finished connections; return the others."""
-        unfinished = []
-        for connection in batch:
+    def _check(self, count: int, arrival: float) -> None:
+        """Close the finished ones of the first ``count`` in the queue; the others had arrived at ``arrival``."""
+        for _ in range(count):
+            connection = self.queue.popleft()
             if is_finished(connection):
                 connection.close()
             else:
-                unfinished.append(connection)
-        self._counters.lingering -= len(batch) - len(unfinished)
-        return unfinished
+                self._checked.append((arrival, connection))
+        self._removed += max(0, count)
+        self._update_room()
 
-    def _expire(self, batch: Batch) -> None:
-        for connection in self._close_finished(batch):
-            if not _read_unread(connection):
-                connection.close()
-            elif not self._drains.take(connection):
-                # Every drain is taken: a further round of lingering, if the queue is long enough for it.
-                self._fresh.append((self._loop.time(), [connection]))
-                continue
-            self._counters.lingering -= 1
-
-    def _close(self, batch: Batch) -> None:
-        for connection in batch:
-            _read_unread(connection)
+    def _expire(self, connection: SocketType, now: float) -> None:
+        if is_finished(connection) or not _read_unread(connection):
             connection.close()
-        self._counters.lingering -= len(batch)
+        elif not self._drains.try_add(connection):
+            # As many are drained as may be: the client gets a further round of lingering.
+            self._checked.append((now, connection))
+
+    def _evict_oldest(self) -> None:
+        if self._checked:
+            _, connection = self._checked.popleft()
+        else:
+            connection = self.queue.popleft()
+            self._removed += 1
+        if not is_finished(connection):
+            self.cut_short += 1
+            _read_unread(connection)
+        connection.close()
+        self._update_room()
+
+    def _update_room(self) -> None:
+        self.room = self._limit - len(self._checked) - len(self._drains)
 
 
 def _read_unread(connection: SocketType) -> bool:
-    """Empty the receive queue, or a window's worth of it, so that close() sends no RST; tell whether it held any."""
+    """Empty the receive queue, or a window's worth of it, so that close() sends no RST; return whether it held any."""
     try:
         return bool(connection.recv(_UNREAD, socket.MSG_DONTWAIT))
     except OSError:

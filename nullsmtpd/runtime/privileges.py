@@ -1,81 +1,99 @@
-"""Whom to become once the sockets are bound: setgroups(2), setgid(2), setuid(2), and no way back."""
+"""Dropping privileges once the sockets are bound: setgroups(2), setgid(2), setuid(2)."""
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
 from typing import NamedTuple
 
-from nullsmtpd.cli.arguments import UsageError, shown
-
-__all__ = ["Account", "PrivilegeError", "become", "find_account"]
+__all__ = ["Account", "AccountError", "PrivilegeError", "drop_privileges", "find_account"]
 
 
 class Account(NamedTuple):
-    """A user and a group by number; ``None`` stays as it is, and a user never comes without a group."""
+    """A user and a group by number; ``None`` leaves it unchanged, and a user never comes without a group."""
 
     uid: int | None
     gid: int | None
 
 
-class PrivilegeError(Exception):
-    """The account cannot be had; the message is one line that says why, and the way out."""
+class AccountError(LookupError):
+    """There is no such account: ``kind`` is ``user`` or ``group``, ``value`` its name, and the message the reason."""
+
+    def __init__(self, kind: str, value: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.value = value
+
+
+class PrivilegeError(OSError):
+    """The privileges cannot be dropped; ``strerror`` is the reason."""
 
 
 def find_account(user: str | None, group: str | None) -> Account:
-    """Look ``user`` and ``group`` up, by name or by number; a user without a group brings the one of its entry.
+    """Look up ``user`` and ``group``, by name or by number; a user without a group brings its primary group.
 
-    Raises `nullsmtpd.cli.arguments.UsageError` for a name that nobody has, and for a number without an entry when no group
-    is given: the group would remain that of root.
+    Raises `AccountError` for an unknown name, and for a number without an entry when no group is given: the group would
+    remain that of root.
     """
     gid = None if group is None else _gid(group)
     if user is None:
         return Account(None, gid)
     try:
-        entry = pwd.getpwuid(_number(user)) if user.isdigit() else pwd.getpwnam(user)
+        entry = pwd.getpwuid(_number("user", user)) if user.isdigit() else pwd.getpwnam(user)
     except KeyError:
         if not user.isdigit():
-            raise UsageError(f"--user: {shown(user)} does not exist; give a name or a number") from None
+            raise AccountError("user", user, "does not exist; give a name or a number") from None
         if gid is None:
-            raise UsageError(f"--user: {shown(user)} has no entry in the user database; give --group too") from None
-        return Account(_number(user), gid)
+            raise AccountError("user", user, "has no entry in the user database; give --group too") from None
+        return Account(_number("user", user), gid)
     return Account(entry.pw_uid, entry.pw_gid if gid is None else gid)
 
 
 def _gid(group: str) -> int:
     if group.isdigit():
-        return _number(group, "--group")
+        return _number("group", group)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise UsageError(f"--group: {shown(group)} does not exist; give a name or a number") from None
+        raise AccountError("group", group, "does not exist; give a name or a number") from None
 
 
-def _number(text: str, option: str = "--user") -> int:
-    # 2**32 - 1 is -1, which means "leave it" to the system calls.
+def _number(kind: str, text: str) -> int:
+    # 2**32 - 1 is -1, which means "unchanged" to the system calls.
     if (number := int(text)) >= 2**32 - 1:
-        raise UsageError(f"{option}: {shown(text)} is beyond what a number of an account can be")
+        raise AccountError(kind, text, "is beyond the range of account numbers; give one below 4294967295")
     return number
 
 
-def become(account: Account) -> None:
-    """Give up what the process is for ``account``, supplementary groups too; check that it holds.
+def drop_privileges(account: Account) -> None:
+    """Change to ``account`` for good, supplementary groups included, and verify it. Raises `PrivilegeError`.
 
-    Whoever is not root and is that account already stays as it is. Raises `PrivilegeError`.
+    A process that is not root and is that account already stays as it is.
     """
     uid, gid = account
     if os.geteuid() and _is(account):
         return
     try:
         if gid is not None:
-            os.setgroups([gid])
+            _clear_groups(gid)
             os.setgid(gid)
         if uid is not None:
             os.setuid(uid)
     except OSError as error:
-        raise PrivilegeError(_refused(account, error.strerror)) from None
-    if not _is(account) or (gid is not None and os.getgroups() != [gid]) or (uid and _can_return()):
-        raise PrivilegeError(_refused(account, "the change did not hold"))
+        raise PrivilegeError(error.errno, error.strerror) from None
+    if not _is(account) or (gid is not None and os.getgroups() != [gid]) or (uid and _can_regain_root()):
+        raise PrivilegeError(errno.EPERM, "the change did not take effect")
+
+
+def _clear_groups(gid: int) -> None:
+    try:
+        os.setgroups([gid])
+    except PermissionError:
+        if os.geteuid():
+            raise
+        reason = "root may not call setgroups(2) here, as in a user namespace that denies it, user_namespaces(7)"
+        raise PrivilegeError(errno.EPERM, reason) from None
 
 
 def _is(account: Account) -> bool:
@@ -84,7 +102,7 @@ def _is(account: Account) -> bool:
 
 
 def _uids() -> set[int]:
-    """Return the real and the effective user, and the saved one where it can be asked for (not on macOS)."""
+    """Return the real and the effective user, and the saved one where the system tells it (not macOS)."""
     return set(os.getresuid()) if hasattr(os, "getresuid") else {os.getuid(), os.geteuid()}
 
 
@@ -92,16 +110,8 @@ def _gids() -> set[int]:
     return set(os.getresgid()) if hasattr(os, "getresgid") else {os.getgid(), os.getegid()}
 
 
-def _can_return() -> bool:
-    """Tell whether root can be had back."""
+def _can_regain_root() -> bool:
     with contextlib.suppress(OSError):
         os.setuid(0)
         return True
     return False
-
-
-def _refused(account: Account, reason: str | None) -> str:
-    names = [
-        f"--{name} {number}" for name, number in zip(("user", "group"), account, strict=True) if number is not None
-    ]
-    return f"{' '.join(names)}: {reason}; start as root to become another, or leave the options out"

@@ -1,4 +1,4 @@
-"""What every server of ours asks of its process: open files, an event loop, and an end that no late signal spoils."""
+"""The process of a daemon: its signals, its limit of open files, its event loop."""
 
 import asyncio
 import contextlib
@@ -10,32 +10,38 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import uvloop
-
+from nullsmtpd.runtime.event_loop import new_event_loop
 from nullsmtpd.runtime.log import log
 
 __all__ = [
-    "MIN_FILES",
-    "ignore_late_signals",
+    "ignore_signals",
+    "install_signal_handlers",
     "max_files",
-    "new_loop",
     "open_files",
     "raise_file_limit",
+    "require_files",
     "run",
-    "take_signals",
+    "warn_if_root",
 ]
 
-#: Open files without which there is no event loop: with fewer than ten libuv aborts, or complains in its own words.
-MIN_FILES = 12
+#: Open files without which there is no event loop: with fewer than ten libuv aborts, or prints its own message.
+_MIN_FILES = 12
+
+_TERMINATION = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def raise_file_limit() -> None:
-    """Raise the soft limit of open files to the hard one. Raises `OSError` where that is less than `MIN_FILES`."""
+    """Raise the soft limit of open files to the hard one. Raises `OSError` where that is too low for an event loop."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that it does not let us have
+    with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that may not be used
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if max_files() < MIN_FILES:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    require_files(_MIN_FILES)
+
+
+def require_files(count: int) -> None:
+    """Raise `OSError` unless ``count`` files may be open at once."""
+    if max_files() < count:
+        raise OSError(errno.EMFILE, f"the limit of open files is {max_files()}; at least {count} are needed")
 
 
 def max_files() -> int:
@@ -48,51 +54,78 @@ def open_files() -> int:
     """Return how many files are open now."""
     directory = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
     try:
-        return len(os.listdir(directory))
+        return len(os.listdir(directory)) - 1  # without the directory itself
     except OSError:
-        return 16  # a process with a loop and some listeners; whoever counts on it leaves some to spare
+        return 16  # a process with an event loop and some listeners
 
 
-def new_loop() -> asyncio.AbstractEventLoop:
-    """Return an event loop that logs a mistake of ours in one line; the next client is served all the same."""
-    loop = uvloop.new_event_loop()
+def warn_if_root(user: str | None) -> None:
+    """Log a warning when the process keeps running as root, unless ``user`` was chosen."""
+    if os.geteuid() == 0 and user is None:
+        log("running-as-root", avoid_with="--user")
+
+
+def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]]) -> None:
+    """Run a server on an event loop of its own until it returns.
+
+    Raises what it raises, and `OSError` when there can be no event loop. An exception in a callback is logged in one
+    line, and the next client is served all the same.
+    """
+    loop = new_event_loop()
     loop.set_exception_handler(_on_internal_error)
-    return loop
+    served = serve(loop)
+    try:
+        loop.run_until_complete(served)
+    finally:
+        served.close()
+    # The loop stays open: closing it would restore the signals' default actions.
+    ignore_signals()
 
 
 def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     log("internal-error", message=context.get("message"), exception=repr(context.get("exception")))
 
 
-def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]]) -> None:
-    """Run a server to its end on a loop of its own. Raises what it raises, and `OSError` when there can be no loop."""
-    loop = new_loop()
-    served = serve(loop)
-    try:
-        loop.run_until_complete(served)
-    finally:
-        served.close()
-    # The loop stays open: closing it would give the signals their default action back.
-    ignore_late_signals()
+def install_signal_handlers(loop: asyncio.AbstractEventLoop, log_stats: Callable[[], None]) -> asyncio.Event:
+    """Return an event that is set when the process is to shut down.
 
+    SIGTERM, SIGINT, SIGQUIT and the hangup of the controlling terminal set it; a second such signal exits at once with
+    status 0. SIGUSR1 calls ``log_stats``. Any other SIGHUP is logged and ignored: there is nothing to reload.
+    """
+    shutdown = asyncio.Event()
+    had_terminal = _has_terminal()
 
-def take_signals(loop: asyncio.AbstractEventLoop, log_stats: Callable[[], None]) -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set; at a second one the process ends at once, SIGUSR1 logs the stats."""
-    end = asyncio.Event()
-
-    def on_end_signal() -> None:
-        if end.is_set():  # the second one: no more patience
+    def on_termination() -> None:
+        if shutdown.is_set():  # the second signal: exit now
             log_stats()
             os._exit(0)
-        end.set()
+        shutdown.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_end_signal)
+    def on_hangup() -> None:
+        if had_terminal and not _has_terminal():
+            on_termination()
+        else:
+            log("sighup-ignored", reason="there is nothing to reload")
+
+    for number in _TERMINATION:
+        loop.add_signal_handler(number, on_termination)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
     loop.add_signal_handler(signal.SIGUSR1, log_stats)
-    return end
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # those that were blocked during start-up arrive now
+    return shutdown
 
 
-def ignore_late_signals() -> None:
-    """Let no signal change the exit status any more: at its end the interpreter resets handlers, but no ignoring."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+def _has_terminal() -> bool:
+    """Return whether the process has a controlling terminal, tty(4)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno == errno.EMFILE
+    return True
+
+
+def ignore_signals() -> None:
+    """Let no signal change the exit status any more: the interpreter resets handlers at its end, but not SIG_IGN."""
+    for number in (*_TERMINATION, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

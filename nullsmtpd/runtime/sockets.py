@@ -1,4 +1,4 @@
-"""Where to listen: addresses as operators write them, and the sockets bound to them."""
+"""Listening sockets: addresses as operators write them, and the sockets bound to them."""
 
 import errno
 import re
@@ -6,18 +6,11 @@ import socket
 from socket import SocketType
 from typing import Any, NamedTuple
 
-from nullsmtpd.runtime.tcp import cork_replies
+from nullsmtpd.runtime.tcp import cork as set_cork
 
-__all__ = ["Address", "ListenError", "bind", "format_address", "own_address", "parse_address", "share", "shown_address"]
+__all__ = ["Address", "ListenError", "bind", "format_sockaddr", "local_address", "parse_address"]
 
-_WAYS_OUT = {
-    errno.EADDRINUSE: "stop the program that has it, or choose another port",
-    errno.EACCES: "choose a port above 1023, grant CAP_NET_BIND_SERVICE, or use socket activation",
-    errno.EADDRNOTAVAIL: "this host does not have that address; give one of its own, or :PORT for all of them",
-    errno.EAFNOSUPPORT: "this host does not have that address family; give an address of another, or :PORT",
-}
-
-# What a host without a family, or with it switched off, answers.
+# Errors of a host without an address family, or with it disabled.
 _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
 # RFC 1123 §2.1 host names; the underscore is common in container networks.
@@ -28,7 +21,7 @@ _SCOPE = re.compile(r"[A-Za-z0-9_.:-]{1,15}")
 
 _MAX_PORT = 65535
 
-#: How often to look for a port that is free in both address families, for ``:0``.
+#: Attempts to find a port that is free in both address families, for ``:0``.
 _PORT_TRIES = 20
 
 
@@ -40,17 +33,17 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         """Write it the way `parse_address` reads it."""
-        return format_address(self.host or "", self.port)
+        return _format(self.host or "", self.port)
 
 
-class ListenError(Exception):
-    """A socket cannot be had; the message is one line with the address, the reason and the way out."""
+class ListenError(OSError):
+    """A socket cannot be opened; ``filename`` is its address as text, ``strerror`` the reason."""
 
 
 def parse_address(text: str) -> Address:
-    """Parse ``HOST:PORT``, ``[v6]:PORT`` or ``:PORT``; port 0 lets the kernel choose.
+    """Parse ``HOST:PORT``, ``[v6]:PORT`` or ``:PORT``; with port 0 the kernel chooses.
 
-    Raises `ValueError`, which says what is wrong with the text.
+    Raises `ValueError` with what is wrong, to be read after the text.
     """
     host, colon, port = text.rpartition(":")
     if not colon:
@@ -82,58 +75,58 @@ def _is_literal(family: socket.AddressFamily, host: str) -> bool:
     return True
 
 
-def format_address(host: str, port: int) -> str:
-    """Write ``HOST:PORT``, with brackets around an IPv6 address."""
+def _format(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def own_address(listener: SocketType) -> str:
-    """Write where a socket listens, the way `parse_address` reads it."""
-    return shown_address(listener.getsockname())
+def local_address(connection: SocketType) -> str:
+    """Return the socket's own address, the way `parse_address` reads it."""
+    return format_sockaddr(connection.getsockname())
 
 
-def shown_address(sockaddr: tuple[Any, ...]) -> str:
-    """Write a socket's address: an IPv4-mapped one as IPv4 (RFC 4291 §2.5.5.2), a scope by name (RFC 4007 §11)."""
+def format_sockaddr(sockaddr: tuple[Any, ...]) -> str:
+    """Format a socket address: an IPv4-mapped one as IPv4 (RFC 4291 §2.5.5.2), a scope by name (RFC 4007 §11)."""
     host, port, *more = sockaddr
     if "." in host:
         host = host.removeprefix("::ffff:")
     if more and (scope := more[-1]):
         host = f"{host}%{_interface(scope)}"
-    return format_address(host, port)
+    return _format(host, port)
 
 
 def _interface(index: int) -> str:
     try:
         return socket.if_indextoname(index)
-    except OSError:  # removed meanwhile, or no descriptor left to ask with
+    except OSError:  # removed meanwhile, or no file descriptor left to ask with
         return str(index)
 
 
-def bind(address: Address, backlog: int, *, cork: bool = True, option: str = "--listen") -> list[socket.socket]:
-    """Return listening sockets, one for each address of ``address.host``: non-blocking, IPv6 apart from IPv4.
+def bind(address: Address, backlog: int, *, cork: bool = False, reuse_port: bool = False) -> list[socket.socket]:
+    """Return non-blocking listening sockets, one for each address of ``address.host``; IPv6 sockets take IPv6 only.
 
-    ``backlog`` is what listen(2) gets; the kernel lowers it to net.core.somaxconn. ``cork`` makes a connection's only
-    reply and its FIN one segment, see `cork_replies`. A family that this host lacks is left out as long as another
-    remains. Raises `ListenError`, which names ``option``; nothing stays bound then.
+    ``backlog``: the length of the accept queue, which the kernel limits to net.core.somaxconn. ``cork``: see
+    `nullsmtpd.runtime.tcp.cork`. ``reuse_port``: other processes of the same user may bind the same address, and the
+    kernel spreads new connections over them (SO_REUSEPORT, socket(7)). A family that this host lacks is left out as
+    long as another remains. Raises `ListenError`; nothing stays bound then.
     """
-    for last_try in [False] * (_PORT_TRIES - 1) + [True]:
+    for attempt in range(_PORT_TRIES):
         try:
-            return _bind_all(address, backlog, cork=cork)
+            return _bind_all(address, backlog, cork=cork, reuse_port=reuse_port)
         except OSError as error:
-            # Port 0: what the kernel chose for the first family can be taken in the second.
-            if address.port or last_try or error.errno != errno.EADDRINUSE:
-                raise _explain(option, address, error) from None
+            # Port 0: the port that the kernel chose for the first family may be taken in the second.
+            if address.port or error.errno != errno.EADDRINUSE or attempt == _PORT_TRIES - 1:
+                raise ListenError(error.errno, error.strerror, str(address)) from error
     raise AssertionError("unreachable")
 
 
-def _bind_all(address: Address, backlog: int, *, cork: bool) -> list[socket.socket]:
+def _bind_all(address: Address, backlog: int, *, cork: bool, reuse_port: bool) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     refusal: OSError | None = None
     try:
         for family, (host, _, *more) in _resolve(address.host):
             port = listeners[0].getsockname()[1] if listeners else address.port
             try:
-                listeners.append(_listen(family, (host, port, *more), backlog, cork=cork))
+                listeners.append(_listen(family, (host, port, *more), backlog, cork=cork, reuse_port=reuse_port))
             except OSError as error:
                 if error.errno not in _NO_SUCH_FAMILY:
                     raise
@@ -148,7 +141,7 @@ def _bind_all(address: Address, backlog: int, *, cork: bool) -> list[socket.sock
 
 
 def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    """Return the addresses, with port 0: host and port, and for IPv6 flow and scope."""
+    """Return the families and addresses of a host, with port 0, and for IPv6 flow and scope."""
     if host is None:
         return [(socket.AF_INET, ("0.0.0.0", 0)), (socket.AF_INET6, ("::", 0))]  # noqa: S104 - what :PORT asks for
     # As octets: a str would be encoded as an IDN, which loads half a megabyte of tables.
@@ -156,22 +149,7 @@ def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, tuple[Any, ..
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
 
-def share(listener: socket.socket, backlog: int, *, cork: bool = True) -> socket.socket:
-    """Return a further socket at the address of ``listener``: the kernel spreads new connections over both.
-
-    SO_REUSEPORT, socket(7): a queue for each process, and no two that wake up for the same client. It is set only now,
-    on a socket that was bound without, so that a port which another program has remains an error. Raises `ListenError`.
-    """
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        return _listen(listener.family, listener.getsockname(), backlog, cork=cork, reuse_port=True)
-    except OSError as error:
-        raise _explain("--workers", parse_address(own_address(listener)), error) from None
-
-
-def _listen(
-    family: int, sockaddr: tuple[Any, ...], backlog: int, *, cork: bool, reuse_port: bool = False
-) -> socket.socket:
+def _listen(family: int, sockaddr: tuple[Any, ...], backlog: int, *, cork: bool, reuse_port: bool) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT
@@ -179,7 +157,7 @@ def _listen(
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        cork_replies(listener, on=cork)
+        set_cork(listener, on=cork)
         listener.bind(sockaddr)
         listener.listen(backlog)
         listener.setblocking(False)
@@ -187,11 +165,3 @@ def _listen(
         listener.close()
         raise
     return listener
-
-
-def _explain(option: str, address: Address, error: OSError) -> ListenError:
-    if isinstance(error, socket.gaierror):
-        way_out = "give a name that resolves, or an address"
-    else:
-        way_out = _WAYS_OUT.get(error.errno or 0, "")
-    return ListenError(f"{option} {address}: {error.strerror}" + (f"; {way_out}" if way_out else ""))

@@ -1,7 +1,6 @@
-"""What is asked of the kernel's TCP beyond the portable socket calls, each with its plain substitute elsewhere.
+"""TCP beyond the portable socket calls: tcp(7), socket(7), include/uapi/linux/tcp.h.
 
-Linux: tcp(7), socket(7), include/uapi/linux/tcp.h. Everywhere else the substitutes answer the same questions more
-slowly or less exactly; nothing depends on them for being right.
+Elsewhere than on Linux each function has a plain substitute, which is slower or less exact; nothing depends on it.
 """
 
 import contextlib
@@ -10,11 +9,11 @@ import struct
 import sys
 from socket import SocketType
 
-__all__ = ["cork_replies", "is_finished", "refuse_handshakes", "stop_listening", "waiting"]
+__all__ = ["accept_queue_len", "cork", "is_finished", "pending_handshakes", "refuse_handshakes", "reset_options"]
 
 # struct tcp_info. For a listening socket tcpi_unacked is the length of its accept queue (net/ipv4/tcp.c, tcp_get_info).
 _TCPI_UNACKED = struct.Struct("=24xI")
-# tcpi_state is its first octet. TCP_CLOSE on a socket that we half-closed: the client's FIN, or its RST, has come.
+# tcpi_state is its first octet. TCP_CLOSE on a socket that was half-closed here: the client's FIN or RST has arrived.
 _TCP_CLOSE = b"\x07"
 _IPPROTO_TCP = int(socket.IPPROTO_TCP)
 _TCP_INFO = 11
@@ -23,38 +22,55 @@ _TCP_INFO = 11
 _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 2**31 - 1
 
+_IPPROTO_MPTCP = 262  # include/uapi/linux/in.h
+_TCP_SYN_RECV = "03"  # include/net/tcp_states.h, as /proc/net/tcp writes it
 
-def cork_replies(listener: socket.socket, *, on: bool = True) -> None:
-    """Make a send and the shutdown after it leave as one segment on every connection that this listener accepts.
 
-    TCP_CORK is inherited; shutdown() pushes the corked octets with the FIN on them. One packet less each way. Not for a
-    dialogue: a corked socket holds any further reply back for 200 ms.
+def cork(listener: socket.socket, *, on: bool) -> None:
+    """Make a send and the following shutdown leave as one segment, on every connection that this listener accepts.
+
+    TCP_CORK is inherited, and shutdown() flushes the corked octets with the FIN: one packet less in each direction. Not
+    for a dialogue, as a corked socket delays any further reply by 200 ms; and not for Multipath TCP (RFC 8684), where
+    shutdown() does not flush it.
     """
     if sys.platform == "linux":
+        on = on and listener.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != _IPPROTO_MPTCP
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
 
-def waiting(listener: socket.socket, otherwise: int) -> int:
-    """Return how many connections wait to be accepted, or ``otherwise`` where the kernel does not tell.
+def reset_options(listener: socket.socket) -> None:
+    """Reset what another program may have set on a listening TCP socket and accepted sockets would inherit.
+
+    TCP_DEFER_ACCEPT would keep silent clients from being answered, SO_LINGER could turn the FIN into a RST, and
+    SO_RCVLOWAT delay the reading of short commands.
+    """
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+def accept_queue_len(listener: socket.socket, default: int) -> int:
+    """Return how many connections can be accepted, or ``default`` where the kernel does not tell.
 
     One cheap call instead of a last accept() that fails: that one costs a file, a descriptor and an exception.
     """
     if sys.platform != "linux":
-        return otherwise
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
+        return default
+    info = listener.getsockopt(_IPPROTO_TCP, _TCP_INFO, _TCPI_UNACKED.size)
     if len(info) < _TCPI_UNACKED.size:  # an emulated kernel
-        return otherwise
-    count: int = _TCPI_UNACKED.unpack(info)[0]
-    return count
+        return default
+    length: int = _TCPI_UNACKED.unpack(info)[0]
+    return length
 
 
 def _is_closed(connection: SocketType) -> bool:
-    """Tell whether the client of a half-closed connection has closed its side too, or reset it."""
+    """Return whether the client of a half-closed connection has closed its side too, or reset it."""
     return connection.getsockopt(_IPPROTO_TCP, _TCP_INFO, 1) == _TCP_CLOSE
 
 
 def _has_ended(connection: SocketType) -> bool:
-    """Tell the same where TCP_INFO is missing: whether the client's end of input can be read."""
+    """Return the same where TCP_INFO is missing: whether the end of the client's input can be read."""
     try:
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -63,23 +79,30 @@ def _has_ended(connection: SocketType) -> bool:
         return True
 
 
-#: Chosen once: it is asked for every connection.
+#: Chosen once, as it is called for every connection.
 is_finished = _is_closed if sys.platform == "linux" else _has_ended
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
-    """Let no new connection begin on this listener, while those under way still complete.
+    """Refuse new connections on this listener, while handshakes in progress still complete.
 
-    Closing a listening socket resets what waits in its queue, and between the last accept() and the close() there is
-    always time for one more. Bound to an interface that does not exist, the listener is found by no SYN any more, which
-    is answered as for a closed port; a handshake that has begun belongs to it already, and the queue runs dry for good.
+    Closing a listening socket resets what is in its accept queue, and between the last accept() and the close() there
+    is always time for one more. Bound to an interface that does not exist, the listener is not found by a SYN any more,
+    which is then answered as for a closed port; a handshake in progress belongs to it already, so the queue runs dry.
+    With SYN cookies the kernel knows no handshake in progress: those clients are reset.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # an older kernel: that moment remains
+        with contextlib.suppress(OSError):  # a kernel before 5.1: that moment remains
             listener.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
 
 
-def stop_listening(listener: socket.socket) -> None:
-    """Close the port for good, though other processes may have a copy of the socket: close() would leave it to them."""
-    with contextlib.suppress(OSError):  # not Linux: ENOTCONN, and close() has to do
-        listener.shutdown(socket.SHUT_RDWR)
+def pending_handshakes(ports: set[int]) -> int:
+    """Return how many handshakes are in progress at these local ports: SYN_RECV in /proc/net/tcp, proc(5)."""
+    suffixes = tuple(f":{port:04X}" for port in ports)
+    count = 0
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(f"/proc/net/{name}", encoding="ascii") as table:  # noqa: PTH123
+            for line in table:
+                _, local, _, state = line.split(None, 4)[:4]
+                count += state == _TCP_SYN_RECV and local.endswith(suffixes)
+    return count
