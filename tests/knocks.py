@@ -13,7 +13,7 @@ import sys
 
 LINE = b"521 Host does not accept mail\r\n"
 
-# A port for each: were one used again, two connections would be one to the server's tracking table.
+# A port for each connection: with one used again, two connections would be one entry in the server's tracking table.
 PORTS = itertools.count(10_000)
 
 

@@ -1,10 +1,10 @@
 #!/bin/sh
-# What nullsmtpd.nft does, for the same reasons, on a host that has iptables alone: sh iptables.sh [remove]
+# The rules of nullsmtpd.nft, for the same reasons, on a host that has only iptables: sh iptables.sh [remove]
 #
-# Running it again replaces what it made. No other rule is touched; its own come first. What differs from nftables:
-# - A reset can be sent from the input chain only, so the limits are there. Each family has a common limit of its own.
-# - When a flood from forged addresses has filled hashlimit's table, further sources are dropped; nft lets them pass.
-# - A stateful firewall beside it needs these, the second if its output chain drops what it does not know:
+# Running it again replaces its own rules, which come first; no other rule is touched. Differences from nftables:
+# - Each family has a common limit of its own.
+# - When a flood from forged addresses has filled the table of hashlimit, further sources are dropped; nft lets them pass.
+# - A stateful firewall needs these rules, the second one if its output chain drops by default:
 #     -A INPUT -p tcp --dport 25 -m conntrack --ctstate NEW,UNTRACKED -j ACCEPT
 #     -A OUTPUT -p tcp --sport 25 -m conntrack --ctstate UNTRACKED -j ACCEPT
 set -eu
@@ -26,37 +26,44 @@ set_up() {
 		COMMIT
 		*filter
 		:NULLSMTPD -
-		-A NULLSMTPD -p tcp -m hashlimit $per_source -j REJECT --reject-with tcp-reset
-		-A NULLSMTPD -m hashlimit $together -j DROP
-		-I INPUT ! -i lo -p tcp --dport 25 --syn -j NULLSMTPD
+		:NULLSMTPD-NEW -
+		-A NULLSMTPD -i lo -j RETURN
+		$(if [ "$1" = ip6tables ]; then fragments; fi)
+		-A NULLSMTPD -p tcp --dport 25 --syn -j NULLSMTPD-NEW
+		-A NULLSMTPD-NEW -p tcp -m hashlimit $per_source -j REJECT --reject-with tcp-reset
+		-A NULLSMTPD-NEW -m hashlimit $together -j DROP
+		-I INPUT -j NULLSMTPD
 		COMMIT
 	RULES
 }
 
-# $1: iptables or ip6tables. Each table for itself: a load that failed may have left one of them.
-remove() {
-	! "$1" -w -t raw -S NULLSMTPD-IN >/dev/null 2>&1 || "$1-restore" -w --noflush <<-RULES
-		*raw
-		-D PREROUTING -j NULLSMTPD-IN
-		-D OUTPUT -j NULLSMTPD-OUT
-		-F NULLSMTPD-IN
-		-F NULLSMTPD-OUT
-		-X NULLSMTPD-IN
-		-X NULLSMTPD-OUT
-		COMMIT
+# IPv4 packets are reassembled before the INPUT chain, IPv6 packets after it: see "fragmented" in nullsmtpd.nft.
+fragments() {
+	cat <<-RULES
+		:NULLSMTPD-FRAG -
+		-A NULLSMTPD-FRAG -p tcp ! --dport 25 -j RETURN
+		-A NULLSMTPD-FRAG ! -p tcp -j RETURN
+		-A NULLSMTPD-FRAG -j DROP
+		-A NULLSMTPD -m frag --fragfirst --fragmore -j NULLSMTPD-FRAG
 	RULES
-	! "$1" -w -S NULLSMTPD >/dev/null 2>&1 || "$1-restore" -w --noflush <<-RULES
-		*filter
-		-D INPUT ! -i lo -p tcp --dport 25 --syn -j NULLSMTPD
-		-F NULLSMTPD
-		-X NULLSMTPD
-		COMMIT
-	RULES
+}
+
+# $1: iptables or ip6tables; $2: table; $3: chain; $4: the built-in chain with a jump to it, if any. A load that failed, or
+# somebody's flush, may have left only some of them, so nothing that is missing is an error.
+remove_chain() {
+	"$1" -w -t "$2" -S "$3" >/dev/null 2>&1 || return 0
+	[ -z "${4-}" ] || "$1" -w -t "$2" -D "$4" -j "$3" 2>/dev/null || :
+	"$1" -w -t "$2" -F "$3"
+	"$1" -w -t "$2" -X "$3"
 }
 
 for family in "iptables 32" "ip6tables 64"; do
 	command=${family% *}
-	remove "$command"
+	remove_chain "$command" raw NULLSMTPD-IN PREROUTING
+	remove_chain "$command" raw NULLSMTPD-OUT OUTPUT
+	remove_chain "$command" filter NULLSMTPD INPUT
+	remove_chain "$command" filter NULLSMTPD-NEW
+	remove_chain "$command" filter NULLSMTPD-FRAG
 	if [ "${1-}" != remove ]; then
 		set_up "$command" "${family#* }"
 	fi

@@ -1,117 +1,39 @@
-"""The packet filters in deploy/, between hosts that are network namespaces: who gets the line, and what it leaves."""
+"""The packet filters in deploy/, between hosts that are network namespaces: who gets the line, what is tracked."""
 
 import collections
-import json
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hosts import CLIENT, SERVER_4, SERVER_6, Host, connected_hosts, open_host
-from support import PATIENCE, Start, require_root, require_tools
-
-FOLDER = Path(__file__).parents[2] / "deploy" / "nftables"
-NFT, REDIRECT, IPTABLES = FOLDER / "nullsmtpd.nft", FOLDER / "nullsmtpd-redirect.nft", FOLDER / "iptables.sh"
-
-#: What each ruleset allows one source: connections at once, and further ones a second.
-BURST, RATE = 50, 10
+from firewalls import (
+    BURST,
+    IPTABLES,
+    NFT,
+    RATE,
+    REDIRECT,
+    TRACKER,
+    Net,
+    all_whole,
+    entries,
+    load,
+    ruleset,
+    sources_4,
+    sources_6,
+    tracked,
+    without_redirection,
+)
+from firewalls import net as net  # noqa: PLC0414 - a fixture
+from hosts import CLIENT, SERVER_4, SERVER_6, open_host
 
 each_ruleset = pytest.mark.parametrize("rules", [NFT, REDIRECT, IPTABLES], ids=lambda path: path.name)
 each_untracked = pytest.mark.parametrize("rules", [NFT, IPTABLES], ids=lambda path: path.name)
 
-#: A stranger's table that makes the kernel track connections, and touches none.
-TRACKER = "table inet tracker { chain input { type filter hook input priority 0; ct state established accept; }; }"
-
-Outcomes = dict[str, dict[str, int]]
-
-
-class Net:
-    """A server with nullsmtpd, and a client with many addresses."""
-
-    def __init__(self, server: Host, client: Host, start: Start) -> None:
-        self.server = server
-        self.client = client
-        self._start = start
-
-    def serve(self, host: Host, port: int) -> None:
-        """Run nullsmtpd there, for both families."""
-        self._start(prefix=host.prefix, listen=f":{port}", count=2)
-
-    def load(self, rules: Path) -> None:
-        """Load a ruleset on the server, and start nullsmtpd on the port that it is for."""
-        load(self.server, rules)
-        self.serve(self.server, 2525 if rules == REDIRECT else 25)
-
-    def knock(
-        self,
-        *sources: str,
-        rounds: int = 1,
-        to: str = "",
-        port: int = 25,
-        by: Host | None = None,
-        patience: float = PATIENCE,
-    ) -> Outcomes:
-        """Connect once a round from each source; return what became of each source's clients."""
-        target = to or (SERVER_6 if ":" in sources[0] else SERVER_4)
-        knocks = (sys.executable, str(Path(__file__).parents[1] / "knocks.py"))
-        outcomes: Outcomes = json.loads(
-            (by or self.client).run(*knocks, target, str(port), str(patience), str(rounds), *sources)
-        )
-        return outcomes
-
-
-def load(host: Host, rules: Path | str) -> None:
-    """Load a ruleset, a file or the text of one for nft, as a file's first line says."""
-    if isinstance(rules, str):
-        host.run("nft", "-f", "-", stdin=rules)
-    elif rules.suffix == ".sh":
-        host.run("sh", str(rules))
-    else:
-        host.run("nft", "-f", str(rules))
-
-
-def tracked(host: Host) -> int:
-    """Return how many connections the host keeps track of."""
-    return int(host.run("sysctl", "-n", "net.netfilter.nf_conntrack_count"))
-
-
-def entries(host: Host) -> str:
-    """Return what the host knows of the IPv4 connections that it keeps track of, a line each."""
-    return host.run("sh", "-c", "conntrack -L 2>/dev/null")
-
-
-def ruleset(host: Host) -> str:
-    """Return all rules of a host, without what they counted, and nft's warning that some are iptables'."""
-    return host.run("sh", "-c", "nft --stateless list ruleset 2>/dev/null")
-
-
-def sources_4(count: int) -> list[str]:
-    return [f"198.18.{number // 250}.{number % 250 + 1}" for number in range(count)]
-
-
-def sources_6(count: int) -> list[str]:
-    """Return addresses of as many networks of 64 bits."""
-    return [f"2001:db8:c:{number:x}::1" for number in range(count)]
-
-
-def all_whole(sources: list[str], rounds: int) -> Outcomes:
-    """Return what is to become of clients that all get the line."""
-    return {source: {"whole line": rounds} for source in sources}
-
-
-@pytest.fixture
-def net(start: Start) -> Iterator[Net]:
-    require_root()
-    require_tools("unshare", "nsenter", "ip", "nft", "iptables", "ip6tables", "conntrack", "sysctl")
-    with connected_hosts() as (server, client):
-        yield Net(server, client, start)
-
 
 @each_ruleset
 def test_line_arrives_over_both_families(net: Net, rules: Path) -> None:
-    """Whoever connects to port 25 gets the line, by IPv4 and by IPv6."""
+    """Clients that connect to port 25 get the line, by IPv4 and by IPv6."""
     net.load(rules)
     for source in (CLIENT, *sources_4(3), *sources_6(3)):
         assert net.knock(source, rounds=5) == {source: {"whole line": 5}}
@@ -122,7 +44,7 @@ def test_line_arrives_over_both_families(net: Net, rules: Path) -> None:
 def test_flooding_source_is_limited_and_others_are_not(
     net: Net, rules: Path, sources: Callable[[int], list[str]]
 ) -> None:
-    """A source gets its burst and its rate, and a reset beyond that; another one meanwhile gets all it asks for."""
+    """A source may open its burst and its rate, and gets resets beyond; another source is not affected."""
     net.load(rules)
     flooding, other = sources(2)
     began = time.monotonic()
@@ -135,7 +57,7 @@ def test_flooding_source_is_limited_and_others_are_not(
 
 @each_ruleset
 def test_one_network_of_64_bits_is_one_source(net: Net, rules: Path) -> None:
-    """Who has a /64 has 2^64 addresses, and no more connections than who has one."""
+    """The 2^64 addresses of a /64 share one limit."""
     net.load(rules)
     outcomes = net.knock(*(f"2001:db8:c:1::{number:x}" for number in range(1, 16 * BURST)))
     verdicts = collections.Counter(verdict for each in outcomes.values() for verdict in each)
@@ -160,8 +82,8 @@ def test_ten_thousand_connections_leave_no_entry(net: Net, rules: Path) -> None:
 
 
 @each_untracked
-def test_a_host_that_asks_itself_is_neither_limited_nor_tracked(net: Net, rules: Path) -> None:
-    """A check from the host itself may come as often as it likes, and leaves no entry either."""
+def test_connections_from_the_host_itself_are_neither_limited_nor_tracked(net: Net, rules: Path) -> None:
+    """A check that runs on the host may connect at any rate, and leaves no entry either."""
     load(net.server, TRACKER)
     net.load(rules)
     for address in ("127.0.0.1", "::1", SERVER_4, SERVER_6):
@@ -170,7 +92,7 @@ def test_a_host_that_asks_itself_is_neither_limited_nor_tracked(net: Net, rules:
 
 
 @each_ruleset
-def test_other_ports_and_outbound_mail_are_not_touched(net: Net, rules: Path) -> None:
+def test_other_ports_and_outbound_mail_are_not_affected(net: Net, rules: Path) -> None:
     """A service on another port, and other hosts' port 25, are reached without a limit, and tracked as before."""
     load(net.server, TRACKER)
     load(net.server, rules)
@@ -184,8 +106,8 @@ def test_other_ports_and_outbound_mail_are_not_touched(net: Net, rules: Path) ->
 
 
 @each_ruleset
-def test_forwarded_connections_are_not_touched(net: Net, rules: Path) -> None:
-    """A router that has the rules lets others' connections to others' port 25 pass, and tracks them as before."""
+def test_forwarded_connections_are_not_affected(net: Net, rules: Path) -> None:
+    """A router with the rules forwards connections to port 25 of other hosts, and tracks them as before."""
     load(net.server, TRACKER)
     load(net.server, rules)
     with open_host() as beyond:
@@ -193,7 +115,7 @@ def test_forwarded_connections_are_not_touched(net: Net, rules: Path) -> None:
         net.serve(beyond, 25)
         outcomes = net.knock(CLIENT, to="203.0.113.2", rounds=3 * BURST)
     assert outcomes == {CLIENT: {"whole line": 3 * BURST}}
-    # One that is tracked from the answer on only, because the SYN was not, has its addresses the other way round.
+    # An entry that begins with the reply, because the SYN was untracked, has its addresses the other way round.
     whole = re.findall(rf" src={CLIENT} dst=203.0.113.2 sport=\d+ dport=25 src=", entries(net.server))
     assert len(whole) == tracked(net.server) == 3 * BURST
 
@@ -214,7 +136,7 @@ END
 
 @each_ruleset
 def test_loading_twice_is_harmless(net: Net, rules: Path) -> None:
-    """The second time changes nothing, and a stranger's table is there as before."""
+    """The second load changes nothing, and a table of somebody else stays as it was."""
     load(net.server, TRACKER)
     load(net.server, rules)
     once = ruleset(net.server)
@@ -224,7 +146,7 @@ def test_loading_twice_is_harmless(net: Net, rules: Path) -> None:
 
 
 def test_each_nft_ruleset_replaces_the_other(net: Net) -> None:
-    """A host changes from one to the other by loading it."""
+    """Loading one of them is enough to change over from the other."""
     load(net.server, NFT)
     direct = ruleset(net.server)
     load(net.server, REDIRECT)
@@ -234,7 +156,7 @@ def test_each_nft_ruleset_replaces_the_other(net: Net) -> None:
 
 
 def test_iptables_rules_can_be_removed(net: Net) -> None:
-    """With `remove` nothing of them is left, and that they are not there is no error."""
+    """`remove` leaves nothing of them, and is no error when there is nothing."""
     for _ in range(2):
         load(net.server, IPTABLES)
         net.server.run("sh", str(IPTABLES), "remove")
@@ -245,7 +167,7 @@ def test_iptables_rules_can_be_removed(net: Net) -> None:
 
 @pytest.mark.parametrize("rules", [NFT, REDIRECT], ids=lambda path: path.name)
 def test_all_sources_together_are_limited(net: Net, rules: Path) -> None:
-    """What comes beyond the common limit is dropped without a word, from whichever source, and leaves no entry."""
+    """Connections beyond the common limit are dropped silently, from whichever source, and leave no entry."""
     text, found = re.subn(r"over \d+/second burst 4096", "over 1/hour burst 40", rules.read_text())
     assert found == 1
     load(net.server, text)
@@ -259,8 +181,8 @@ def test_all_sources_together_are_limited(net: Net, rules: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["raw", "filter"])
-def test_iptables_rules_that_were_left_by_half_are_replaced(net: Net, table: str) -> None:
-    """A load that failed between the tables left one of them; the next one makes it whole, and twice of nothing."""
+def test_half_of_the_iptables_rules_is_replaced_by_all(net: Net, table: str) -> None:
+    """After a load that failed between the tables, the next one installs every rule, and none of them twice."""
     load(net.server, IPTABLES)
     whole = net.server.run("iptables-save").count("NULLSMTPD")
     for command in ("iptables", "ip6tables"):
@@ -272,7 +194,7 @@ def test_iptables_rules_that_were_left_by_half_are_replaced(net: Net, table: str
 
 
 @pytest.mark.parametrize("rules", [NFT, REDIRECT], ids=lambda path: path.name)
-def test_a_full_set_shuts_nobody_out(net: Net, rules: Path) -> None:
+def test_a_full_set_refuses_nobody(net: Net, rules: Path) -> None:
     """When a flood from many addresses has filled the set, further sources still get the line."""
     load(net.server, rules.read_text().replace("size 65536", "size 4"))
     net.serve(net.server, 2525 if rules == REDIRECT else 25)
@@ -282,7 +204,7 @@ def test_a_full_set_shuts_nobody_out(net: Net, rules: Path) -> None:
 
 
 def test_redirected_beside_a_stateful_firewall(net: Net) -> None:
-    """The rule that the file names lets in who was redirected, and nobody who goes to 2525 past the limits."""
+    """The rule that the file names accepts redirected clients only, none that connect to 2525 past the limits."""
     net.load(REDIRECT)
     (advice,) = re.findall(r"^#     (tcp .* accept)", REDIRECT.read_text(), re.MULTILINE)
     load(net.server, STATEFUL.format(incoming="", outgoing=""))
@@ -293,10 +215,8 @@ def test_redirected_beside_a_stateful_firewall(net: Net) -> None:
 
 
 def test_limits_of_the_redirection_stand_alone_for_a_published_port(net: Net) -> None:
-    """Without its last two chains the file limits who comes to a port that something else redirects."""
-    limits, found = re.subn(r"\tchain prerouting .*(?=^})", "", REDIRECT.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert found == 1
-    load(net.server, limits)
+    """Without its last two chains the file limits connections to a port that something else redirects."""
+    load(net.server, without_redirection())
     load(net.server, PUBLISHED)
     net.serve(net.server, 2525)
     outcome = net.knock(CLIENT, rounds=4 * BURST)[CLIENT]
@@ -310,7 +230,7 @@ PUBLISHED = (
 
 
 def test_beside_a_stateful_firewall(net: Net) -> None:
-    """One that drops what it does not know lets the line through with the two rules that the file names."""
+    """A firewall that drops by default lets the line through with the two rules that the file names."""
     net.load(NFT)
     advice = re.findall(r"^#     (tcp .* accept)", NFT.read_text(), re.MULTILINE)
     assert len(advice) == 2
@@ -341,7 +261,7 @@ table inet stateful {{
 
 
 def test_redirected_connections_fill_the_table_as_the_arithmetic_says(net: Net) -> None:
-    """Each leaves one entry for 120 s after its end; one that is over the limit leaves none."""
+    """A connection leaves one entry for 120 s after it has closed; one over the limit leaves none."""
     net.load(REDIRECT)
     sources = sources_4(25)
     assert net.knock(*sources, rounds=40) == all_whole(sources, 40)
