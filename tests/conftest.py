@@ -4,8 +4,9 @@ import os
 
 from hypothesis import HealthCheck, settings
 from support import daemon, no_thread, start
+from systemd_machine import machine
 
-__all__ = ["daemon", "no_thread", "start"]
+__all__ = ["daemon", "machine", "no_thread", "start"]
 
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile(

@@ -4,15 +4,13 @@ import contextlib
 import itertools
 import os
 import re
-import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from activation import hand_over
 from support import Daemon, require
-from test_systemd_protocol import HAND_OVER
 
 __all__ = ["HARDENED", "build_image", "podman", "running_container"]
 
@@ -95,12 +93,13 @@ def running_container(
     service manager does. Signals to the process are passed on to the container, whose log and exit status are its own.
     """
     name = f"nullsmtpd-test-{os.getpid()}-{next(_numbers)}"
-    descriptors = [one.fileno() for one in passed]
-    handing_over = [sys.executable, "-c", HAND_OVER, str(len(passed)), *map(str, descriptors)] if passed else []
-    engine = shutil.which("podman") or "podman"
-    command = [*prefix, *handing_over, engine, "run", f"--name={name}", *HARDENED, *options, image, *arguments]
+    command = ["podman", "run", f"--name={name}", *HARDENED, *options, image, *arguments]
+    if passed:
+        command = hand_over(passed, *command)
     with log_path.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=descriptors)
+        process = subprocess.Popen(
+            [*prefix, *command], stdout=log, stderr=log, pass_fds=[one.fileno() for one in passed]
+        )
     try:
         yield Daemon(process, log_path), name
     finally:

@@ -1,6 +1,7 @@
 """What the tests share: the daemon as a real process, and what to do when a tool is missing."""
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -21,6 +22,8 @@ _, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
 LINE = b"521 Host does not accept mail\r\n"
+MODES = ("close", "session", "mail")
+CLIENTS = Path(__file__).with_name("clients.py")
 PATIENCE = 20.0  # seconds; how long any single step of a test may take before it has failed
 
 
@@ -110,10 +113,15 @@ class Daemon:
         """Return how often it, or one of its children, has gone to sleep: once for each time that it woke up."""
         return self._status("voluntary_ctxt_switches", pid)
 
+    def wait_until_idle(self) -> None:
+        """Wait until no client is left."""
+        gauges = ("lingering", "draining", "talking")
+        self.wait_for(lambda: all(self.stats()[name] == "0" for name in gauges), "no client")
+
     def wake_ups_within(self, seconds: float) -> int:
-        """Wait until nobody lingers, then count how often it wakes up in this time."""
-        self.wait_for(lambda: self.stats()["lingering"] == "0", "no one lingering")
-        time.sleep(0.5)  # the timer of the first look comes after a quarter of a second
+        """Wait until no client is left, then count how often it wakes up in this time."""
+        self.wait_until_idle()
+        time.sleep(0.5)  # the last sweep comes after a quarter of a second
         before = self.sleeps()
         time.sleep(seconds)
         return self.sleeps() - before
@@ -207,6 +215,22 @@ def connect(address: tuple[str, int]) -> socket.socket:
 def read_all(connection: socket.socket) -> bytes:
     """Read until the FIN. A reset, or a server that stays silent, is an exception."""
     return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def run_clients(  # noqa: PLR0913 - what a crowd is made of
+    address: tuple[str, int],
+    behaviour: str,
+    count: int,
+    concurrency: int,
+    *,
+    patience: float = 30.0,
+    prefix: Sequence[str] = (),
+) -> dict[str, int]:
+    """Run a crowd of clients in a process of their own and return how many of them had which outcome."""
+    crowd = [sys.executable, str(CLIENTS), *map(str, (*address, behaviour, count, concurrency, patience))]
+    result = subprocess.run([*prefix, *crowd], capture_output=True, text=True, check=True, timeout=300)
+    outcomes: dict[str, int] = json.loads(result.stdout)
+    return outcomes
 
 
 def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

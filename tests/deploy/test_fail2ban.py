@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support import LINE, PATIENCE, Daemon, Start, connect, require, require_root, require_tools
-from test_access_log import MODES, stopped
+from faults import stopped
+from support import LINE, MODES, PATIENCE, Daemon, Start, connect, require, require_root, require_tools
 
 from nullsmtpd.runtime.log import log
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import PATIENCE, require_tools
-from test_systemd import PIP_PATIENCE, ROOT, Machine, complaints, exposure
-from test_systemd import machine as machine  # noqa: PLC0414 - a fixture
+from systemd_machine import PIP_PATIENCE, ROOT, Machine, complaints, exposure
 
 DEPLOY = ROOT / "deploy" / "relay"
 SOCKET = DEPLOY / "nullsmtpd-relay.socket"

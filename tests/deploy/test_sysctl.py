@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from hosts import Host, open_host
-from support import Start, require_root, require_tools
-from test_clients import run_clients
+from support import Start, require_root, require_tools, run_clients
 
 SETTINGS = Path(__file__).parents[2] / "deploy" / "sysctl.d" / "nullsmtpd.conf"
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from activation import hand_over
 from name_server import NameServer, name_server
 from support import PATIENCE, Daemon, Start, connect, read_all, require, require_root, require_tools, run_cli
-from test_systemd_protocol import HAND_OVER
 
 from nullsmtpd.relay.netstring import netstring
 
@@ -405,9 +405,7 @@ def test_a_successors_socket_is_not_removed(start: Start, dns_server: NameServer
 
 
 def command_with(sockets: Sequence[socket.socket], *arguments: str) -> list[str]:
-    descriptors = [str(one.fileno()) for one in sockets]
-    own = [sys.executable, "-m", "nullsmtpd", "relay", *arguments]
-    return [sys.executable, "-c", HAND_OVER, str(len(sockets)), *descriptors, *own]
+    return hand_over(sockets, sys.executable, "-m", "nullsmtpd", "relay", *arguments)
 
 
 def test_sockets_that_are_passed_in_replace_listen(dns_server: NameServer, tmp_path: Path) -> None:

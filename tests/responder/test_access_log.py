@@ -31,17 +31,6 @@ if TYPE_CHECKING:
 MODES = ["close", "session", "mail"]
 
 
-@contextlib.contextmanager
-def stopped(daemon: Daemon) -> Iterator[None]:
-    """Keep the daemon from running, so that what clients do meanwhile lies before it when it goes on."""
-    daemon.process.send_signal(signal.SIGSTOP)
-    daemon.wait_for(lambda: "T (stopped)" in Path(f"/proc/{daemon.pid}/status").read_text(), "the stop")
-    try:
-        yield
-    finally:
-        daemon.process.send_signal(signal.SIGCONT)
-
-
 def the_line(daemon: Daemon, number: int = 0) -> str:
     """Return the text of an access line, after its time and event."""
     daemon.wait_for(lambda: len(daemon.lines("connection")) > number, "an access line")

@@ -3,35 +3,16 @@
 import json
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from clients import BEHAVIOURS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import LINE, Daemon, Start, connect, require_root, require_tools, starting
+from support import LINE, Daemon, Start, connect, require_root, require_tools, run_clients, starting
 
-CLIENTS = Path(__file__).parents[1] / "clients.py"
 COUNT = 2000
-
-
-def run_clients(  # noqa: PLR0913 - what a crowd is made of
-    address: tuple[str, int],
-    behaviour: str,
-    count: int,
-    concurrency: int,
-    *,
-    patience: float = 30.0,
-    prefix: Sequence[str] = (),
-) -> dict[str, int]:
-    """Run a crowd of clients in a process of their own and return how many of them had which outcome."""
-    crowd = [sys.executable, str(CLIENTS), *map(str, (*address, behaviour, count, concurrency, patience))]
-    result = subprocess.run([*prefix, *crowd], capture_output=True, text=True, check=True, timeout=300)
-    outcomes: dict[str, int] = json.loads(result.stdout)
-    return outcomes
 
 
 @pytest.fixture(scope="module")

@@ -121,23 +121,6 @@ def test_resets_in_the_backlog_are_shrugged_at(start: Start) -> None:
     assert daemon.stats()["send_errors"] == "100"
 
 
-class FaultyListener(socket.socket):
-    """A listening socket whose accept fails as often as it is told to."""
-
-    calls = 0
-
-    def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as the base class
-        super().__init__(*given, **named)
-        self.faults: list[int] = []
-
-    def _accept(self) -> tuple[int, object]:
-        self.calls += 1
-        if self.faults:
-            raise OSError(self.faults.pop(0), "injected")
-        accepted: tuple[int, object] = super()._accept()  # type: ignore[misc]
-        return accepted
-
-
 CONNECTION_ERRORS = [errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EPERM, errno.ENETDOWN]
 CAPACITY_ERRORS = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 
@@ -171,20 +154,6 @@ def test_no_accept_error_costs_a_client_its_line(number: int, capfd: pytest.Capt
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scenario())
     assert capfd.readouterr().err.count("accept-paused") == (number in CAPACITY_ERRORS)
-
-
-class ShortLoop(Clock):
-    """An event loop reduced to its clock and to who reads what."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers: set[object] = set()
-
-    def add_reader(self, listener: object, callback: object, *given: object) -> None:
-        self.readers.add(listener)
-
-    def remove_reader(self, listener: object) -> None:
-        self.readers.discard(listener)
 
 
 class Looking:
@@ -341,13 +310,6 @@ def test_an_accept_error_while_ending_does_not_keep_the_listener_open() -> None:
         runner.run(scenario())
 
 
-def injecting(trace: Path, faults: str) -> list[str]:
-    """Return a command before which strace makes the kernel's answers fail, as ``CALL:error=NAME:when=FIRST..LAST``."""
-    call = faults.partition(":")[0]
-    # -D: the tracer is the grandchild, so that signals sent to the child reach the daemon.
-    return ["strace", "-D", "-f", "-q", "-o", str(trace), "-e", f"trace={call}", "-e", f"inject={faults}"]
-
-
 @pytest.mark.parametrize("number", [*CONNECTION_ERRORS, *CAPACITY_ERRORS], ids=lambda number: errno.errorcode[number])
 @pytest.mark.parametrize("mode", ["close", "mail"])
 def test_no_accept_that_fails_in_the_kernel_costs_a_client_its_line(
@@ -386,20 +348,6 @@ def test_a_line_that_the_kernel_has_no_buffer_for_comes_later(start: Start, tmp_
     assert len(daemon.lines("send-put-off")) == 1
     assert daemon.stop() == 0
     assert trace.read_text().count("(INJECTED)") == 9
-
-
-@contextlib.contextmanager
-def failing(daemon: Daemon, trace: Path, faults: str) -> Iterator[None]:
-    """Make system calls of a daemon that runs already fail; at least one of them must have been made."""
-    tracer = subprocess.Popen(
-        ["strace", "-p", str(daemon.pid), "-o", trace, "-e", f"inject={faults}"], stderr=subprocess.PIPE
-    )
-    with tracer:
-        assert tracer.stderr
-        assert b"attached" in tracer.stderr.readline()
-        yield
-        daemon.wait_for(lambda: "(INJECTED)" in trace.read_text(), "a call that fails")
-        tracer.terminate()
 
 
 def visit(address: tuple[str, int], said: bytes) -> bytes:
@@ -446,12 +394,6 @@ def test_a_connection_that_breaks_in_any_call_concerns_one_client_only(  # noqa:
     assert visit(daemon.address, b"QUIT\r\n")[:4] in {b"521 ", b"220 "}
     settle(daemon)
     daemon.wait_for(lambda: daemon.descriptors() == before, "the descriptors of the start")
-
-
-def settle(daemon: Daemon) -> None:
-    """Wait until no client is left."""
-    levels = ("lingering", "draining", "talking")
-    daemon.wait_for(lambda: all(daemon.stats()[level] == "0" for level in levels), "no client")
 
 
 @pytest.mark.parametrize("fault", ["reset", "read:error=ECONNRESET:when=1..3", "read:error=EPIPE:when=1..3"])
@@ -536,25 +478,6 @@ def test_ten_thousand_half_open_sessions_are_held_and_let_go(start: Start, mode:
     assert len(farewells) == 1
     assert farewells.pop().startswith(b"421 ")
     assert daemon.process.wait(PATIENCE) == 0
-
-
-def network(command: str = ":") -> list[str]:
-    """Return a command before which a daemon has a network of its own, set up by a shell command."""
-    require_root()
-    require_tools("unshare", "ip", "nsenter")
-    return ["unshare", "--net", "sh", "-c", f'ip link set lo up && {command} && exec "$@"', "sh"]
-
-
-@contextlib.contextmanager
-def inside(daemon: Daemon) -> Iterator[None]:
-    """Make sockets in the network of the daemon; they stay there."""
-    setns = ctypes.CDLL(None, use_errno=True).setns
-    with open("/proc/self/ns/net") as ours, open(f"/proc/{daemon.pid}/ns/net") as theirs:  # noqa: PTH123 - descriptors
-        assert setns(theirs.fileno(), 0) == 0
-        try:
-            yield
-        finally:
-            assert setns(ours.fileno(), 0) == 0
 
 
 def test_a_client_that_sends_commands_and_does_not_read_is_cut_off(start: Start) -> None:

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, Daemon, Start, connect, read_all, require
-from test_clients import run_clients
+from support import PATIENCE, Daemon, Start, connect, read_all, require, run_clients
 
 EMPTY_UVLOOP_SERVER = """
 import socket, uvloop

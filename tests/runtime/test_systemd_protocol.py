@@ -19,42 +19,6 @@ from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require
 from nullsmtpd.runtime.sockets import ListenError
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
-# Does what systemd does between fork and exec: the sockets at 3 and up, and LISTEN_PID is whoever executes the command.
-HAND_OVER = """
-import fcntl, os, sys
-count, *rest = sys.argv[1:]
-descriptors, command = [int(d) for d in rest[:int(count)]], rest[int(count):]
-copies = [fcntl.fcntl(d, fcntl.F_DUPFD, 100) for d in descriptors]
-for number, copy in enumerate(copies, 3):
-    os.dup2(copy, number)
-    os.close(copy)
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count, "LISTEN_FDNAMES": ":".join(["smtp"] * int(count))}
-os.execv(command[0], command)
-"""
-
-
-def command_with(*sockets: socket.socket) -> list[str]:
-    descriptors = [str(one.fileno()) for one in sockets]
-    return [sys.executable, "-c", HAND_OVER, str(len(sockets)), *descriptors, sys.executable, "-m", "nullsmtpd"]
-
-
-@contextlib.contextmanager
-def daemon_on(tmp_path: Path, *sockets: socket.socket, arguments: tuple[str, ...] = ()) -> Iterator[Daemon]:
-    """Start nullsmtpd with sockets passed in; it is ended afterwards, if it has not ended yet."""
-    log_path = tmp_path / f"{time.monotonic_ns()}.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [*command_with(*sockets), *arguments], stderr=log, pass_fds=[one.fileno() for one in sockets]
-        )
-    daemon = Daemon(process, log_path)
-    try:
-        daemon.wait_for(lambda: len(daemon.addresses()) == len(sockets), "the listening lines")
-        yield daemon
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_sockets_of_both_families_replace_listen(tmp_path: Path) -> None:
     """Two sockets passed in are answered on, and the address given by --listen is not bound."""
     with socket.create_server(("127.0.0.1", 0)) as v4, socket.create_server(("::1", 0), family=socket.AF_INET6) as v6:

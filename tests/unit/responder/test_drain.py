@@ -16,35 +16,6 @@ from nullsmtpd.responder.drain import Drains
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
-class FakeTransport(asyncio.Transport):
-    """Notes what a Protocol asks of it; fails in whatever way it is told to."""
-
-    def __init__(self, error: Exception | None = None, *, can_eof: bool = True) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-        self.written = b""
-        self._error = error
-        self._can_eof = can_eof
-
-    def write(self, data: Any) -> None:  # noqa: ANN401 - the standard library's own signature
-        self.calls.append("write")
-        if self._error:
-            raise self._error
-        self.written += bytes(data)
-
-    def can_write_eof(self) -> bool:
-        return self._can_eof
-
-    def write_eof(self) -> None:
-        self.calls.append("write_eof")
-
-    def close(self) -> None:
-        self.calls.append("close")
-
-    def abort(self) -> None:
-        self.calls.append("abort")
-
-
 def in_loop(test: Callable[[], Awaitable[None]]) -> None:
     """Run a coroutine function in a fresh event loop."""
 

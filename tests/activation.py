@@ -1,0 +1,55 @@
+"""Listening sockets passed to a command as a service manager does: sd_listen_fds(3)."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from support import Daemon
+
+__all__ = ["command_with", "daemon_on", "hand_over"]
+
+# Does what systemd does between fork and exec: the sockets are at 3 and up, LISTEN_PID is the process that executes the
+# command.
+_HAND_OVER = """
+import fcntl, os, sys
+count, *rest = sys.argv[1:]
+descriptors, command = [int(d) for d in rest[:int(count)]], rest[int(count):]
+copies = [fcntl.fcntl(d, fcntl.F_DUPFD, 100) for d in descriptors]
+for number, copy in enumerate(copies, 3):
+    os.dup2(copy, number)
+    os.close(copy)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count, "LISTEN_FDNAMES": ":".join(["smtp"] * int(count))}
+os.execvp(command[0], command)
+"""
+
+
+def hand_over(sockets: Sequence[socket.socket], *command: str) -> list[str]:
+    """Return a command that passes the sockets to ``command``; it inherits them by their numbers here."""
+    descriptors = [str(one.fileno()) for one in sockets]
+    return [sys.executable, "-c", _HAND_OVER, str(len(sockets)), *descriptors, *command]
+
+
+def command_with(*sockets: socket.socket) -> list[str]:
+    """Return a command that passes the sockets to nullsmtpd."""
+    return hand_over(sockets, sys.executable, "-m", "nullsmtpd")
+
+
+@contextlib.contextmanager
+def daemon_on(tmp_path: Path, *sockets: socket.socket, arguments: Sequence[str] = ()) -> Iterator[Daemon]:
+    """Run nullsmtpd with the sockets passed in until the end of the block."""
+    log_path = tmp_path / f"{time.monotonic_ns()}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [*command_with(*sockets), *arguments], stderr=log, pass_fds=[one.fileno() for one in sockets]
+        )
+    daemon = Daemon(process, log_path)
+    try:
+        daemon.wait_for(lambda: len(daemon.addresses()) == len(sockets), "the listening lines")
+        yield daemon
+    finally:
+        process.kill()
+        process.wait()

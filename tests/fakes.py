@@ -1,0 +1,140 @@
+"""Stand-ins for what a test cannot wait for or provoke: an event loop with its own clock, a listener, transports."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from socket import SocketType
+from typing import Any, cast
+
+from nullsmtpd.responder.drain import Drains
+
+__all__ = ["FakeDrains", "FakeLoop", "FakeTransport", "FaultyListener"]
+
+
+class FakeLoop:
+    """An event loop reduced to its clock and its readers: timers run when `advance` passes them.
+
+    The clock is uvloop's: it counts milliseconds, and delays are rounded to them. ``readers``: the callbacks by
+    listener, for a test to call.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.readers: dict[object, Callable[[], object]] = {}
+        self._timers: list[tuple[float, asyncio.Handle]] = []
+
+    @property
+    def timers(self) -> list[tuple[float, asyncio.Handle]]:
+        """Return what is to be called, and when."""
+        return [timer for timer in self._timers if not timer[1].cancelled()]
+
+    @property
+    def until_next(self) -> float:
+        """Return the seconds until the next timer, of which there must be one."""
+        return round(min(due for due, _ in self.timers) - self.now, 3)
+
+    def as_loop(self) -> asyncio.AbstractEventLoop:
+        return cast("asyncio.AbstractEventLoop", self)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self.as_loop())
+        delay = max(round(delay, 3), 0.001)  # libuv: a timer that is due at once waits until the clock has moved
+        self._timers.append((round(self.now + delay, 3), handle))
+        return handle
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: object) -> asyncio.Handle:
+        return self.call_later(when - self.now, callback, *args)
+
+    def add_reader(self, listener: object, callback: Callable[[], object]) -> None:
+        self.readers[listener] = callback
+
+    def remove_reader(self, listener: object) -> None:
+        self.readers.pop(listener, None)
+
+    def get_debug(self) -> bool:
+        return False
+
+    def call_exception_handler(self, context: dict[str, Exception]) -> None:
+        raise context["exception"]
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, timer by timer."""
+        end = round(self.now + seconds, 3)
+        while due := [timer for timer in self.timers if timer[0] <= end]:
+            timer = min(due, key=lambda timer: timer[0])
+            self._timers.remove(timer)
+            self.now = max(self.now, timer[0])
+            timer[1]._run()
+        self.now = end
+
+
+class FaultyListener(socket.socket):
+    """A listening socket whose next accepts fail with the errors in ``faults``; ``calls`` counts the accepts."""
+
+    calls = 0
+
+    def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401 - as the base class
+        super().__init__(*given, **named)
+        self.faults: list[int] = []
+
+    def _accept(self) -> tuple[int, object]:
+        self.calls += 1
+        if self.faults:
+            raise OSError(self.faults.pop(0), "injected")
+        accepted: tuple[int, object] = super()._accept()  # type: ignore[misc]
+        return accepted
+
+
+class FakeTransport(asyncio.Transport):
+    """Notes what a Protocol asks of it; ``write`` fails with ``error``."""
+
+    def __init__(self, error: Exception | None = None, *, can_eof: bool = True) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.written = b""
+        self._error = error
+        self._can_eof = can_eof
+
+    def write(self, data: Any) -> None:  # noqa: ANN401 - the standard library's own signature
+        self.calls.append("write")
+        if self._error:
+            raise self._error
+        self.written += bytes(data)
+
+    def can_write_eof(self) -> bool:
+        return self._can_eof
+
+    def write_eof(self) -> None:
+        self.calls.append("write_eof")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+class FakeDrains(Drains):
+    """Takes over ``limit`` connections and keeps them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+        self.taken: list[SocketType] = []
+
+    def __len__(self) -> int:
+        return len(self.taken)
+
+    def try_add(self, connection: SocketType) -> bool:
+        if len(self.taken) >= self.limit:
+            return False
+        self.taken.append(connection)
+        return True
+
+    def close(self) -> None:
+        for connection in self.taken:
+            connection.close()
+        self.taken.clear()
