@@ -10,7 +10,7 @@ import errno
 import socket
 from collections.abc import Callable
 from socket import SocketType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.runtime.log import log
@@ -79,11 +79,6 @@ _SHUT_WR = int(socket.SHUT_WR)
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
-class _Port(NamedTuple):
-    listener: socket.socket
-    answer: Callable[[], bool]
-
-
 class Acceptor:
     """Answers every connection on ``listeners``: 521 at connection opening, then the FIN (RFC 7504 §3).
 
@@ -109,7 +104,7 @@ class Acceptor:
         self._reply = reply
         self._linger = linger
         self._on_failure = on_failure
-        self._ports = [_Port(listener, self._answer_function(listener, sessions, access_log)) for listener in listeners]
+        self._answers = {listener: self._answer_function(listener, sessions, access_log) for listener in listeners}
         self._timer: asyncio.TimerHandle | None = None  # of a pause or a poll: epoll is not used meanwhile
         self._poll_interval = MIN_POLL_INTERVAL
         self._is_polling = False
@@ -157,8 +152,8 @@ class Acceptor:
 
     def start(self) -> None:
         """Answer from now on, whenever epoll reports a connection."""
-        for port in self._ports:
-            self._loop.add_reader(port.listener, port.answer)
+        for listener, answer in self._answers.items():
+            self._loop.add_reader(listener, answer)
 
     async def drain(self, *, close_port: bool) -> None:
         """Answer every connection that the kernel has completed, then close the listeners.
@@ -167,10 +162,10 @@ class Acceptor:
         """
         self._is_draining = True
         self._stop_waiting()
-        ports = {port.listener.getsockname()[1] for port in self._ports}
+        ports = {listener.getsockname()[1] for listener in self._answers}
         if close_port:
-            for port in self._ports:
-                refuse_handshakes(port.listener)
+            for listener in self._answers:
+                refuse_handshakes(listener)
         start = self._loop.time()
         limit = MAX_HANDSHAKE_GRACE if close_port else BACKLOG_DRAIN_TIMEOUT
         while (elapsed := self._loop.time() - start) < limit:
@@ -180,13 +175,14 @@ class Acceptor:
                 await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
             else:
                 break
-        for port in self._ports:
+        for listener in self._answers:
             if close_port:
-                _stop_listening(port.listener)
-            port.listener.close()
+                with contextlib.suppress(OSError):  # not Linux: ENOTCONN
+                    listener.shutdown(socket.SHUT_RDWR)  # other processes may have a copy, which close() would leave
+            listener.close()
 
     def _has_waiting(self) -> bool:
-        return any(accept_queue_len(port.listener, default=0) for port in self._ports)
+        return any(accept_queue_len(listener, default=0) for listener in self._answers)
 
     def _on_sweep(self, arrivals_per_second: float) -> None:
         """Start or end polling, by the rate of connections since the last sweep of the linger queue."""
@@ -205,8 +201,8 @@ class Acceptor:
             self._linger.close_finished()
         finally:  # also after an error of our own, which the loop logs: otherwise nothing would ever be accepted again
             if self._timer is None:
-                if answered and self._is_polling:
-                    self._poll_in(self._next_interval(answered))
+                if self._is_polling:
+                    self._timer = self._loop.call_later(self._next_interval(answered), self._on_poll_timer)
                 else:
                     self._resume_readers()
 
@@ -220,13 +216,14 @@ class Acceptor:
     def _accept_batch(self) -> int:
         """Answer the connections that wait now, up to `MAX_ACCEPT_BATCH` per listener; return how many there were."""
         answered = 0
-        for listener, answer in list(self._ports):
+        for listener, answer in list(self._answers.items()):
             for _ in range(min(accept_queue_len(listener, MAX_ACCEPT_BATCH), MAX_ACCEPT_BATCH)):
                 if not answer():
                     break
                 answered += 1
             if self._timer is not None:  # no room: another listener is first next time
-                self._ports.append(self._ports.pop(0))
+                first = next(iter(self._answers))
+                self._answers[first] = self._answers.pop(first)
                 break
         return answered
 
@@ -240,8 +237,8 @@ class Acceptor:
         self._timer = self._loop.call_later(seconds, self._on_poll_timer)
 
     def _stop_waiting(self) -> None:
-        for port in self._ports:
-            self._loop.remove_reader(port.listener)
+        for listener in self._answers:
+            self._loop.remove_reader(listener)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -290,9 +287,3 @@ class Acceptor:
             self._logged_at[event, error.errno] = now
             name = errno.errorcode.get(error.errno or 0, error.errno)
             log(event, error=name, reason=error.strerror, lingering=len(self._linger))
-
-
-def _stop_listening(listener: socket.socket) -> None:
-    """Close the port although other processes may have a copy of the socket, for which close() would leave it open."""
-    with contextlib.suppress(OSError):  # not Linux: ENOTCONN
-        listener.shutdown(socket.SHUT_RDWR)

@@ -55,15 +55,6 @@ class LingerQueue:
         self._swept = 0  # `_removed` plus the length of `queue` at the last sweep
         self._swept_at = 0.0
         self._rechecked_at = 0.0
-        self.limit = limit
-
-    @property
-    def limit(self) -> int:
-        """How many sockets there may be."""
-        return self._limit
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
         self._limit = limit
         self._update_room()
 

@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nullsmtpd.responder.accept import SHUTDOWN_POLL_INTERVAL, Acceptor
@@ -13,7 +14,6 @@ from nullsmtpd.responder.drain import MAX_DRAINS, Drains
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.options import Options
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.privileges import drop_privileges, find_account
 from nullsmtpd.runtime.process import (
     install_signal_handlers,
     max_files,
@@ -51,21 +51,28 @@ def serve(options: Options) -> None:
 
 
 async def _serve(options: Options, loop: asyncio.AbstractEventLoop) -> None:
-    responder = Responder(loop, options)
-    shutdown = install_signal_handlers(loop, responder.log_stats)
-    account = find_account(options.user, options.group)
-    # From listen(2) on, no signal may end the process with clients in the accept queue: its handlers are installed.
-    inherited = inherited_listeners(os.environ, cork=options.dialogue is None)
+    responder: Responder | None = None
+
+    def log_stats() -> None:
+        if responder is not None:
+            responder.log_stats()
+
+    drop_privileges = _privileges_dropper(options)
+    # From listen(2) on, no signal may end the process with clients in the accept queue.
+    shutdown = install_signal_handlers(loop, log_stats)
+    is_corked = options.dialogue is None
+    inherited = inherited_listeners(os.environ, cork=is_corked)
     listeners = inherited or [
         listener
         for address in options.listen
-        for listener in bind(address, options.backlog, cork=options.dialogue is None, reuse_port=options.reuse_port)
+        for listener in bind(address, options.backlog, cork=is_corked, reuse_port=options.reuse_port)
     ]
+    responder = Responder(loop, options, listeners, shutdown)
     if options.metrics:
         await responder.serve_metrics(bind(options.metrics, socket.SOMAXCONN))
-    drop_privileges(account)
+    drop_privileges()
     warn_if_root(options.user)
-    responder.start(listeners, shutdown)
+    responder.acceptor.start()
     notifier = Notifier(os.environ)
     for listener in listeners:
         log("listening", address=local_address(listener))
@@ -77,75 +84,78 @@ async def _serve(options: Options, loop: asyncio.AbstractEventLoop) -> None:
     await responder.shut_down(close_port=not inherited)
 
 
-class Responder:
-    """The parts of a responder with ``options``, and their counters."""
+def _privileges_dropper(options: Options) -> Callable[[], None]:
+    """Look the account up, and return the function that changes to it. Raises `AccountError`."""
+    if options.user is None and options.group is None:
+        return lambda: None
+    from nullsmtpd.runtime.privileges import drop_privileges, find_account
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, options: Options) -> None:
+    return functools.partial(drop_privileges, find_account(options.user, options.group))
+
+
+class Responder:
+    """The parts of a responder with ``options``, which answers on ``listeners``, and their counters.
+
+    A listener that is lost sets ``shutdown``. What the options need is imported here: after privileges are dropped, the
+    process may not be able to read it. Raises `OSError` when the limit of open files is too low.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: Options,
+        listeners: list[socket.socket],
+        shutdown: asyncio.Event,
+    ) -> None:
         self._loop = loop
         self._options = options
-        self._drains = Drains(loop, MAX_DRAINS)
-        self._linger = LingerQueue(loop, self._drains, options.linger, options.max_lingering)
-        self._sessions = self._new_sessions()
-        self._access_log = self._new_access_log()
-        self._acceptor: Acceptor | None = None
         self._failure: ListenError | None = None
+        self._sessions: Sessions | None = None
+        self._access_log: AccessLog | None = None
 
-    # What these options need is imported now: as another user the process may not be able to read it.
+        def on_failure(error: ListenError) -> None:
+            self._failure = error
+            shutdown.set()
 
-    def _new_sessions(self) -> "Sessions | None":
-        options = self._options
-        if options.dialogue is None:
-            return None
-        from nullsmtpd.responder.session import Sessions
+        max_sessions, max_lingering = _limits(options)
+        self._drains = Drains(loop, min(MAX_DRAINS, max_lingering // 4))
+        self._linger = LingerQueue(loop, self._drains, options.linger, max_lingering)
+        if options.dialogue is not None:
+            from nullsmtpd.responder import session
 
-        return Sessions(self._loop, options.max_sessions, self._drains, options.dialogue, options.timeout)
+            self._sessions = session.Sessions(loop, max_sessions, self._drains, options.dialogue, options.timeout)
+        if options.access_log:
+            from nullsmtpd.responder import access_log
 
-    def _new_access_log(self) -> "AccessLog | None":
-        if not self._options.access_log:
-            return None
-        from nullsmtpd.responder.access_log import AccessLog
-
-        return AccessLog(self._loop, self._options.mode)
+            self._access_log = access_log.AccessLog(loop, options.mode)
+        self.acceptor = Acceptor(
+            loop,
+            listeners,
+            options.reply,
+            self._linger,
+            sessions=self._sessions,
+            access_log=self._access_log,
+            on_failure=on_failure,
+        )
 
     async def serve_metrics(self, listeners: list[socket.socket]) -> None:
         """Serve the counters to Prometheus on ``listeners``."""
         from nullsmtpd.responder.metrics import families
         from nullsmtpd.runtime.metrics import serve_metrics
 
-        await serve_metrics(
-            self._loop, listeners, lambda: families(self.stats(), self.accept_errors, self._options.mode)
-        )
+        mode, errors = self._options.mode, self.acceptor.accept_errors
+        await serve_metrics(self._loop, listeners, lambda: families(self.stats(), errors, mode))
         for listener in listeners:
             log("metrics", address=local_address(listener))
-
-    def start(self, listeners: list[socket.socket], shutdown: asyncio.Event) -> None:
-        """Answer on ``listeners``. A listener that is lost sets ``shutdown``, and `shut_down` raises its error."""
-
-        def on_failure(error: ListenError) -> None:
-            self._failure = self._failure or error
-            shutdown.set()
-
-        self._apply_file_limit()
-        self._acceptor = Acceptor(
-            self._loop,
-            listeners,
-            self._options.reply,
-            self._linger,
-            sessions=self._sessions,
-            access_log=self._access_log,
-            on_failure=on_failure,
-        )
-        self._acceptor.start()
 
     async def shut_down(self, *, close_port: bool) -> None:
         """Answer the accept queue, close the listeners, and give clients at most the linger time to finish.
 
         ``close_port``: see `Acceptor.drain`. Raises the `ListenError` of a listener that was lost.
         """
-        assert self._acceptor is not None
         if close_port:  # otherwise clients for which there is no room wait for the next process
             self._linger.allow_immediate_eviction()
-        await self._acceptor.drain(close_port=close_port)
+        await self.acceptor.drain(close_port=close_port)
         if self._sessions is not None:
             await self._sessions.wait_attached()
             self._sessions.shut_down()
@@ -158,42 +168,38 @@ class Responder:
         if self._failure is not None:
             raise self._failure
 
-    @property
-    def accept_errors(self) -> dict[int, int]:
-        """Failed accepts by errno."""
-        return self._acceptor.accept_errors if self._acceptor else {}
-
     def stats(self) -> dict[str, int]:
         """Return the counters: first what there is now, then totals since the start."""
-        sessions = self._sessions
+        sessions, total_sessions = (0, 0) if self._sessions is None else (len(self._sessions), self._sessions.total)
         return {
             "lingering": len(self._linger),
             "draining": len(self._drains),
-            "talking": len(sessions) if sessions else 0,
-            "connections": self._linger.connections + (sessions.total if sessions else 0),
+            "talking": sessions,
+            "connections": self._linger.connections + total_sessions,
             "cut_short": self._linger.cut_short,
             "drained": self._drains.total,
-            "sessions": sessions.total if sessions else 0,
-            "send_errors": self._acceptor.send_errors if self._acceptor else 0,
-            "access_suppressed": self._access_log.suppressed if self._access_log else 0,
+            "sessions": total_sessions,
+            "send_errors": self.acceptor.send_errors,
+            "access_suppressed": 0 if self._access_log is None else self._access_log.suppressed,
         }
 
     def log_stats(self) -> None:
         """Log one ``stats`` line; accept errors as ``EMFILE:3,ENFILE:1``, or 0."""
-        names = (f"{errno.errorcode.get(number, number)}:{n}" for number, n in sorted(self.accept_errors.items()))
-        log("stats", **self.stats(), accept_errors=",".join(names) or 0)
+        errors = sorted(self.acceptor.accept_errors.items())
+        by_errno = ",".join(f"{errno.errorcode.get(number, number)}:{count}" for number, count in errors)
+        log("stats", **self.stats(), accept_errors=by_errno or 0)
 
-    def _apply_file_limit(self) -> None:
-        """Lower the limits of sessions and lingering sockets to the limit of open files. Raises `OSError`."""
-        reserved = open_files() + SPARE_DESCRIPTORS
-        require_files(reserved + MIN_CLIENTS)
-        left = max_files() - reserved
-        if self._sessions is not None:
-            limit = max(left // 2, left - self._linger.limit)
-            self._sessions.limit = _lowered("max-sessions", self._sessions.limit, limit)
-            left = (left - self._sessions.limit) * 4 // 5  # a fifth for clients that are drained after a session
-        self._linger.limit = _lowered("max-lingering", self._linger.limit, left)
-        self._drains.limit = min(MAX_DRAINS, self._linger.limit // 4)
+
+def _limits(options: Options) -> tuple[int, int]:
+    """Return how many sessions and lingering sockets fit into the limit of open files. Raises `OSError`."""
+    reserved = open_files() + SPARE_DESCRIPTORS
+    require_files(reserved + MIN_CLIENTS)
+    left = max_files() - reserved
+    max_sessions = 0
+    if options.dialogue is not None:
+        max_sessions = _lowered("max-sessions", options.max_sessions, max(left // 2, left - options.max_lingering))
+        left = (left - max_sessions) * 4 // 5  # a fifth for clients that are drained after a session
+    return max_sessions, _lowered("max-lingering", options.max_lingering, left)
 
 
 def _lowered(option: str, wanted: int, left: int) -> int:
