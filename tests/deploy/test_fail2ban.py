@@ -1,4 +1,4 @@
-"""deploy/fail2ban with the real fail2ban: what the real daemon logs is matched, and whoever it names is banned."""
+"""deploy/fail2ban with the real fail2ban: the daemon's lines match in every kind of log, and clients are banned."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults import stopped
+from hosts import CLIENT, SERVER_4, connected_hosts
 from support import LINE, MODES, PATIENCE, Daemon, Start, connect, require, require_root, require_tools
 
 from nullsmtpd.runtime.log import log
@@ -19,32 +20,32 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "fail2ban"
 INSTALLED = Path("/etc/fail2ban")
 JOURNAL_REMOTE = Path("/lib/systemd/systemd-journal-remote")
 
-# Connects so many times from one address to another and says what it heard at last. Run in the network of the daemon.
-CLIENT = """
+# Connects so many times from one address to another, and prints what it read at last. Run in a network of the test's.
+KNOCK = """
 import socket, sys
 source, host, port, count = sys.argv[1:]
 try:
     for _ in range(int(count)):
         with socket.create_connection((host, int(port)), timeout=5, source_address=(source, 0)) as client:
-            heard = client.recv(99)
-    print(heard)
+            received = client.recv(99)
+    print(received)
 except OSError as error:
     print(type(error).__name__)
 """
 
 
-def matched(log_or_journal: Path | str, mode: str = "early") -> list[str]:
-    """Return the addresses that the filter finds there, sorted, each once for every line that it matches."""
+def matched(log_or_journal: Path | str, mode: str = "early", out: str = "ip") -> list[str]:
+    """Return the addresses that the filter finds there, sorted, once for every line that matches."""
     require_tools("fail2ban-regex")
     given = [str(log_or_journal), f"{DEPLOY}/filter.d/nullsmtpd.conf[mode={mode}]"]
     result = subprocess.run(
-        ["fail2ban-regex", "--out", "ip", *given],
+        ["fail2ban-regex", "--out", out, *given],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    return sorted(result.stdout.split())
+    return sorted(result.stdout.splitlines())
 
 
 def log_of_hasty_and_polite_clients(start: Start, *arguments: str) -> str:
@@ -92,37 +93,99 @@ def test_the_filter_finds_them_in_the_journal_too(start: Start, tmp_path: Path) 
     assert matched(f"systemd-journal[journalfiles={tmp_path / 'x.journal'}]") == ["127.0.0.1", "::1"]
 
 
+STAMP = "2026-11-23T20:00:00.000Z"
+ACCESS = f"{STAMP} connection peer={{peer}} local=192.0.2.1:25 mode=close spoke_first=yes"
+
+#: What a line looks like in the logs that one finds on hosts; `{line}` is the daemon's own.
+LOGS = {
+    "file": "{line}",
+    "syslog": "Nov 23 20:00:01 host nullsmtpd[12]: {line}",
+    "syslog, one digit": "Nov  3 20:00:01 host.example.org nullsmtpd[12]: {line}",
+    "RFC 3339": "2026-11-23T20:00:01.000001+00:00 host nullsmtpd[12]: {line}",
+    "RFC 3339, docker's tag": "2026-11-23T21:00:01+01:00 host 0123456789ab/nullsmtpd[12]: {line}",
+    "RFC 3339, a compose service": "2026-11-23T20:00:01.000001+00:00 host deploy-nullsmtpd-1[12]: {line}",
+    "RFC 5424": "<30>1 2026-11-23T20:00:01.000001Z host nullsmtpd 12 - - {line}",
+    "RFC 5424, docker": "<30>1 2026-11-23T20:00:01Z host nullsmtpd 12 nullsmtpd - {line}",
+    "RFC 5424, structured data": '1 2026-11-23T20:00:01+00:00 host nullsmtpd - - [a@1 b="c"][d] {line}',
+    "docker json-file": '{{"log":"{line}\\n","stream":"stderr","time":"2026-11-23T20:00:01.000000001Z"}}',
+    "docker json-file, tag": (
+        '{{"log":"{line}\\n","stream":"stderr","attrs":{{"tag":"x"}},"time":"2026-11-23T20:00:01.000000001Z"}}'
+    ),
+    "Kubernetes CRI": "2026-11-23T20:00:01.000000001Z stderr F {line}",
+    "podman k8s-file": "2026-11-23T21:00:01.000000001+01:00 stderr F {line}",
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_line_is_found_in_every_kind_of_log(tmp_path: Path, name: str) -> None:
+    """Once, with the client's address and the daemon's own time; a client that waited for the greeting is not early."""
+    (file := tmp_path / "log").write_text(LOGS[name].format(line=ACCESS.format(peer="192.0.2.66:40000")) + "\n")
+    assert matched(file, out="row") == [f"['192.0.2.66',\t{EPOCH},\t{{'ip4': '192.0.2.66', 'ip6': None}}],"]
+    file.write_text(file.read_text().replace("spoke_first=yes", "spoke_first=no"))
+    assert matched(file) == []
+    assert matched(file, "all") == ["192.0.2.66"]
+
+
+EPOCH = 1_795_464_000  # STAMP
+
+
 def test_addresses_of_every_form_are_found(tmp_path: Path) -> None:
-    """Link-local ones with their interface, and the ones that look odd."""
+    """Link-local ones with their interface, and unusual ones."""
     peers = ["192.0.2.1:1", "[2001:db8::1]:65535", "[fe80::1%eth0.5]:25", "[1:2:3:4:5:6:7:8]:9"]
-    file = tmp_path / "access.log"
-    line = "2026-11-23T20:00:00.000Z connection peer={} local=[::1]:25 mode=mail spoke_first=yes\n"
-    file.write_text("".join(line.format(peer) for peer in peers))
+    (file := tmp_path / "access.log").write_text("".join(ACCESS.format(peer=peer) + "\n" for peer in peers))
     assert matched(file) == sorted(["192.0.2.1", "2001:db8::1", "fe80::1", "1:2:3:4:5:6:7:8"])
 
 
 def test_no_line_of_another_event_passes_for_an_access_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whatever gets into a value of ours, even a whole access line, nobody is banned for it."""
-    forged = "2026-11-23T20:00:00.000Z connection peer=192.0.2.66:1 local=192.0.2.1:25 mode=close spoke_first=yes"
+    """Whatever gets into a value of another event, even a whole access line, in whichever log, nobody is banned."""
+    forged = ACCESS.format(peer="192.0.2.66:1")
     for value in (forged, f"\n{forged}\n", f'"\r\n{forged}', f"nullsmtpd[1]: {forged}", forged.partition(" ")[2]):
         log("internal-error", message=value)
-    file = tmp_path / "access.log"
-    lines = capfd.readouterr().err
-    file.write_text("".join(f"{line}\n" for line in lines.splitlines() if " internal-error " in line))
-    assert lines.count(" internal-error ") == 5
+    lines = [line for line in capfd.readouterr().err.splitlines() if " internal-error " in line]
+    assert len(lines) == 5
+    logged = [template.format(line=line.replace('"', '\\"')) for template in LOGS.values() for line in lines]
+    (file := tmp_path / "log").write_text("\n".join([*lines, *logged]) + "\n")
     assert matched(file, "all") == []
 
 
+def test_messages_of_other_programs_do_not_pass_for_an_access_line(tmp_path: Path) -> None:
+    """Those that quote what a client sent, or begin with it."""
+    forged = ACCESS.format(peer="192.0.2.66:1")
+    others = [template.replace("nullsmtpd", "sshd") for template in LOGS.values() if "nullsmtpd" in template]
+    lines = [template.format(line=forged) for template in others]
+    quoting = (
+        "Invalid user {}",
+        "GET /?{} HTTP/1.1",
+        "x\t{}",
+        " {}",
+        "{} ",
+        "{} from 192.0.2.7",
+        '{{"log":"{}',
+        "{}\\n",
+    )
+    lines += [template.format(line=quote.format(forged)) for template in LOGS.values() for quote in quoting]
+    lines += [
+        "2026-11-23T20:00:01.1Z stderr P " + forged,
+        "kernel: " + forged,
+        "host nullsmtpd: host nullsmtpd: " + forged,
+    ]
+    (file := tmp_path / "log").write_text("\n".join(lines) + "\n")
+    assert matched(file, "all") == []
+
+
+Ban = Callable[..., Path]
+
+
 @pytest.fixture
-def ban(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+def ban(tmp_path: Path) -> Iterator[Ban]:
     """Return a function that runs fail2ban with the jails of deploy/ on a log file.
 
-    Its action notes each ban as a line ``JAIL ADDRESS`` in the file returned, besides what ``also`` names.
+    Its action appends each ban as a line ``JAIL ADDRESS`` to the file returned, and with ``really`` it bans as well.
     """
     require_tools("fail2ban-server", "fail2ban-client")
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(log_path: Path, also: str = "", prefix: Sequence[str] = ()) -> Path:
+    def run(log_path: Path, *, really: bool = False, prefix: Sequence[str] = ()) -> Path:
         configuration, bans = tmp_path / "fail2ban", tmp_path / "bans"
         shutil.copytree(INSTALLED, configuration, ignore=shutil.ignore_patterns("defaults-debian.conf"))
         shutil.copytree(DEPLOY, configuration, dirs_exist_ok=True)
@@ -130,9 +193,9 @@ def ban(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             f'[Definition]\nactionban = echo "<name> <ip>" >> {bans}\n'
         )
         (configuration / "fail2ban.local").write_text("[Definition]\ndbfile = None\nlogtarget = STDOUT\n")
-        here = f"backend = polling\nlogpath = {log_path}\n"  # as the shipped file says for where there is no journal
+        here = f"backend = polling\nlogpath = {log_path}\n"  # as the README says for hosts without a journal
         (configuration / "jail.d" / "zz-test.local").write_text(
-            f"[DEFAULT]\nignoreself = false\naction = note\n         {also}\n"
+            f"[DEFAULT]\nignoreself = false\naction = note\n         {'%(action_)s' if really else ''}\n"
             f"[nullsmtpd-early]\n{here}[nullsmtpd-often]\n{here}"
         )
         bans.touch()
@@ -157,12 +220,12 @@ def access_file(daemon: Daemon) -> Path:
     return Path(os.readlink(f"/proc/{daemon.pid}/fd/2"))  # noqa: PTH115 - a Path is not what the link holds
 
 
-def come(daemon: Daemon, source: str, count: int, *, hasty: bool = False) -> None:
-    """Connect so many times from an address of loopback, and speak first or not."""
+def visit(daemon: Daemon, source: str, count: int, *, early: bool = False) -> None:
+    """Connect so many times from an address of loopback, and send data before the greeting or not."""
     for _ in range(count):
         with socket.socket() as client:
             client.bind((source, 0))
-            if hasty:
+            if early:
                 with stopped(daemon):
                     client.connect(daemon.address)
                     client.sendall(b"EHLO x\r\n")
@@ -172,33 +235,39 @@ def come(daemon: Daemon, source: str, count: int, *, hasty: bool = False) -> Non
             assert client.recv(99) == LINE
 
 
-def test_the_jails_ban_who_speaks_first_and_who_comes_too_often(start: Start, ban: Callable[..., Path]) -> None:
-    """fail2ban itself reads the log of the daemon: the third early word and the sixtieth visit are too many."""
+def test_the_jails_ban_early_talkers_and_frequent_clients(start: Start, ban: Ban) -> None:
+    """fail2ban itself reads the log of the daemon: the third early client and the sixtieth connection are banned."""
     daemon = start("--access-log")
-    come(daemon, "127.0.0.66", 3, hasty=True)
-    come(daemon, "127.0.0.67", 2, hasty=True)
-    come(daemon, "127.0.0.68", 60)
-    come(daemon, "127.0.0.69", 50)
+    visit(daemon, "127.0.0.66", 3, early=True)
+    visit(daemon, "127.0.0.67", 2, early=True)
+    visit(daemon, "127.0.0.68", 60)
+    visit(daemon, "127.0.0.69", 50)
     bans = ban(access_file(daemon))
     expected = ["nullsmtpd-early 127.0.0.66", "nullsmtpd-often 127.0.0.68"]
     daemon.wait_for(lambda: len(bans.read_text().splitlines()) >= len(expected), "two bans")
     assert sorted(bans.read_text().splitlines()) == expected
 
 
-def test_a_client_that_is_banned_does_not_come_in_any_more(start: Start, ban: Callable[..., Path]) -> None:
-    """With fail2ban's own action for nftables, in a network of the test's own: refused, while others are answered."""
+@pytest.mark.parametrize("port", [25, 2525])
+def test_a_banned_client_is_refused(start: Start, ban: Ban, port: int) -> None:
+    """With the jails' own action: on a host that binds port 25, and on one that redirects it to another port."""
     require_root()
     require_tools("nft", "nsenter", "unshare", "ip")
-    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-    daemon = start("--access-log", prefix=alone, listen="127.0.0.1:25")
-    inside = ["nsenter", f"--net=/proc/{daemon.pid}/ns/net"]
+    with connected_hosts() as (server, client):
+        daemon = start("--access-log", prefix=server.prefix, listen=f"{SERVER_4}:{port}")
+        if port != 25:
+            server.run("nft", "-f", "-", stdin=REDIRECTION)
 
-    def heard_by(source: str, count: int = 1) -> str:
-        command = [*inside, sys.executable, "-c", CLIENT, source, "127.0.0.1", "25", str(count)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.strip()
+        def read_by(source: str, count: int = 1) -> str:
+            return client.run(sys.executable, "-c", KNOCK, source, SERVER_4, "25", str(count)).strip()
 
-    bans = ban(access_file(daemon), "nftables[type=multiport, port=smtp, name=%(__name__)s]", inside)
-    assert heard_by("127.0.0.66", 60) == str(LINE)
-    daemon.wait_for(lambda: bans.read_text() == "nullsmtpd-often 127.0.0.66\n", "a ban")
-    daemon.wait_for(lambda: heard_by("127.0.0.66") == "ConnectionRefusedError", "a refusal")
-    assert heard_by("127.0.0.67") == str(LINE)
+        bans = ban(access_file(daemon), really=True, prefix=server.prefix)
+        assert read_by("198.18.0.66", 60) == str(LINE)
+        daemon.wait_for(lambda: bans.read_text() == "nullsmtpd-often 198.18.0.66\n", "a ban")
+        daemon.wait_for(lambda: read_by("198.18.0.66") == "ConnectionRefusedError", "a refusal")
+        assert read_by(CLIENT) == str(LINE)
+
+
+REDIRECTION = (
+    "table ip engine { chain nat { type nat hook prerouting priority dstnat; tcp dport 25 redirect to :2525; }; }"
+)
