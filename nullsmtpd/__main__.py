@@ -47,7 +47,7 @@ def main() -> int:
     """Run the command with the arguments and the environment of this process; return its exit status."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["check"]:
-        from nullsmtpd.cli.check_command import run
+        from nullsmtpd.cli.check import run
 
         return run(arguments[1:], os.environ)
     if arguments[:1] == ["relay"]:

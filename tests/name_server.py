@@ -17,9 +17,10 @@ import dns.rrset
 
 
 class NameServer:
-    """Answers MX, AAAA and A questions over UDP and TCP.
+    """Answers MX, AAAA, A and TXT questions over UDP and TCP.
 
-    ``mx``: MX sets by domain, each record as in a zone file. ``addresses``: by name, of both families. ``ttl``,
+    ``mx``: MX sets by domain, each record as in a zone file. ``addresses``: by name, of both families. ``texts``:
+    TXT records by name, as in a zone file. ``ttl``,
     ``negative_ttl`` (of the SOA): seconds. ``aliases``: CNAMEs. ``empty``: domains that exist and have no MX.
     ``faults``: by domain, or ``domain KIND`` for questions of one kind, one of ``silence``, ``lost`` (silence, once),
     ``servfail``, ``refused``, ``garbage``, ``truncated`` (over UDP), ``cut`` (so over TCP too), ``loop`` (a CNAME to
@@ -36,6 +37,7 @@ class NameServer:
             "preference.example": ["10 ."],
         }
         self.addresses: dict[str, list[str]] = {}
+        self.texts: dict[str, list[str]] = {}
         self.aliases: dict[str, str] = {}
         self.empty: set[str] = {"empty.example"}
         self.faults: dict[str, str] = {}
@@ -96,16 +98,17 @@ class NameServer:
         if records := self._records(name, kind):
             response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", kind, *records))
             return
-        if name not in {*self.empty, *self.mx, *self.addresses}:
+        if name not in {*self.empty, *self.mx, *self.addresses, *self.texts}:
             response.set_rcode(dns.rcode.NXDOMAIN)
         zone = name.rpartition(".")[2]
         soa = f"ns.{zone}. hostmaster.{zone}. 1 2 3 4 {self.negative_ttl}"
         response.authority.append(dns.rrset.from_text(f"{zone}.", 86400, "IN", "SOA", soa))
 
     def _records(self, name: str, kind: str) -> list[str]:
-        if kind == "MX":
-            return self.mx.get(name, [])
-        return [address for address in self.addresses.get(name, []) if (":" in address) == (kind == "AAAA")]
+        if kind in {"MX", "TXT"}:
+            return (self.mx if kind == "MX" else self.texts).get(name, [])
+        family = {"A": ".", "AAAA": ":"}.get(kind)
+        return [address for address in self.addresses.get(name, []) if family and family in address]
 
 
 class _UDP(socketserver.ThreadingUDPServer):

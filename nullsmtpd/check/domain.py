@@ -1,129 +1,221 @@
-"""A domain as a sender of mail sees it: its MX set, the addresses behind that, and what answers there."""
+"""A domain as a sender of mail, and as its owner, sees it: what it publishes, and how its servers behave."""
 
 import asyncio
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nullsmtpd.check.dialogue import ANY
-from nullsmtpd.check.hosts import probe_address, run_at_once
+from nullsmtpd.check.hosts import probe_address, run_all
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe
-from nullsmtpd.check.verdicts import Answer, Verdict, answer_of, verdict_on
-from nullsmtpd.nullmx import DNSError, MXAnswer, domain_of, look_up_addresses, look_up_mx
+from nullsmtpd.check.published import Finding, Publications, Status, is_address, judge_mx
+from nullsmtpd.check.verdicts import Behaviour, Verdict, behaviour_of, verdict_on
+from nullsmtpd.nullmx import Answer, DNSError, MXAnswer, Resolver, domain_of
 
-__all__ = ["MAX_ADDRESSES", "DomainReport", "HostReport", "check_domain"]
+__all__ = ["MAX_ADDRESSES", "MAX_HOSTS", "DomainReport", "HostReport", "check_domain", "not_public"]
 
-#: Ask no more addresses for one domain, and look up no more names. The largest mail hosters have a few dozen; a domain
-#: of thousands, which any owner of one can make, would have us connect to all of them. At five seconds each, for those
-#: that are silent, and `run_at_once`'s number at a time this takes 20.
+#: Bounds for one domain: anybody can publish an MX set of thousands of hosts and addresses. The largest mail providers
+#: have a few dozen addresses. 100 silent ones take 20 s: `run_all`'s number at a time, for `TIMEOUT` seconds each.
+MAX_HOSTS = 32
 MAX_ADDRESSES = 100
+#: Two queries for each host, and 50 at most for the MX set and what `Publications` looks up.
+MAX_QUERIES = 120
 
 _ROOT = "."
+
+_SHARED = ipaddress.IPv4Network("100.64.0.0/10")  # RFC 6598
+#: Networks whose last 32 bits are an IPv4 address: RFC 4291 §2.5.5.1 (deprecated), RFC 6052 §2.1 (what DNS64 makes).
+_COMPATIBLE, _NAT64 = ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class HostReport(NamedTuple):
     """One name with its addresses in DNS. ``preferences``: those of its MX records; none for the domain's own name.
 
-    ``error``: why DNS does not tell all of them, or ``""``. ``probes``: one for each address that it tells, by
-    `nullsmtpd.probe` in mode ``any``, but for as many as are ``left_out``.
+    ``error``: why DNS does not tell all addresses, or ``""``. ``canonical``: the name that has them, another one if
+    ``name`` is an alias (CNAME). ``addresses``: those to connect to; ``not_public``: those that no sender on the
+    Internet can reach, each with its kind. ``probes``: by `nullsmtpd.probe` in mode ``any``, one for each of
+    ``addresses`` unless there are too many.
     """
 
     name: str
     preferences: tuple[int, ...]
     error: str
+    canonical: str
+    addresses: list[str]
+    not_public: list[tuple[str, str]]
     probes: list[Probe]
-    left_out: int
 
 
 class DomainReport(NamedTuple):
     """What was found out about a domain.
 
-    ``mx``: its MX set, or `None` when DNS does not tell; ``error`` says why. ``hosts``: the domain's own name first,
-    then those in the MX set. ``left_out``: how many of its names and of their addresses were not asked, as there are
-    more than `MAX_ADDRESSES`. ``verdict``: what a sender experiences.
+    ``mx``: its MX set, or `None` when DNS does not answer; ``error`` is the reason. ``sends``: whether it sends mail.
+    ``findings``: what it publishes, the MX set first. ``hosts``: the domain's own name first, then those in the MX set.
+    ``left_out``: how many names and addresses were not looked up or connected to, as there are more than `MAX_HOSTS` or
+    `MAX_ADDRESSES`. ``verdict``: what a sender experiences.
     """
 
     domain: str
     mx: MXAnswer | None
     error: str
+    sends: bool
+    findings: list[Finding]
     hosts: list[HostReport]
     left_out: int
     verdict: Verdict
 
     @property
     def is_good(self) -> bool:
-        """Whether mail for the domain is refused and its author is told at once."""
-        return self.verdict.is_good
+        """Whether mail for the domain is refused, its author told at once, and nothing published contradicts that."""
+        return self.passes(strict=False)
+
+    def passes(self, *, strict: bool) -> bool:
+        """Return `is_good`; if ``strict``, only if there is no advice either."""
+        return self.verdict.is_good and not self.problems(strict=strict)
+
+    def problems(self, *, strict: bool = False) -> list[Finding]:
+        """Return the findings that are wrong or unknown, and, if ``strict``, those that are advice."""
+        tolerated = {Status.OK} if strict else {Status.OK, Status.ADVICE}
+        return [finding for finding in self.findings if finding.status not in tolerated]
 
 
-async def check_domain(
+async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
     domain: str,
     *,
     port: int = 25,
     resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - one for each question and each address, kept where it is asked
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - for each query and each address
+    sends: bool = False,
+    allow_private: bool = False,
 ) -> DomainReport:
-    """Ask DNS for the MX set of ``domain`` and for all addresses, connect to each, and say what a sender experiences.
+    """Look up what ``domain`` publishes about mail, connect to all addresses that mail may go to, and judge both.
 
-    A server that greets with 220 is told EHLO and MAIL, to see whether it means that, and no recipient. Without an MX
-    mail goes to the domain's own addresses (RFC 5321 §5.1); they are asked in any case. ``resolver`` and errors are
-    those of `nullsmtpd.look_up_mx`, but for `DNSError`, which becomes part of the report.
+    A server that greets with 220 is sent EHLO and MAIL, to see whether it accepts mail, and no recipient. Without an MX
+    mail goes to the domain's own addresses (RFC 5321 §5.1); they are probed in any case. ``sends``: the domain sends
+    mail, even if no SPF record says so. ``allow_private``: treat addresses that are not on the public Internet as if
+    they were. ``timeout``: seconds for each query and each address. ``resolver`` and exceptions are those of
+    `nullsmtpd.look_up_mx`; a `DNSError` becomes part of the report.
     """
     domain = domain_of(domain)
-    mx, error = None, ""
+    session = Resolver(resolver, timeout, max_queries=MAX_QUERIES)
     try:
-        mx = await look_up_mx(domain, resolver=resolver, timeout=timeout)
+        mx, error = await session.look_up_mx(domain), ""
     except DNSError as failure:
-        error = failure.reason
+        mx, error = None, failure.reason
     names = _names(domain, mx)
-    hosts = await _look_at(names[:MAX_ADDRESSES], port, resolver, timeout)
-    left_out = len(names) - len(hosts) + sum(host.left_out for host in hosts)
-    return DomainReport(domain, mx, error, hosts, left_out, _verdict(mx, hosts, left_out))
-
-
-async def _look_at(
-    names: list[tuple[str, tuple[int, ...]]],
-    port: int,
-    resolver: tuple[str, int] | None,
-    timeout: float,  # noqa: ASYNC109 - see `check_domain`
-) -> list[HostReport]:
-    found = await asyncio.gather(*(look_up_addresses(name, resolver=resolver, timeout=timeout) for name, _ in names))
-    targets = [(name, address) for (name, _), (addresses, _) in zip(names, found, strict=True) for address in addresses]
-    ask = partial(probe, mode=ANY, timeout=timeout)
-    tasks = [partial(probe_address, name, address, port, ask) for name, address in targets[:MAX_ADDRESSES]]
-    probes = await asyncio.to_thread(run_at_once, tasks)
-    hosts = []
-    for (name, preferences), (addresses, error) in zip(names, found, strict=True):
-        asked = [seen for seen in probes if seen.host == name]
-        hosts.append(HostReport(name, preferences, error, asked, len(addresses) - len(asked)))
-    return hosts
+    hosts = await asyncio.gather(*(_look_up(session, *name, allow_private=allow_private) for name in names[:MAX_HOSTS]))
+    prober = partial(probe, mode=ANY, timeout=timeout)
+    targets = [partial(probe_address, host.name, address, port, prober) for host in hosts for address in host.addresses]
+    published = Publications(session, domain, sends=sends)
+    findings, probes = await asyncio.gather(
+        _findings(published, mx, error, hosts), asyncio.to_thread(run_all, targets[:MAX_ADDRESSES])
+    )
+    for host in hosts:
+        host.probes.extend(seen for seen in probes if seen.host == host.name)
+    left_out = len(names) - len(hosts) + len(targets) - len(probes)
+    verdict = _verdict(mx, hosts, left_out)
+    return DomainReport(domain, mx, error, published.sends, findings, hosts, left_out, verdict)
 
 
 def _names(domain: str, mx: MXAnswer | None) -> list[tuple[str, tuple[int, ...]]]:
     """Return the domain's own name, and those in its MX set with their preferences, each once."""
     preferences: dict[str, tuple[int, ...]] = {domain: ()}
     for record in mx.records if mx else ():
-        if record.target != _ROOT:
+        if record.target != _ROOT and not is_address(record.target):
             name = record.target.lower()
             preferences[name] = (*preferences.get(name, ()), record.preference)
     return list(preferences.items())
 
 
-def _verdict(mx: MXAnswer | None, hosts: list[HostReport], left_out: int) -> Verdict:
+async def _look_up(session: Resolver, name: str, preferences: tuple[int, ...], *, allow_private: bool) -> HostReport:
+    error, canonical = "", name
+    addresses: list[str] = []
+    for answer in await asyncio.gather(*(_query(session, name, rdtype) for rdtype in ("AAAA", "A"))):
+        if isinstance(answer, DNSError):
+            error = answer.reason
+        else:
+            records: tuple[Any, ...] = answer.records
+            addresses += [record.address for record in records]
+            canonical = answer.name if answer.is_alias else canonical
+    private = [(address, kind) for address in addresses if not allow_private and (kind := not_public(address))]
+    public = [address for address in addresses if address not in dict(private)]
+    return HostReport(name, preferences, error, canonical, public, private, [])
+
+
+async def _query(session: Resolver, name: str, rdtype: str) -> Answer | DNSError:
+    try:
+        return await session.query(name, rdtype)
+    except DNSError as error:
+        return error
+
+
+def not_public(address: str) -> str:
+    """Return why no sender on the Internet can reach an address, such as "loopback", or ``""``.
+
+    That includes addresses for documentation and other special purposes (RFC 6890, as Python's ipaddress has them), and
+    IPv6 addresses that contain such an IPv4 address.
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped:
+            return "IPv4-mapped"
+        if ip in _NAT64 or (ip in _COMPATIBLE and int(ip) > 1):  # not :: and ::1
+            return not_public(str(ipaddress.IPv4Address(int(ip) % 2**32))) or (
+                "" if ip in _NAT64 else "IPv4-compatible"
+            )
+    for kind in ("unspecified", "loopback", "link_local", "multicast", "site_local"):
+        if getattr(ip, f"is_{kind}", False):
+            return kind.replace("_", "-")
+    if ip in _SHARED:
+        return "shared (carrier-grade NAT)"
+    return "" if ip.is_global else "private or reserved"
+
+
+async def _findings(
+    published: Publications, mx: MXAnswer | None, error: str, hosts: Sequence[HostReport]
+) -> list[Finding]:
+    """Return all findings, the one on the MX set first."""
     own = hosts[0]
-    tried = [host for host in hosts if host.preferences] if mx and mx.records else [own]
-    is_known = mx is not None and not any(host.error for host in tried)
-    return verdict_on(mx, _answers([own]), _groups(tried) if mx else [], is_known=is_known, left_out=left_out)
+    if mx is None:
+        return [Finding("MX", own.name, "?", Status.UNKNOWN, f"DNS does not answer: {error}")]
+    if not mx.exists:
+        return [Finding("MX", own.name, "none", Status.WRONG, "no such domain")]
+    tried = _tried(mx, hosts)
+    others = await published.findings(mx, [host.name for host in tried or [own]])
+    faults = [fault for host in tried for fault in _host_faults(host)]
+    return [judge_mx(mx, own.canonical, sends=published.sends), *faults, *others]
 
 
-def _groups(hosts: list[HostReport]) -> list[set[Answer]]:
-    """Return what the hosts answer, those of the lowest preference first; the domain's own name has none."""
-    preferences = sorted({min(host.preferences, default=0) for host in hosts})
-    return [
-        _answers(host for host in hosts if min(host.preferences, default=0) == preference) for preference in preferences
+def _host_faults(host: HostReport) -> list[Finding]:
+    """Return what is wrong with a host that mail goes to."""
+    faults = [(address, f"no sender on the Internet can reach it: {kind}") for address, kind in host.not_public]
+    if host.preferences and host.canonical != host.name:
+        faults.append((f"alias (CNAME) of {host.canonical}", "an MX must be no alias (RFC 2181 section 10.3)"))
+    if host.preferences and not (host.addresses or host.not_public or host.error):
+        faults.append(("no address", "an MX must have one (RFC 5321 section 5.1)"))
+    return [Finding("MX host", host.name, found, Status.WRONG, words) for found, words in faults]
+
+
+def _tried(mx: MXAnswer | None, hosts: Sequence[HostReport]) -> list[HostReport]:
+    """Return the hosts that a sender would try: those in the MX set, or without one the domain's own name."""
+    return [host for host in hosts if host.preferences] if mx and mx.records else list(hosts[:1])
+
+
+def _verdict(mx: MXAnswer | None, hosts: Sequence[HostReport], left_out: int) -> Verdict:
+    tried = _tried(mx, hosts)
+    preferences = sorted({min(host.preferences, default=0) for host in tried})
+    groups = [
+        _behaviours(host for host in tried if min(host.preferences, default=0) == preference)
+        for preference in preferences
     ]
+    is_known = mx is not None and not any(host.error for host in tried)
+    return verdict_on(mx, _behaviours(hosts[:1]), groups if mx else [], is_known=is_known, left_out=left_out)
 
 
-def _answers(hosts: Iterable[HostReport]) -> set[Answer]:
-    return {answer_of(seen) for host in hosts for seen in host.probes}
+def _behaviours(hosts: Iterable[HostReport]) -> set[Behaviour]:
+    found: set[Behaviour] = set()
+    for host in hosts:
+        found.update(map(behaviour_of, host.probes), {Behaviour.NOT_PUBLIC} if host.not_public else ())
+    return found

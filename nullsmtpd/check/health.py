@@ -1,98 +1,73 @@
-"""A container's health check: where the responder of this environment should answer, and how."""
+"""A container's health check: the responder has to answer at each address that the environment configures.
 
-import socket
-from collections.abc import Iterator, Mapping
+It runs every few seconds: no event loop is imported, and no argument parser.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 from nullsmtpd.check.dialogue import known_mode
-from nullsmtpd.check.hosts import probe_hosts
+from nullsmtpd.check.hosts import Prober, probe_hosts
 from nullsmtpd.check.outcome import NO_FAMILY, Probe
 from nullsmtpd.check.probe import probe
+from nullsmtpd.runtime.sockets import parse_address
 
-__all__ = ["check_health"]
+__all__ = ["BUDGET", "check_health"]
 
-# What to connect to where the responder was told to listen on all addresses of a family.
+# Where to connect to when the responder listens on all addresses of a family.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound here
 
-_MAX_PORT = 65535
-
-#: Seconds for all addresses together, an equal part for each. A container engine kills a check that takes longer than
-#: its timeout, 5 s in our image, and then nobody learns what hangs; what remains is for an interpreter on a busy host.
+#: Seconds for all addresses together, an equal part for each. A container engine kills a check that exceeds its
+#: timeout, 5 s in our image, and its output is lost; the rest is for starting the interpreter on a busy host.
 BUDGET = 4.0
+
+_T = TypeVar("_T")
 
 
 def check_health(
     environment: Mapping[str, str], *, mode: str | None = None, early: bool = False, timeout: float | None = None
 ) -> Iterator[Probe]:
-    """Return an iterator that connects to every address in NULLSMTPD_LISTEN and gives what was seen there at once.
+    """Return an iterator that probes every address in NULLSMTPD_LISTEN in turn.
 
-    Loopback stands for all addresses. NULLSMTPD_MODE, unless there is a ``mode``, and NULLSMTPD_TEXT say what is due;
-    other variables do not matter. A responder past its --max-sessions is well: no reason to restart it. ``timeout``:
-    seconds for each address; `None` for its part of `BUDGET`. Raises `ValueError`, before any is asked, with one line
-    that names the variable, when it is wrong or names nothing to connect to.
+    Loopback stands for all addresses. NULLSMTPD_MODE, unless ``mode`` is given, and NULLSMTPD_TEXT state what is due;
+    other variables are ignored. A responder at its --max-sessions is healthy: restarting it would not help. A family
+    that this host lacks is no fault as long as an entry has another, as for the responder. ``timeout``: seconds for
+    each address; `None` for its part of `BUDGET`. Raises `ValueError`, before any connection, with one line that names
+    the variable, when that is invalid or names nothing to connect to.
     """
-    mode = mode or _mode(environment.get("NULLSMTPD_MODE", "close"))
-    entries = [_hosts(*_parse(entry)) for entry in environment.get("NULLSMTPD_LISTEN", ":25").split(",")]
+    mode = mode or _parse("NULLSMTPD_MODE", environment.get("NULLSMTPD_MODE", "close"), known_mode)
+    listen = environment.get("NULLSMTPD_LISTEN", ":25")
+    entries = [_parse("NULLSMTPD_LISTEN", entry, _hosts_of) for entry in listen.split(",")]
     timeout = timeout or BUDGET / sum(map(len, entries))
     text = environment.get("NULLSMTPD_TEXT")
-    ask = partial(probe, mode=mode, early=early, text=text, may_be_full=True, timeout=timeout)
-    return (seen for hosts in entries for seen in _probe_entry(hosts, ask))
+    prober = partial(probe, mode=mode, early=early, text=text, may_be_full=True, timeout=timeout)
+    return (seen for hosts in entries for seen in _probe_entry(hosts, prober))
 
 
-def _hosts(host: str | None, port: int) -> list[tuple[str, int]]:
-    """Return what to connect to for one entry."""
-    hosts = _LOOPBACK.values() if host is None else [_LOOPBACK.get(host, host)]
-    return [(host, port) for host in hosts]
-
-
-def _probe_entry(hosts: list[tuple[str, int]], ask: partial[Probe]) -> Iterator[Probe]:
-    """See one entry's addresses. Like the responder, forgive a family that this host lacks if another is there."""
+def _probe_entry(hosts: list[tuple[str, int]], prober: Prober) -> Iterator[Probe]:
     lacking: list[Probe] = []
-    is_any_there = False
+    has_answered = False
     for host in hosts:
-        for seen in probe_hosts([host], ask):
+        for seen in probe_hosts([host], prober):
             if seen.ending == NO_FAMILY:
                 lacking.append(seen)
             else:
-                is_any_there = True
+                has_answered = True
                 yield seen
-    if not is_any_there:
+    if not has_answered:
         yield from lacking
 
 
-def _mode(text: str) -> str:
+def _hosts_of(entry: str) -> list[tuple[str, int]]:
+    host, port = parse_address(entry)
+    if not port:
+        raise ValueError("has port 0, for which the kernel chooses one; give check HOST:PORT")
+    return [(name, port) for name in (_LOOPBACK.values() if host is None else [_LOOPBACK.get(host, host)])]
+
+
+def _parse(variable: str, text: str, parse: Callable[[str], _T]) -> _T:
     try:
-        return known_mode(text)
+        return parse(text)
     except ValueError as error:
-        raise ValueError(f"NULLSMTPD_MODE: {text!a} {error}") from None
-
-
-def _parse(entry: str) -> tuple[str | None, int]:
-    """Read an entry as the responder does: its own parser takes what is not plain, and says what is wrong."""
-    host, colon, port = entry.rpartition(":")
-    is_plain = colon and _is_port(port) and (not host or _is_ipv4(host))
-    address = (host or None, int(port)) if is_plain else _parse_with_care(entry)
-    if not address[1]:
-        raise ValueError(f"NULLSMTPD_LISTEN: {entry!a} lets the kernel choose a port; give check HOST:PORT")
-    return address
-
-
-def _parse_with_care(entry: str) -> tuple[str | None, int]:
-    from nullsmtpd.runtime.sockets import parse_address  # takes longer to load than all of the above
-
-    try:
-        return parse_address(entry)
-    except ValueError as error:
-        raise ValueError(f"NULLSMTPD_LISTEN: {entry!a} {error}") from None
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= len(str(_MAX_PORT)) and int(text) <= _MAX_PORT
-
-
-def _is_ipv4(host: str) -> bool:
-    try:
-        socket.inet_pton(socket.AF_INET, host)
-    except (OSError, ValueError):
-        return False
-    return True
+        raise ValueError(f"{variable}: {text!a} {error}") from None

@@ -1,4 +1,4 @@
-"""A host and its addresses, each asked apart and all at the same time."""
+"""All addresses of a host, each probed apart and all at the same time."""
 
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -7,13 +7,13 @@ from functools import partial
 from nullsmtpd.check.outcome import Probe
 from nullsmtpd.check.probe import TIMEOUT, probe, unresolved
 
-__all__ = ["Ask", "addresses_of", "check_host", "probe_address", "probe_hosts", "run_at_once"]
+__all__ = ["Prober", "check_host", "probe_address", "probe_hosts", "run_all"]
 
-#: `probe`, or a partial of it: what takes an address and a port.
-Ask = Callable[[str, int], Probe]
+#: `probe`, or a partial of it that takes an address and a port.
+Prober = Callable[[str, int], Probe]
 
-#: Threads, each waiting for one server: more addresses than that wait their turn.
-_AT_ONCE = 32
+#: Threads, each waiting for one server; further addresses are queued.
+_MAX_THREADS = 32
 
 
 async def check_host(
@@ -22,53 +22,52 @@ async def check_host(
     *,
     mode: str = "close",
     early: bool = False,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - one for each address, kept where it is asked
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - passed on to each probe
 ) -> list[Probe]:
     """Return what is seen at each address of ``host``, a name or a literal address: at least one `Probe`.
 
     A host that refuses mail properly has ``all(seen.is_good for seen in …)``. A name without an address is one `Probe`
-    that says so. The arguments are those of `probe`; the system's resolver takes the time that it takes. It all runs in
-    threads. Raises `ValueError` for a ``mode`` that is none, and for a ``host`` that is not ASCII.
+    with that fault. The arguments are those of `probe`; the system's resolver has its own timeouts. Blocking calls run
+    in threads. Raises `ValueError` for an unknown ``mode``, and for a ``host`` that is not ASCII.
     """
     import asyncio
 
-    ask = partial(probe, mode=mode, early=early, timeout=timeout)
-    return await asyncio.to_thread(probe_hosts, [(host, port)], ask)
+    return await asyncio.to_thread(probe_hosts, [(host, port)], partial(probe, mode=mode, early=early, timeout=timeout))
 
 
-def probe_hosts(hosts: Iterable[tuple[str, int]], ask: Ask = probe) -> list[Probe]:
+def probe_hosts(hosts: Iterable[tuple[str, int]], prober: Prober = probe) -> list[Probe]:
     """Return what is seen at each address of each host, in this order; a literal address has one."""
-    return run_at_once([task for host, port in hosts for task in _tasks(host, port, ask)])
+    return run_all([task for host, port in hosts for task in _tasks(host, port, prober)])
 
 
-def run_at_once(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
-    """Return what each task returns, in this order: so many threads as `_AT_ONCE` allows, none for a single task."""
+def run_all(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
+    """Return the tasks' results, in this order: up to `_MAX_THREADS` run at once, a single one without a thread."""
     if len(tasks) == 1:
         return [tasks[0]()]
-    from concurrent.futures.thread import ThreadPoolExecutor  # takes long to load; a health check does without
+    from concurrent.futures.thread import ThreadPoolExecutor  # slow to import; a health check does without
 
     try:
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
+        with ThreadPoolExecutor(_MAX_THREADS) as threads:
             return list(threads.map(lambda task: task(), tasks))
-    except RuntimeError:  # no thread can be had: one after the other
+    except RuntimeError:  # no thread can be started: run them in turn
         return [task() for task in tasks]
 
 
-def _tasks(host: str, port: int, ask: Ask) -> list[Callable[[], Probe]]:
+def _tasks(host: str, port: int, prober: Prober) -> list[Callable[[], Probe]]:
     try:
-        return [partial(probe_address, host, address, port, ask) for address in addresses_of(host)]
+        return [partial(probe_address, host, address, port, prober) for address in _addresses_of(host)]
     except OSError as error:
         return [partial(unresolved, host, port, error)]
 
 
-def probe_address(host: str, address: str, port: int, ask: Ask) -> Probe:
+def probe_address(host: str, address: str, port: int, prober: Prober) -> Probe:
     """Return what is seen at one address of ``host``."""
-    seen = ask(address, port)
+    seen = prober(address, port)
     seen.host = host
     return seen
 
 
-def addresses_of(host: str) -> list[str]:
+def _addresses_of(host: str) -> list[str]:
     """Return the addresses of a name in the system's order of preference; a literal address is its own.
 
     Blocks as long as the system's resolver does. Raises `OSError` when there are none.
@@ -79,4 +78,4 @@ def addresses_of(host: str) -> list[str]:
     except OSError:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         return list(dict.fromkeys(str(sockaddr[0]) for _, _, _, _, sockaddr in found))
-    return [host]  # not what was found: that has lost its scope, as in fe80::1%eth0
+    return [host]  # not the result, which has lost its scope, as in fe80::1%eth0

@@ -50,72 +50,16 @@ class Program(NamedTuple):
     shows_text: bool = True
 
 
-_BOUNCED, _DEFERRED = Fate.BOUNCED, Fate.DEFERRED
+_B, _D = Fate.BOUNCED, Fate.DEFERRED
 
 SENDERS = (
-    Sender(
-        "Postfix",
-        days=5,
-        greeting=_DEFERRED,
-        greeting_again=_DEFERRED,
-        ehlo=_BOUNCED,
-        mail=_BOUNCED,
-        mail_requiring_tls=_DEFERRED,
-        null_mx=_BOUNCED,
-    ),
-    Sender(
-        "Postfix",
-        days=5,
-        greeting=_BOUNCED,
-        greeting_again=_BOUNCED,
-        ehlo=_BOUNCED,
-        mail=_BOUNCED,
-        mail_requiring_tls=_DEFERRED,
-        null_mx=_BOUNCED,
-        setting="smtp_skip_5xx_greeting=no",
-    ),
-    Sender(
-        "Exim",
-        days=4,
-        greeting=_BOUNCED,
-        greeting_again=_DEFERRED,
-        ehlo=_BOUNCED,
-        mail=_BOUNCED,
-        mail_requiring_tls=_DEFERRED,
-        null_mx=_BOUNCED,
-    ),
-    Sender(
-        "Sendmail",
-        days=5,
-        greeting=_BOUNCED,
-        greeting_again=_BOUNCED,
-        ehlo=_BOUNCED,
-        mail=_BOUNCED,
-        mail_requiring_tls=_DEFERRED,
-        null_mx=_BOUNCED,
-    ),
-    Sender(
-        "OpenSMTPD",
-        days=4,
-        greeting=_DEFERRED,
-        greeting_again=_DEFERRED,
-        ehlo=_DEFERRED,
-        mail=_BOUNCED,
-        mail_requiring_tls=_DEFERRED,
-        null_mx=_BOUNCED,
-        null_mx_since="7.5",
-        shows_text=False,
-    ),
-    Sender(
-        "qmail",
-        days=7,
-        greeting=_DEFERRED,
-        greeting_again=_DEFERRED,
-        ehlo=_DEFERRED,
-        mail=_BOUNCED,
-        mail_requiring_tls=None,
-        null_mx=_BOUNCED,
-    ),
+    # days; greeting, the next one; EHLO; MAIL, if TLS is required; null MX
+    Sender("Postfix", 5, _D, _D, _B, _B, _D, _B),
+    Sender("Postfix", 5, _B, _B, _B, _B, _D, _B, setting="smtp_skip_5xx_greeting=no"),
+    Sender("Exim", 4, _B, _D, _B, _B, _D, _B),
+    Sender("Sendmail", 5, _B, _B, _B, _B, _D, _B),
+    Sender("OpenSMTPD", 4, _D, _D, _D, _B, _D, _B, null_mx_since="7.5", shows_text=False),
+    Sender("qmail", 7, _D, _D, _D, _B, None, _B),
 )
 
 PROGRAMS = (

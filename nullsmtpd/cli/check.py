@@ -1,105 +1,226 @@
-"""What an operator may ask ``nullsmtpd check``, and what is wrong with a mistake."""
+"""``nullsmtpd check``: its options, its output and its exit status."""
 
-import socket
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from nullsmtpd.check.dialogue import known_mode
-from nullsmtpd.check.health import BUDGET
+from nullsmtpd.check.health import BUDGET, check_health
 from nullsmtpd.check.probe import TIMEOUT
-from nullsmtpd.cli.arguments import (
-    Given,
-    Option,
-    UsageError,
-    boolean,
-    option_lines,
-    parse_last,
-    positive_seconds,
-    read_options,
-    shown,
-)
+from nullsmtpd.cli.command import STDERR, STDOUT, print_line
 from nullsmtpd.runtime.sockets import parse_address
 
-__all__ = ["Options", "UsageError", "help_text", "parse_options"]
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from nullsmtpd.check.domain import DomainReport
+    from nullsmtpd.check.outcome import Probe
+
+__all__ = ["options", "run"]
+
+_GOOD, _BAD, _USAGE = 0, 1, 2
 
 _SMTP_PORT = 25
 _MAX_PORT = 65535
+_T = TypeVar("_T")
+
+_DESCRIPTION = """\
+Connect to each address of HOST, and check that it refuses mail properly: one
+complete 521 reply, then FIN. Without HOST and --domain: the addresses in
+NULLSMTPD_LISTEN, as a container's health check.
+
+With --domain: check what NAME publishes about mail (null MX, SPF, DMARC, and
+records that contradict a refusal), connect to each address that its mail may
+go to, and report what the sender of a message experiences.
+"""
+
+_EPILOG = """\
+exit status:
+  0  all good: mail is refused at once, and nothing published contradicts that
+  1  not good
+  2  invalid options or environment
+
+Nagios and Icinga take 1 for WARNING and 2 for CRITICAL. A command_line that
+has a bad host CRITICAL, with "negate" of the monitoring plugins:
+  negate -w CRITICAL -c UNKNOWN /usr/bin/nullsmtpd check $HOSTADDRESS$
+The output has no vertical bar, where performance data would begin.
+"""
 
 
-class Options(NamedTuple):
-    """The operator's choices, all of them checked. No ``hosts``: those of NULLSMTPD_LISTEN."""
-
-    hosts: tuple[tuple[str, int], ...]
-    mode: str | None  # None: that of NULLSMTPD_MODE
-    early: bool
-    timeout: float | None  # None: the default
-    json: bool
-    domain: str | None  # A-labels
-    port: int
-    resolver: tuple[str, int] | None
-
-
-_TABLE = {
-    "timeout": Option(
-        "SECONDS",
-        "",
-        "how long connecting and the dialogue may take at one address, or DNS for an answer "
-        f"(default: {TIMEOUT:g}; without HOST and --domain {BUDGET:g} for all addresses, an equal part for each)",
-    ),
-    "early": Option(
-        "", "no", "speak to HOST before the greeting, EHLO and MAIL in one go; the whole reply is due all the same"
-    ),
-    "mode": Option(
-        "MODE",
-        "",
-        "how HOST should refuse: close, session or mail, as nullsmtpd --help has them (default: close; without HOST "
-        "that of NULLSMTPD_MODE)",
-    ),
-    "json": Option("", "no", "print one line of JSON"),
-    "domain": Option(
-        "NAME",
-        "",
-        "look at NAME as a sender of mail does: its MX set, whether that is a null MX (RFC 7505), what each address "
-        "answers, and what the sender experiences; needs the distribution's extra [relay]",
-    ),
-    "port": Option("PORT", str(_SMTP_PORT), "where to connect to, for --domain and for each HOST without a port"),
-    "resolver": Option("ADDR[:PORT]", "", "the name server for --domain (default: those of /etc/resolv.conf)"),
-}
+def run(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Check, report on stdout, and return the exit status, see --help."""
+    try:
+        if not arguments:
+            return _report_each(check_health(environment))
+        return _run(arguments, environment)
+    except ValueError as error:  # an invalid environment
+        return _print(STDERR, f"nullsmtpd check: {error}", _USAGE)
+    except (OSError, RuntimeError) as error:  # out of file descriptors, threads or memory
+        reason = getattr(error, "strerror", None) or error
+        return _print(STDERR, f"nullsmtpd check: cannot run: {reason}; see the limits of this process", _BAD)
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """Return the options. Raises `UsageError` for an unknown name, a missing value, or one that cannot be.
+def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
+    from nullsmtpd import __version__
+    from nullsmtpd.cli.arguments import UsageError
+    from nullsmtpd.nullmx import MissingExtraError, need_extra
 
-    No environment: what the responder reads there is not meant for a check of some host.
-    """
-    hosts, flags = _part(arguments)
-    given = read_options(_TABLE, flags, {})
-    _refuse_idle(given, has_host=bool(hosts))
-    port = parse_last(given["port"], _port)
-    return Options(
-        hosts=tuple(dict.fromkeys(_host(host, port) for host in hosts)),
-        mode=parse_last(given["mode"], known_mode) if given["mode"] else None,
-        early=parse_last(given["early"], boolean),
-        timeout=parse_last(given["timeout"], positive_seconds) if given["timeout"] else None,
-        json=parse_last(given["json"], boolean),
-        domain=parse_last(given["domain"], _domain) if given["domain"] else None,
-        port=port,
-        resolver=parse_last(given["resolver"], _resolver) if given["resolver"] else None,
+    parser = _parser()
+    if {"-h", "--help"} & set(arguments):
+        return _print(STDOUT, parser.format_help().rstrip(), _GOOD)
+    if "--version" in arguments:
+        return _print(STDOUT, f"nullsmtpd {__version__}", _GOOD)
+    try:
+        options = parser.parse_intermixed_args(arguments)
+        _reject_unused_flags(options)
+        probes = _probe(options, environment)
+        if options.domain:
+            need_extra()
+    except (UsageError, MissingExtraError) as error:
+        return _print(STDERR, f"nullsmtpd check: {error}", _USAGE)
+    if options.json:
+        reports = list(_check_domains(options)) if options.domain else []
+        return _report_json(list(probes), reports, strict=options.strict)
+    status = _report_each(probes)
+    return max(status, _report_domains(_check_domains(options), strict=options.strict)) if options.domain else status
+
+
+def _probe(options: "Namespace", environment: Mapping[str, str]) -> "Iterable[Probe]":
+    """Probe the hosts that are named, or without any those of the environment. Raises `UsageError`, `ValueError`."""
+    from functools import partial
+
+    from nullsmtpd.check.hosts import probe_hosts
+    from nullsmtpd.check.probe import probe
+
+    if not options.hosts and not options.domain:
+        return check_health(environment, mode=options.mode, early=options.early, timeout=options.timeout)
+    hosts = dict.fromkeys(_host(text, options.port or _SMTP_PORT) for text in options.hosts)
+    prober = partial(probe, mode=options.mode or "close", early=options.early, timeout=options.timeout or TIMEOUT)
+    return probe_hosts(hosts, prober)
+
+
+def _check_domains(options: "Namespace") -> "Iterator[DomainReport]":
+    import asyncio
+
+    from nullsmtpd.check.domain import check_domain
+
+    for descriptor in (
+        *os.pipe(),
+        *os.pipe(),
+    ):  # an event loop takes 3, and prints a traceback if there are fewer
+        os.close(descriptor)
+    with asyncio.Runner() as runner:
+        for domain in dict.fromkeys(options.domain):
+            yield runner.run(
+                check_domain(
+                    domain,
+                    port=options.port or _SMTP_PORT,
+                    resolver=options.resolver,
+                    timeout=options.timeout or TIMEOUT,
+                    sends=options.sends,
+                    allow_private=options.allow_private,
+                )
+            )
+
+
+def _report_each(probes: "Iterable[Probe]") -> int:
+    """Print each result as soon as it is known: when a check that hangs is killed, those before it remain."""
+    status = _GOOD
+    for seen in probes:
+        status = _print(STDOUT, str(seen), status if seen.is_good else _BAD)
+    return status
+
+
+def _report_domains(reports: "Iterable[DomainReport]", *, strict: bool) -> int:
+    from nullsmtpd.check.report import domain_lines
+
+    status = _GOOD
+    for report in reports:
+        status = status if report.passes(strict=strict) else _BAD
+        _print(STDOUT, "\n".join(domain_lines(report, strict=strict)), status)
+    return status
+
+
+def _report_json(probes: "list[Probe]", reports: "list[DomainReport]", *, strict: bool) -> int:
+    from nullsmtpd.check.report import as_json
+
+    is_good = all(seen.is_good for seen in probes) and all(report.passes(strict=strict) for report in reports)
+    text = as_json(probes, reports, is_good=is_good, strict=strict)
+    return _print(STDOUT, text.replace("|", "\\u007c"), _GOOD if is_good else _BAD)
+
+
+def _parser() -> "ArgumentParser":
+    """Return a parser that raises `UsageError`."""
+    from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+
+    from nullsmtpd.cli.arguments import UsageError, positive_seconds, shown
+
+    class Parser(ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+            raise UsageError(line.removeprefix("argument ") + ("" if ";" in line else "; see --help"))
+
+    def typed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+        def checked(text: str) -> _T:
+            try:
+                return parse(text)
+            except ValueError as error:
+                raise ArgumentTypeError(f"{shown(text)} {error}") from None
+
+        return checked
+
+    parser = Parser(
+        prog="nullsmtpd check",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
     )
+    add = parser.add_argument
+    add("hosts", metavar="HOST[:PORT]", nargs="*", help="what to connect to: a name, an IPv4 or an IPv6 address")
+    seconds = (
+        f"for connecting and the dialogue at one address, and for one DNS query (default: {TIMEOUT:g}; as a health "
+    )
+    seconds += f"check {BUDGET:g} for all addresses together)"
+    add("--timeout", metavar="SECONDS", type=typed(positive_seconds), help=seconds)
+    add("--early", action="store_true", help="send EHLO and MAIL before the greeting; the same reply is due")
+    mode = "how HOST should refuse: close (the default), session or mail; as a health check that of NULLSMTPD_MODE"
+    add("--mode", metavar="MODE", type=typed(known_mode), help=mode)
+    add("--json", action="store_true", help="print one line of JSON")
+    domain = "domains to check; needs the extra [relay] of the distribution"
+    add("--domain", metavar="NAME", nargs="+", action="extend", type=typed(_domain), help=domain)
+    add("--sends", action="store_true", help="the domains send mail, even if no SPF record says so")
+    add("--strict", action="store_true", help="advice about a domain makes it bad, too")
+    private = "connect to private, loopback and other addresses of a domain that are not on the public Internet, too"
+    add("--allow-private", action="store_true", help=private)
+    port = f"for --domain, and for each HOST without one (default: {_SMTP_PORT})"
+    add("--port", metavar="PORT", type=typed(_port), help=port)
+    resolver = "the name server for --domain (default: those of /etc/resolv.conf)"
+    add("--resolver", metavar="ADDR[:PORT]", type=typed(_resolver), help=resolver)
+    add("--version", action="store_true", help="print the version and exit")
+    add("-h", "--help", action="store_true", help="print this and exit")
+    return parser
 
 
-def _refuse_idle(given: Mapping[str, Given], *, has_host: bool) -> None:
-    """Raise `UsageError` for a flag that would change nothing."""
-    has_domain = bool(given["domain"])
-    idle = {
-        "resolver": "" if has_domain else "--domain",
-        "port": "" if has_domain or has_host else "HOST or --domain",
-        "early": "HOST" if has_domain and not has_host else "",
-        "mode": "HOST" if has_domain and not has_host else "",
-    }
-    for name, needed in idle.items():
-        if needed and any(source == f"--{name}" for source, _ in given[name]):
-            raise UsageError(f"--{name} is for {needed} alone; give that too, or leave --{name} out")
+def options() -> dict[str, str]:
+    """Return the options in the order of --help, each with what stands for its value there; booleans have ``""``."""
+    actions = _parser()._actions  # noqa: SLF001 - argparse has no other way to list them
+    names = {action.option_strings[-1].removeprefix("--"): action for action in actions if action.option_strings}
+    return {name: str(action.metavar or "") for name, action in names.items() if name not in {"version", "help"}}
+
+
+def _reject_unused_flags(options: "Namespace") -> None:
+    """Raise `UsageError` for a flag that would have no effect."""
+    from nullsmtpd.cli.arguments import UsageError
+
+    needed = dict.fromkeys(("resolver", "sends", "strict", "allow_private"), "" if options.domain else "--domain")
+    needed["port"] = "" if options.domain or options.hosts else "HOST or --domain"
+    needed |= dict.fromkeys(("early", "mode"), "HOST" if options.domain and not options.hosts else "")
+    for name, other in needed.items():
+        if other and getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is for {other} only; give that too, or leave {flag} out")
 
 
 def _domain(text: str) -> str:
@@ -122,50 +243,22 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _part(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the hosts from the flags, each with its value."""
-    hosts: list[str] = []
-    flags: list[str] = []
-    is_value = False
-    for argument in arguments:
-        (flags if is_value or argument.startswith("-") else hosts).append(argument)
-        option = None if is_value else _TABLE.get(argument.removeprefix("--"))
-        is_value = option is not None and argument.startswith("--") and bool(option.metavar)
-    return hosts, flags
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    """Parse ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` or an IPv6 address with or without brackets. Raises `UsageError`."""
+    from nullsmtpd.cli.arguments import UsageError, shown
 
-
-def _host(text: str, port: int) -> tuple[str, int]:
-    """Read ``HOST``, ``HOST:PORT``, ``[v6]:PORT``, or an IPv6 address with or without brackets. Raises `UsageError`."""
-    if _is_ipv6(text):
-        text = f"[{text}]"
-    address = parse_last([("HOST", text if _has_port(text) else f"{text}:{port}")], parse_address)
-    if address.host is None or not address.port:
-        raise UsageError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
-    return address.host, address.port
-
-
-def _has_port(text: str) -> bool:
-    return ":" in text and not text.endswith("]")
-
-
-def _is_ipv6(text: str) -> bool:
+    address = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
+    if address.endswith("]") or ":" not in address:
+        address = f"{address}:{default_port}"
     try:
-        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
-    except (OSError, ValueError):
-        return False
-    return True
+        host, port = parse_address(address)
+    except ValueError as error:
+        raise UsageError(f"HOST: {shown(text)} {error}") from None
+    if host is None or not port:
+        raise UsageError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
+    return host, port
 
 
-def help_text() -> str:
-    """Return what ``--help`` prints."""
-    lines = [
-        "usage: nullsmtpd check [--option VALUE ...] [HOST[:PORT] ...]",
-        "",
-        "Connect to each address of HOST and see whether it refuses mail properly: one whole 521 reply, then FIN.",
-        "Without HOST and --domain: the addresses in NULLSMTPD_LISTEN, as a container's health check.",
-        "",
-        *option_lines(_TABLE),
-        "",
-        "Exit status: 0 all good, 1 not, 2 a mistake in the options.",
-    ]
-    return "\n".join(lines)
+def _print(descriptor: int, text: str, status: int) -> int:
+    """Print a line without "|", which begins performance data in the output of a Nagios plugin; return the status."""
+    return print_line(descriptor, text.replace("|", "\\x7c"), status)

@@ -22,9 +22,9 @@ from name_server import name_server
 from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require_root, require_tools
 
 import nullsmtpd
-from nullsmtpd.cli import responder as options
 from nullsmtpd.cli import check as check_options
 from nullsmtpd.cli import relay as relay_options
+from nullsmtpd.cli import responder as options
 from nullsmtpd.relay.netstring import netstring
 
 #: What the image may take, in MB of 10^6 octets: on a disk, and on its way from a registry, with layers compressed.
@@ -375,7 +375,7 @@ TRIALS = {
 def test_no_option_is_left_out() -> None:
     """Every option in the tables of the commands has a trial."""
     assert TRIALS.keys() == options._TABLE.keys()
-    assert CHECKS.keys() == check_options._TABLE.keys()
+    assert CHECKS.keys() == check_options.options().keys()
     assert {flag.removeprefix("--") for flag in RELAY[::2]} | {"resolver"} == relay_options._TABLE.keys()
 
 
@@ -417,6 +417,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_line(arguments: tuple[str, ...]
 
 
 #: Options of check, and what is in the report only because of each. ``port`` is that of a responder in mode mail.
+_HOST_EXAMPLE = ("--domain", "host.example", "--resolver", "{resolver}", "--port", "{port}", "--allow-private")
 CHECKS = {
     "timeout": (("127.0.0.1:{port}", "--mode", "mail", "--timeout", "19"), "good: "),
     "early": (("127.0.0.1:{port}", "--mode", "mail", "--early"), "good: "),
@@ -424,6 +425,9 @@ CHECKS = {
     "json": (("127.0.0.1:{port}", "--mode", "mail", "--json"), '{"good": true, '),
     "port": (("127.0.0.1", "--mode", "mail", "--port", "{port}"), ":{port} good: "),
     "domain": (("--domain", "null.example", "--resolver", "{resolver}"), "null.example good: "),
+    "sends": ((*_HOST_EXAMPLE, "--sends"), "host.example good: "),
+    "strict": ((*_HOST_EXAMPLE, "--strict"), "host.example good: "),
+    "allow-private": (_HOST_EXAMPLE, "host.example 127.0.0.1:{port} good: "),
     "resolver": (("--domain", "null.example", "--resolver", "{resolver}"), "null.example MX: 0 . "),
 }
 
@@ -431,10 +435,11 @@ CHECKS = {
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_option_of_check_works_in_the_image(name: str, start: Start, request: pytest.FixtureRequest) -> None:
     """A host that refuses mail is found to do so, and so is a domain with a null MX."""
-    image = request.getfixturevalue("image_with_extras" if name in {"domain", "resolver"} else "image")
+    image = request.getfixturevalue("image_with_extras" if "--domain" in CHECKS[name][0] else "image")
     _, port = start("--mode", "mail", "--hostname", "host.example").address
     arguments, shown = CHECKS[name]
     with name_server() as server:
+        server.addresses["host.example"], server.texts["host.example"] = ["127.0.0.1"], ['"v=spf1 a -all"']
         done = run_once(image, "check", *(one.format(port=port, resolver=server.flag) for one in arguments))
     assert (done.returncode, done.stderr) == (0, "")
     assert shown.replace("{port}", str(port)) in done.stdout

@@ -21,7 +21,7 @@ PIP_PATIENCE = 120.0  # seconds: a build in an environment of its own
 
 TABLES: dict[str, Mapping[str, Option]] = {
     "The responder": nullsmtpd.cli.responder._TABLE,
-    "check": nullsmtpd.cli.check._TABLE,
+    "check": {name: Option(value, "", "") for name, value in nullsmtpd.cli.check.options().items()},
     "relay": nullsmtpd.cli.relay._TABLE,
 }
 

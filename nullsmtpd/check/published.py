@@ -1,0 +1,270 @@
+"""What a domain publishes about mail, whether that is right for one that receives none, and what to publish instead."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nullsmtpd.check.dialogue import quoted
+from nullsmtpd.check.policies import SPF, dmarc_policy, dmarc_text, parse_dmarc, parse_spf, spf_texts, zone_txt
+from nullsmtpd.nullmx import MAX_DOMAIN, Answer, DNSError
+
+if TYPE_CHECKING:
+    from nullsmtpd.nullmx import MXAnswer, Resolver
+
+__all__ = ["Finding", "Publications", "Status", "is_address", "judge_mx"]
+
+_MAX_REDIRECTS = 10  # RFC 7208 §4.6.4: of all terms that cause queries
+_MAX_WALK = 8  # RFC 9989 §4.10: queries of one DNS tree walk
+_MAX_TLSA = 8  # hosts, the most preferred first
+_MAX_RECORDS_SHOWN = 5
+
+#: Targets of operators who mean the root: alone, or with the domain appended for lack of a final dot.
+_MEANT_AS_ROOT = {"0", "null", "none"}
+
+#: Why a record that only a domain which receives mail needs has to go: RFC 8460, RFC 8461, RFC 7672.
+_REMOVE = {
+    "MTA-STS": "only for a domain that receives mail; remove it, once a policy with mode: none has replaced its policy "
+    "(RFC 8461 section 8.3)",
+    "TLSRPT": "only for a domain that receives mail; remove it",
+    "TLSA": "senders that heed it (DANE) require TLS, and try again for days; remove it",
+}
+
+
+class Status(StrEnum):
+    """What to think of a finding."""
+
+    OK = "ok"
+    ADVICE = "advice"  #: something useful is missing
+    WRONG = "wrong"  #: it breaks a standard, or contradicts that mail is refused
+    UNKNOWN = "unknown"  #: DNS does not answer
+
+
+class Finding(NamedTuple):
+    """One thing that is, or should be, in DNS.
+
+    ``name``: the owner name. ``found``: what is there, quoted. ``words``: why it has this status. ``publish``: the line
+    of a zone file that should be there instead, or ``""``.
+    """
+
+    subject: str
+    name: str
+    found: str
+    status: Status
+    words: str
+    publish: str = ""
+
+    def __str__(self) -> str:
+        """Return one line in printable ASCII."""
+        publish = f"; publish: {self.publish}" if self.publish else ""
+        return f"{self.name} {self.subject}: {self.found}: {self.status}: {self.words}{publish}"
+
+
+def is_address(target: str) -> bool:
+    """Tell whether an MX target is an IP address: no top-level domain is a number (RFC 3696 §2)."""
+    return target.rpartition(".")[2].isdigit() or ":" in target
+
+
+def judge_mx(mx: "MXAnswer", owner: str, *, sends: bool) -> Finding:
+    """Return the finding on the MX set itself. ``owner``: the name that has it; ``sends``: the domain sends mail."""
+    status, words = Status.WRONG, _mx_fault(mx)
+    if mx.is_null_mx and sends:
+        words = (
+            "a null MX, but the domain sends mail, which relays then reject with 550 5.7.27 (RFC 7505 section 4.2): "
+        )
+        words += "remove it and run nullsmtpd in mode mail; or, if it sends nothing, make its SPF record end in -all"
+    elif mx.is_null_mx:
+        status, words = Status.OK, "a null MX"
+    elif not words and sends:
+        status, words = (
+            Status.OK,
+            "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce",
+        )
+    elif not words:
+        where = "its MX hosts" if mx.records else "its own addresses (RFC 5321 section 5.1)"
+        status, words = Status.ADVICE, f"no null MX, so senders connect to {where}"
+    publish = "" if sends or status is Status.OK else f"{owner}. IN MX 0 ."
+    found = f"{_shown_mx(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none"
+    return Finding("MX", mx.domain, found, status, words, publish)
+
+
+def _mx_fault(mx: "MXAnswer") -> str:
+    if mx.is_faulty_null_mx:
+        must = "be the only MX" if len(mx.records) > 1 else "have preference 0"
+        return f"an invalid null MX: it must {must} (RFC 7505 section 3)"
+    for record in mx.records:
+        if record.target.lower().removesuffix(f".{mx.domain}") in _MEANT_AS_ROOT:
+            return f"not a null MX, whose target is a single dot instead of {record.target}. (RFC 7505 section 3)"
+        if is_address(record.target):
+            return f"{record.target} is an IP address; an MX must be a host name (RFC 1035 section 3.3.9)"
+    return ""
+
+
+class Publications:
+    """What one existing domain publishes about mail, as ``resolver`` finds it. ``sends``: its owner says that it sends.
+
+    ``sends`` is True afterwards if the SPF record says so.
+    """
+
+    def __init__(self, resolver: "Resolver", domain: str, *, sends: bool) -> None:
+        self._resolver = resolver
+        self._domain = domain
+        self.sends = sends
+
+    async def findings(self, mx: "MXAnswer", hosts: Sequence[str]) -> list[Finding]:
+        """Return all findings but those on ``mx``. ``hosts``: where mail goes, whose TLSA records matter."""
+        domain = self._domain
+        spf = await self._find("SPF", domain, self._spf)  # first: what is right of the others depends on it
+        found = await asyncio.gather(
+            self._find("DMARC", f"_dmarc.{domain}", self._dmarc),
+            self._find("MTA-STS", f"_mta-sts.{domain}", partial(self._leftover, "MTA-STS", "v=STSv1")),
+            self._find("TLSRPT", f"_smtp._tls.{domain}", partial(self._leftover, "TLSRPT", "v=TLSRPTv1")),
+            *(self._find("TLSA", f"_25._tcp.{host}", self._tlsa) for host in hosts[:_MAX_TLSA]),
+            self._find("MX", f"www.{domain}", partial(self._other_mx, mx)),
+            self._find("MX", f"*.{domain}", partial(self._other_mx, mx)),
+        )
+        return [finding for finding in (spf, *found) if finding]
+
+    async def _find(self, subject: str, name: str, judge: Callable[[str], Awaitable[Finding | None]]) -> Finding | None:
+        try:
+            return await judge(name)
+        except DNSError as error:
+            return Finding(subject, name, "?", Status.UNKNOWN, f"DNS does not answer: {error.reason}")
+
+    async def _spf(self, name: str) -> Finding:
+        owner, texts = await self._texts(name)
+        texts = spf_texts(texts)
+        policies = [await self._follow_redirects(parse_spf(text)) for text in texts]
+        publish = zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all")
+        if not policies:
+            words = "nothing tells receivers which hosts may send mail as this domain"
+            words += "" if self.sends else " (if it sends mail itself, use --sends)"
+            return Finding("SPF", name, "none", Status.ADVICE, words, publish)
+        status, words = Status.WRONG, "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
+        if len(policies) == 1:
+            status, words = _judge_spf(policies[0], says_sends=self.sends)
+        self.sends = self.sends or any(policy.sends for policy in policies)
+        return Finding("SPF", name, _enumerated(texts), status, words, "" if status is Status.OK else publish)
+
+    async def _follow_redirects(self, policy: SPF) -> SPF:
+        """Return the policy that applies in the end; a redirect that leads nowhere is an error (RFC 7208 §6.1)."""
+        sends = policy.sends
+        for _ in range(_MAX_REDIRECTS):
+            if not policy.redirect:
+                return policy._replace(sends=sends or policy.sends)
+            texts = spf_texts((await self._texts(policy.redirect))[1])
+            if len(texts) != 1:
+                break
+            policy = parse_spf(texts[0])
+        return SPF(f"it redirects to {policy.redirect}, which is no single record", sends, False, "")
+
+    async def _dmarc(self, name: str) -> Finding:
+        owner, own = await self._dmarc_tags(self._domain)
+        # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
+        publish = zone_txt(owner if own or owner.startswith("_dmarc.") else name, dmarc_text(own[0] if own else {}))
+        if len(own) > 1:
+            words = "receivers ignore all of several records (RFC 7489 section 6.6.3)"
+            return Finding("DMARC", name, f"{len(own)} records", Status.WRONG, words, publish)
+        parent, tags = ("", own[0]) if own else await self._inherited_dmarc()
+        policy = dmarc_policy(tags, of_subdomain=not own)
+        below = dmarc_policy(tags, of_subdomain=True)
+        is_partial = tags.get("t") == "y" or tags.get("pct", "100") != "100"
+        found = f"policy {policy}" + (f", {below} for subdomains" if below != policy else "") if tags else "none"
+        found += (" in part" if is_partial else "") + (f", inherited from {parent}" if parent else "")
+        if policy == below == "reject" and not is_partial:
+            return Finding(
+                "DMARC", name, found, Status.OK, "receivers reject mail that pretends to be from this domain"
+            )
+        if self.sends:
+            return Finding("DMARC", name, found, Status.OK, "for a domain that sends mail this is its owner's choice")
+        words = "receivers should reject all mail that pretends to be from this domain"
+        return Finding("DMARC", name, found, Status.ADVICE, words, publish)
+
+    async def _inherited_dmarc(self) -> tuple[str, dict[str, str]]:
+        """Return the organizational domain that has a record, or the public suffix above it, and the record's tags.
+
+        Without a list of public suffixes: by the DNS tree walk of RFC 9989 §4.10, which RFC 7489 had not.
+        """
+        labels = self._domain.split(".")[-_MAX_WALK:]
+        found: tuple[str, dict[str, str]] = "", {}
+        for start in range(1, len(labels)):
+            name = ".".join(labels[start:])
+            _, records = await self._dmarc_tags(name)
+            psd = records[0].get("psd", "").lower() if len(records) == 1 else ""
+            if psd == "y" and found[0] == ".".join(labels[start - 1 :]):
+                break
+            if len(records) == 1:
+                found = name, records[0]
+            if psd in {"y", "n"}:
+                break
+        return found
+
+    async def _dmarc_tags(self, domain: str) -> tuple[str, list[dict[str, str]]]:
+        owner, texts = await self._texts(f"_dmarc.{domain}")
+        return owner, [tags for text in texts if (tags := parse_dmarc(text))]
+
+    async def _leftover(self, subject: str, version: str, name: str) -> Finding | None:
+        texts = [text for text in (await self._texts(name))[1] if text.startswith(version)]
+        return Finding(subject, name, _enumerated(texts), Status.WRONG, _REMOVE[subject]) if texts else None
+
+    async def _tlsa(self, name: str) -> Finding | None:
+        records = (await self._query(name, "TLSA")).records
+        return Finding("TLSA", name, f"records: {len(records)}", Status.WRONG, _REMOVE["TLSA"]) if records else None
+
+    async def _other_mx(self, domain_mx: "MXAnswer", name: str) -> Finding | None:
+        """Judge the MX set of a name below the domain, or of ``*``: it should refuse mail like the domain."""
+        asked = name.replace("*", secrets.token_hex(8))  # a name that only a wildcard can answer for
+        mx, *addresses = await asyncio.gather(*(self._query(asked, rdtype) for rdtype in ("MX", "A", "AAAA")))
+        records: tuple[Any, ...] = mx.records
+        targets = tuple(sorted((record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records))
+        found = (_shown_mx(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else "")
+        publish = f"{mx.name if mx.is_alias else name}. IN MX 0 ."
+        if targets == ((0, "."),) or (mx.is_alias and targets and targets == domain_mx.records):
+            return Finding(
+                "MX", name, found, Status.OK, "as the domain's" if targets == domain_mx.records else "a null MX"
+            )
+        if targets:
+            return Finding(
+                "MX", name, found, Status.WRONG, "mail to this name goes there; let it have a null MX", publish
+            )
+        if any(answer.records for answer in addresses):
+            words = "mail to this name goes to its address; let it have a null MX"
+            return Finding("MX", name, found, Status.ADVICE, words, publish)
+        return None
+
+    async def _texts(self, name: str) -> tuple[str, list[str]]:
+        """Return the name that has the TXT records, another than ``name`` if that is an alias, and their text."""
+        answer = await self._query(name, "TXT")
+        records: tuple[Any, ...] = answer.records
+        return answer.name, [b"".join(record.strings).decode("latin-1") for record in records]
+
+    async def _query(self, name: str, rdtype: str) -> Answer:
+        if len(name) > MAX_DOMAIN:  # there can be no such name
+            return Answer(name, exists=False, records=(), ttl=0, is_alias=False, is_secure=False)
+        return await self._resolver.query(name, rdtype)
+
+
+def _judge_spf(policy: SPF, *, says_sends: bool) -> tuple[Status, str]:
+    if policy.error:
+        return Status.WRONG, f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}"
+    if policy.passes_all:
+        return Status.ADVICE, "every host may send mail as this domain"
+    if policy.sends:
+        return Status.OK, "the domain sends mail: not every host fails"
+    if says_sends:
+        return Status.WRONG, "no host may send mail as this domain, but it sends"
+    return Status.OK, "no host may send mail as this domain"
+
+
+def _shown_mx(records: Sequence[tuple[int, str]]) -> str:
+    """Return an MX set on one line."""
+    shown = ", ".join(f"{preference} {target}" for preference, target in records[:_MAX_RECORDS_SHOWN])
+    more = len(records) - _MAX_RECORDS_SHOWN
+    return f"{len(records)} records, {shown} and {more} more" if more > 0 else shown
+
+
+def _enumerated(texts: Sequence[str]) -> str:
+    """Return TXT records on one line, quoted."""
+    return ", ".join(quoted(text.encode("latin-1")) for text in texts)

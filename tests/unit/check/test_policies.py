@@ -1,0 +1,200 @@
+"""SPF and DMARC records, and the lines of a zone file that `check` advises."""
+
+import dns.rdataclass
+import dns.rdatatype
+import dns.zone
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nullsmtpd.check.policies import SPF, dmarc_policy, dmarc_text, parse_dmarc, parse_spf, spf_texts, zone_txt
+
+#: What a TXT record may hold: any octets, one character for each, and much that is nearly an SPF or DMARC record.
+OCTETS = st.text(st.characters(max_codepoint=255), max_size=60)
+SPF_TEXTS = st.lists(
+    st.sampled_from(
+        [
+            *(
+                "v=spf1",
+                "V=SPF1",
+                " ",
+                "  ",
+                "\t",
+                "-all",
+                "~ALL",
+                "all",
+                "+all",
+                "?all",
+                "a",
+                "mx:b.example/24//64",
+                "ptr",
+            ),
+            *(
+                "include:%{d}.example",
+                "exists:%{ir}.x",
+                "ip4:192.0.2.0/24",
+                "ip6:2001:db8::/32",
+                "ip4:1.2.3",
+                "redirect=x",
+            ),
+            *("redirect=", "exp=x", "exp=y", "unknown=%{", "foo", "-", "=", "\xff", "\x00", "%"),
+        ]
+    )
+).map("".join)
+DMARC_TEXTS = st.lists(
+    st.sampled_from(
+        [
+            *(
+                "v=DMARC1",
+                "V = DMARC1",
+                "v=dmarc1",
+                ";",
+                "; ",
+                " ",
+                "p=reject",
+                "p = Reject",
+                "p=none",
+                "sp=none",
+                "np=x",
+            ),
+            *('rua=mailto:"a\\b"@x', "pct=50", "t=y", "psd=n", "=", "==", "p", "\xe9=\xff", "\t", "\x00"),
+        ]
+    )
+).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("text", "sends", "passes_all", "redirect"),
+    [
+        ("v=spf1 -all", False, False, ""),
+        ("V=SPF1  -ALL ", False, False, ""),
+        ("v=spf1 -ip4:192.0.2.1 -all", False, False, ""),
+        ("v=spf1 -all a", False, False, ""),  # what follows "all" is never evaluated (RFC 7208 §5.1)
+        ("v=spf1 -all redirect=x.example", False, False, ""),  # RFC 7208 §5.1
+        ("v=spf1 unknown=x -all", False, False, ""),
+        ("v=spf1 redirect=x.example", False, False, "x.example"),
+        ("v=spf1", True, False, ""),  # neutral (RFC 7208 §4.7)
+        ("v=spf1 ~all", True, False, ""),
+        ("v=spf1 ?all", True, False, ""),
+        ("v=spf1 a -all", True, False, ""),
+        ("v=spf1 mx:b.example/24//64 a/24 ptr ip6:2001:db8::/32 exists:%{ir}.%{v}._spf.%{d2} -all", True, False, ""),
+        ("v=spf1 +all", True, True, ""),
+        ("v=spf1 all", True, True, ""),
+        ("v=spf1 mx redirect=x.example", True, False, "x.example"),
+    ],
+)
+def test_rfc7208_4_6_what_a_record_permits(text: str, *, sends: bool, passes_all: bool, redirect: str) -> None:
+    """Whether mail from some host does not fail, and whose record applies."""
+    assert parse_spf(text) == SPF("", sends, passes_all, redirect)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        *(
+            "foo",
+            "all:x",
+            "include",
+            "include:",
+            "ip4",
+            "ip4:1.2.3",
+            "ip4:192.0.2.1/33",
+            "ip4:2001:db8::1",
+            "ip6:192.0.2.1",
+        ),
+        *(
+            "a:",
+            "mx:%{x",
+            "redirect=",
+            "exp=a exp=b",
+            "redirect=a redirect=b",
+            "\t-all",
+            "a\x00",
+            "caf\xe9",
+            "exists:%",
+        ),
+    ],
+)
+def test_rfc7208_4_6_a_syntax_error_makes_receivers_ignore_the_record(term: str) -> None:
+    """The whole record is a permerror, and permits nothing."""
+    spf = parse_spf(f"v=spf1 {term} a -all")
+    assert spf.error
+    assert not spf.sends
+
+
+@given(OCTETS | SPF_TEXTS)
+@example("v=spf1 ip4:" + "9" * 5000)
+def test_no_text_makes_the_spf_parser_fail(text: str) -> None:
+    """Invariant: any octets are a record or none; one with an error permits nothing, and the error is printable."""
+    for record in spf_texts([text]):
+        spf = parse_spf(record)
+        assert spf.error.isascii()
+        assert (spf.error + "x").isprintable()
+        assert not (spf.error and (spf.sends or spf.redirect))
+        assert not (spf.passes_all and not spf.sends)
+
+
+@given(st.lists(st.sampled_from(["-a", "-mx", "-include:x", "-ip4:192.0.2.1", "a", "~mx", "?ptr"]), max_size=5))
+def test_a_record_sends_nothing_if_all_of_its_mechanisms_fail(terms: list[str]) -> None:
+    """Invariant: one qualifier other than "-" before "-all", and some mail does not fail."""
+    assert parse_spf(" ".join(["v=spf1", *terms, "-all"])).sends == any(not term.startswith("-") for term in terms)
+
+
+def test_rfc7208_4_5_a_record_begins_with_its_version() -> None:
+    """``v=spf10`` is none, and neither is what begins otherwise."""
+    assert spf_texts(["v=spf1", "v=spf1 -all", "v=spf10 -all", " v=spf1", "v=spf1\t-all", "x"]) == [
+        "v=spf1",
+        "v=spf1 -all",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "policy", "below"),
+    [
+        ("v=DMARC1; p=reject", "reject", "reject"),
+        ("v=DMARC1;p=reject;", "reject", "reject"),
+        ("V = DMARC1 ;\tP = Reject ; sp=none", "reject", "none"),
+        ("v=DMARC1; rua=mailto:x@example.org", "none", "none"),
+        ("v=DMARC1; p=rejekt; sp=quarantine", "none", "quarantine"),
+        ("v=DMARC1; p=quarantine; sp=?", "quarantine", "none"),
+        ("v=DMARC1; nonsense; p=reject; p=none", "reject", "reject"),
+    ],
+)
+def test_rfc9989_4_7_what_a_record_asks_for(text: str, policy: str, below: str) -> None:
+    """The policy of the domain, and that of its subdomains."""
+    tags = parse_dmarc(text)
+    assert tags
+    assert (dmarc_policy(tags), dmarc_policy(tags, of_subdomain=True)) == (policy, below)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "v=DMARC1x; p=reject", "v=dmarc1; p=reject", "p=reject; v=DMARC1", "v=spf1 -all", ";"]
+)
+def test_rfc7489_6_3_what_does_not_begin_with_the_version_is_no_record(text: str) -> None:
+    """RFC 7489 §6.6.3 discards it."""
+    assert parse_dmarc(text) is None
+
+
+@given(OCTETS | DMARC_TEXTS)
+def test_no_text_makes_the_dmarc_parser_fail_and_its_correction_asks_for_rejection(text: str) -> None:
+    """Invariant: any octets are a record or none; corrected, it asks for rejection and has the same other tags."""
+    if (tags := parse_dmarc(text)) is None:
+        return
+    corrected = parse_dmarc(dmarc_text(tags))
+    assert corrected
+    assert dmarc_policy(corrected) == dmarc_policy(corrected, of_subdomain=True) == "reject"
+    others = {name: value for name, value in tags.items() if name not in {"p", "sp", "np", "pct", "t"}}
+    assert {name: value for name, value in corrected.items() if name != "p"} == others
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=600))
+@example('"\\;() \x7f')
+def test_a_line_of_a_zone_file_is_read_as_what_it_says(text: str) -> None:
+    """Invariant: a name server that reads the line has the text, whatever is in it (RFC 1035 §5.1)."""
+    line = zone_txt("_dmarc.example.org", text)
+    assert line.isascii()
+    assert line.isprintable()
+    zone = dns.zone.from_text(f"$TTL 300\n{line}", origin=".", relativize=False, check_origin=False)
+    ((name, _, record),) = zone.iterate_rdatas(dns.rdatatype.TXT)
+    assert name.to_text() == "_dmarc.example.org."
+    assert b"".join(record.strings) == text.encode("latin-1")

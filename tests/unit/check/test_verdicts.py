@@ -1,0 +1,147 @@
+"""What a sender experiences, from one server's replies and from all that a domain has."""
+
+import ipaddress
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nullsmtpd
+from nullsmtpd.check.dialogue import Reply
+from nullsmtpd.check.domain import not_public
+from nullsmtpd.check.outcome import FIN, LEFT, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe
+from nullsmtpd.check.senders import SENDERS
+from nullsmtpd.check.verdicts import Behaviour, behaviour_of, verdict_on
+
+NO_MX = nullsmtpd.MXAnswer("example", (), exists=True, ttl=0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "ending", "behaviour"),
+    [
+        ("521", FIN, Behaviour.REFUSES_AT_GREETING),
+        ("521 221", FIN, Behaviour.REFUSES_AT_GREETING),
+        ("554", LEFT, Behaviour.REFUSES_AT_GREETING),
+        ("450", LEFT, Behaviour.NOT_NOW),
+        ("220", FIN, Behaviour.BROKEN),
+        ("220", SILENCE, Behaviour.BROKEN),
+        ("354", LEFT, Behaviour.BROKEN),
+        ("220 521", FIN, Behaviour.BROKEN),  # closed instead of answering HELO: senders try again
+        ("220 521 521", LEFT, Behaviour.REFUSES_AT_EHLO),
+        ("220 502 502", LEFT, Behaviour.REFUSES_AT_EHLO),
+        ("220 502 250 250", LEFT, Behaviour.TAKES_MAIL),
+        ("220 502 250 521 221", FIN, Behaviour.REFUSES_AT_MAIL),
+        ("220 502 421", LEFT, Behaviour.NOT_NOW),
+        ("220 451", LEFT, Behaviour.NOT_NOW),
+        ("220 250", RESET, Behaviour.BROKEN),
+        ("220 250 521 221", FIN, Behaviour.REFUSES_AT_MAIL),
+        ("220 250 530", LEFT, Behaviour.REFUSES_THIS_SENDER),
+        ("220 250 550", LEFT, Behaviour.REFUSES_THIS_SENDER),
+        ("220 250 452", LEFT, Behaviour.NOT_NOW),
+        ("220 250 250", LEFT, Behaviour.TAKES_MAIL),
+        ("", RESET, Behaviour.BROKEN),
+        ("", FIN, Behaviour.BROKEN),
+        ("", SILENCE, Behaviour.SILENT),
+        ("", REFUSED, Behaviour.NO_LISTENER),
+        ("", UNREACHABLE, Behaviour.UNREACHABLE),
+        ("", NO_FAMILY, Behaviour.UNKNOWN),
+    ],
+)
+def test_a_sender_goes_by_the_first_reply_that_is_not_2xx(codes: str, ending: str, behaviour: Behaviour) -> None:
+    """RFC 5321 §4.3.2: 5xx is permanent, 4xx temporary; what is no reply at all is temporary too."""
+    seen = Probe("192.0.2.1", 25, 5.0)
+    seen.replies = [Reply(code, "") for code in codes.split()]
+    seen.received, seen.ending = codes.encode(), ending
+    assert behaviour_of(seen) is behaviour
+
+
+@pytest.mark.parametrize(
+    ("groups", "name", "words"),
+    [
+        ([{Behaviour.UNKNOWN}], "unknown", "no address can be reached from this host"),
+        (
+            [{Behaviour.UNKNOWN, Behaviour.NO_LISTENER}],
+            "unknown-in-part",
+            "some addresses .* the others: nothing listens",
+        ),
+        (
+            [{Behaviour.UNKNOWN, Behaviour.REFUSES_AT_MAIL}],
+            "unknown-in-part",
+            "some addresses .* the others: immediate",
+        ),
+        ([{Behaviour.REFUSES_AT_MAIL}, {Behaviour.UNKNOWN}], "unknown-in-part", "may accept mail"),
+        ([{Behaviour.UNKNOWN}, {Behaviour.TAKES_MAIL}], "takes-mail", "250 to MAIL"),
+    ],
+)
+def test_an_address_that_cannot_be_reached_from_here_is_never_good(
+    groups: list[set[Behaviour]], name: str, words: str
+) -> None:
+    """Without IPv6 on the checking host it is unknown how the IPv6 addresses behave."""
+    verdict = verdict_on(NO_MX, set(), groups)
+    assert (verdict.name, verdict.is_good) == (name, False)
+    assert re.search(words, verdict.words)
+
+
+def test_what_is_less_preferred_than_a_refusal_at_mail_still_has_to_be_known() -> None:
+    """No sender that bounces goes on to it, but those that try all of them may find that it takes mail."""
+    refusing, later = {Behaviour.REFUSES_AT_MAIL}, {Behaviour.NOT_NOW, Behaviour.SILENT}
+    assert verdict_on(NO_MX, set(), [set(), refusing, later]).name == "refuses-at-mail"
+    assert verdict_on(NO_MX, set(), [later, refusing]).name == "mixed"
+    assert verdict_on(NO_MX, set(), [refusing, later], is_known=False).name == "dns-fails-in-part"
+
+
+@pytest.mark.parametrize("behaviour", Behaviour)
+def test_every_behaviour_has_a_verdict_and_one_alone_is_good(behaviour: Behaviour) -> None:
+    """Without a null MX, only a refusal at MAIL is reported to every author at once."""
+    verdict = verdict_on(NO_MX, set(), [{behaviour}])
+    assert verdict.is_good == (behaviour is Behaviour.REFUSES_AT_MAIL)
+    assert verdict.name == behaviour.name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour.REFUSES_AT_GREETING, Behaviour.REFUSES_AT_EHLO, Behaviour.NOT_NOW])
+def test_every_sender_of_the_table_is_named(behaviour: Behaviour) -> None:
+    """With its fate, or with its days: whoever reads the words knows what each one does."""
+    words = verdict_on(NO_MX, set(), [{behaviour}]).words
+    assert all(sender.name in words for sender in SENDERS)
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("0.0.0.0", "unspecified"),  # noqa: S104 - nothing is bound
+        ("::", "unspecified"),
+        ("127.0.0.1", "loopback"),
+        ("127.255.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("169.254.1.1", "link-local"),
+        ("fe80::1", "link-local"),
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("fec0::1", "site-local"),
+        ("::ffff:45.0.0.2", "IPv4-mapped"),
+        ("::45.0.0.2", "IPv4-compatible"),
+        ("100.64.0.1", "shared (carrier-grade NAT)"),
+        *((address, "private or reserved") for address in ("10.0.0.1", "172.16.0.1", "192.168.0.1", "fd00::1")),
+        *((address, "private or reserved") for address in ("192.0.2.1", "2001:db8::1", "198.18.0.1", "240.0.0.1")),
+        ("255.255.255.255", "private or reserved"),
+        ("64:ff9b::7f00:1", "loopback"),
+        ("64:ff9b::2d00:2", ""),
+        ("45.0.0.2", ""),
+        ("2a00::2", ""),
+    ],
+)
+def test_addresses_that_no_sender_on_the_internet_can_reach(address: str, kind: str) -> None:
+    """RFC 6890's special-purpose addresses, and IPv6 addresses that contain one."""
+    assert not_public(address) == kind
+
+
+@given(st.ip_addresses())
+def test_what_python_calls_global_is_public_unless_it_has_another_kind(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    """Invariant: no address that Python knows to be private, loopback or the like is ever public."""
+    kind = not_public(str(address))
+    if not kind and not str(address).startswith("64:ff9b:"):
+        assert address.is_global
+        assert not address.is_multicast
