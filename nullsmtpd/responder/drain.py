@@ -9,8 +9,8 @@ import contextlib
 from socket import SocketType
 from typing import cast
 
-from nullsmtpd.responder.connections import ConnectionSet
 from nullsmtpd.responder.replies import REPLY
+from nullsmtpd.responder.transport import ConnectionSet
 
 __all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "DrainProtocol", "Drains"]
 

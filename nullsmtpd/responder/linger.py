@@ -51,6 +51,7 @@ class LingerQueue:
         self._interval = max(MIN_SWEEP_INTERVAL, min(SWEEP_INTERVAL, seconds / 2))
         # Checked once and still open: each with a time at which it had arrived already. Older than all in `queue`.
         self._checked: deque[tuple[float, SocketType]] = deque()
+        self._added = 0  # sockets that were not appended by the accept path, since the start
         self._removed = 0  # sockets that have left `queue`, since the start
         self._swept = 0  # `_removed` plus the length of `queue` at the last sweep
         self._swept_at = 0.0
@@ -60,12 +61,19 @@ class LingerQueue:
 
     @property
     def connections(self) -> int:
-        """How many sockets were ever appended."""
-        return self._removed + len(self.queue)
+        """How many sockets the accept path has ever appended."""
+        return self._removed + len(self.queue) - self._added
 
     def __len__(self) -> int:
         """Return how many sockets linger now."""
         return len(self.queue) + len(self._checked)
+
+    def add(self, connection: SocketType) -> None:
+        """Add a half-closed socket that had a session."""
+        self._added += 1
+        self.queue.append(connection)
+        if self.timer is None:
+            self.start()
 
     def start(self) -> None:
         """Start to sweep, as there is something in the queue."""
@@ -133,7 +141,7 @@ class LingerQueue:
     def _on_timer(self) -> None:
         self.timer = None
         now = self._loop.time()
-        arrivals, seconds = self.connections - self._swept, now - self._swept_at
+        arrivals, seconds = self._removed + len(self.queue) - self._swept, now - self._swept_at
         try:
             self._sweep(now)
             self.on_sweep(arrivals / seconds if seconds > 0 else 0.0)
@@ -145,7 +153,7 @@ class LingerQueue:
         """Close what has finished since the last sweep, and what is past its deadline."""
         self._check(self._swept - self._removed, self._swept_at)
         self.close_finished()
-        self._swept, self._swept_at = self.connections, now
+        self._swept, self._swept_at = self._removed + len(self.queue), now
         while self._checked and self._checked[0][0] + self._seconds <= now:
             self._expire(self._checked.popleft()[1], now)
         self._update_room()

@@ -123,7 +123,7 @@ class Responder:
         if options.dialogue is not None:
             from nullsmtpd.responder import session
 
-            self._sessions = session.Sessions(loop, max_sessions, self._drains, options.dialogue, options.timeout)
+            self._sessions = session.Sessions(loop, max_sessions, self._linger, options.dialogue, options.timeout)
         if options.access_log:
             from nullsmtpd.responder import access_log
 
@@ -157,7 +157,6 @@ class Responder:
             self._linger.allow_immediate_eviction()
         await self.acceptor.drain(close_port=close_port)
         if self._sessions is not None:
-            await self._sessions.wait_attached()
             self._sessions.shut_down()
         deadline = self._loop.time() + self._options.linger
         while self._loop.time() < deadline and (self._linger or self._drains or self._sessions):
@@ -198,7 +197,7 @@ def _limits(options: Options) -> tuple[int, int]:
     max_sessions = 0
     if options.dialogue is not None:
         max_sessions = _lowered("max-sessions", options.max_sessions, max(left // 2, left - options.max_lingering))
-        left = (left - max_sessions) * 4 // 5  # a fifth for clients that are drained after a session
+        left -= max_sessions
     return max_sessions, _lowered("max-lingering", options.max_lingering, left)
 
 

@@ -6,12 +6,15 @@ Commands: RFC 5321 §4.1.1; the replies of a host that accepts no mail: RFC 7504
 import asyncio
 import contextlib
 import functools
+import socket
+from collections.abc import Callable
 from socket import SocketType
 from typing import cast
 
-from nullsmtpd.responder.connections import ConnectionSet
-from nullsmtpd.responder.drain import MAX_DRAINS, DrainProtocol, Drains
+from nullsmtpd.responder.drain import DrainProtocol
+from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.replies import Dialogue
+from nullsmtpd.responder.transport import ConnectionSet, SocketTransport
 
 __all__ = ["COMMAND_TIMEOUT", "MAX_COMMANDS", "MAX_LINE_OCTETS", "SESSION_TIMEOUT", "SessionProtocol", "Sessions"]
 
@@ -30,17 +33,20 @@ SESSION_TIMEOUT = 600.0
 #: Seconds that a client gets when its timeout has expired: one iteration of the event loop, however short.
 READ_GRACE = 0.001
 
+_DONTWAIT_MORE = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_MORE", 0))
+_SHUT_WR = int(socket.SHUT_WR)
+
 # Every verb in every table has four letters, followed by a space, a tab, or the end of line: at most two octets.
 _VERB_OCTETS = 4
 _KEPT_OCTETS = _VERB_OCTETS + 2
 
 
 class SessionProtocol(asyncio.Protocol):
-    """Greet, answer each command line from the table, send a final reply, drain.
+    """Greet, answer each command line from the table, send a final reply.
 
     ``dialogue``: the fixed replies. ``timeout``: seconds of silence after which the session ends. ``sessions``: the set
-    of Protocols with a session now. ``drains`` and ``max_drains``: passed on to the `DrainProtocol` that takes over
-    after the final reply, so that input after QUIT does not cost a client the 221.
+    of Protocols with a session now. ``finish`` gets the transport and the final reply, and sends it so that input after
+    QUIT does not cost a client the 221; without it a `DrainProtocol` does.
 
     A line ends at LF, and a CR before that LF is part of the end; any other CR is an octet like any other. So the
     replies depend on the lines alone, not on the pieces in which they arrive. A line of more than 512 octets is
@@ -48,8 +54,8 @@ class SessionProtocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("_commands", "_deadline", "_dialogue", "_drains", "_head", "_last_input", "_length", "_max_drains"),
-        *("_loop", "_sessions", "_timeout", "_timer", "_transport"),
+        *("_commands", "_deadline", "_dialogue", "_finish", "_head", "_last_input", "_length", "_loop"),
+        *("_sessions", "_timeout", "_timer", "_transport"),
     )
 
     def __init__(
@@ -57,14 +63,12 @@ class SessionProtocol(asyncio.Protocol):
         dialogue: Dialogue,
         timeout: float = COMMAND_TIMEOUT,
         sessions: set["SessionProtocol"] | None = None,
-        drains: set[DrainProtocol] | None = None,
-        max_drains: int = MAX_DRAINS,
+        finish: Callable[[asyncio.Transport, bytes], None] | None = None,
     ) -> None:
         self._dialogue = dialogue
         self._timeout = timeout
         self._sessions = set() if sessions is None else sessions
-        self._drains = drains
-        self._max_drains = max_drains
+        self._finish = finish or _drain
         self._head = b""
         self._length = 0
         self._commands = 0
@@ -80,25 +84,32 @@ class SessionProtocol(asyncio.Protocol):
         self._last_input = self._loop.time()
         self._deadline = self._last_input + SESSION_TIMEOUT
         self._check_timeout()
-        self._send(self._dialogue.greeting)
+        with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
+            self._transport.write(self._dialogue.greeting)
 
     def data_received(self, data: bytes) -> None:
         """Answer the lines that end in ``data``; their replies leave together."""
-        if self._transport is None:
-            return None  # the final reply was sent
+        transport = self._transport
+        if transport is None:
+            return  # the final reply was sent
         self._last_input = self._loop.time()
         *ended, rest = data.split(b"\n")
-        replies = []
+        head, length, replies = self._head, self._length, []
         for octets in ended:
-            self._read(octets)
-            reply = self._reply_to_line()
+            reply = self._reply_to(_head(head, octets), length + len(octets) + len(b"\n"))
+            head, length = b"", 0
             replies.append(reply)
+            self._commands += 1
             if reply is self._dialogue.quit:
-                return self._end(b"".join(replies))
+                self._end(b"".join(replies))
+                return
             if self._commands == MAX_COMMANDS:
-                return self._end(b"".join([*replies, self._dialogue.too_many]))
-        self._read(rest)
-        return self._send(b"".join(replies))
+                self._end(b"".join([*replies, self._dialogue.too_many]))
+                return
+        self._head, self._length = _head(head, rest), length + len(rest)
+        if replies:
+            with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
+                transport.write(b"".join(replies))
 
     def eof_received(self) -> bool:
         """Let the transport close: replies in its buffer are sent first."""
@@ -120,16 +131,8 @@ class SessionProtocol(asyncio.Protocol):
         """Send 421 and end the session: the server shuts down."""
         self._end(self._dialogue.shutdown)
 
-    def _read(self, octets: bytes) -> None:
-        """Note the length of the current line and its first octets."""
-        self._head = (self._head + octets[:_KEPT_OCTETS])[:_KEPT_OCTETS]
-        self._length += len(octets)
-
-    def _reply_to_line(self) -> bytes:
-        """Return the reply to the line that has ended, and start the next."""
-        head, length = self._head, self._length + len(b"\n")
-        self._head, self._length = b"", 0
-        self._commands += 1
+    def _reply_to(self, head: bytes, length: int) -> bytes:
+        """Return the reply to a line of ``length`` octets that begins with ``head``."""
         verb, after = head[:_VERB_OCTETS].upper(), head[_VERB_OCTETS:]
         if length <= MAX_LINE_OCTETS and (after[:1] in (b"", b" ", b"\t") or after == b"\r"):
             return self._dialogue.replies.get(verb, self._dialogue.default)
@@ -151,19 +154,12 @@ class SessionProtocol(asyncio.Protocol):
             self._timer = None
             self._end(self._dialogue.timeout)
 
-    def _send(self, reply: bytes) -> None:
-        if reply and self._transport is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
-                self._transport.write(reply)
-
     def _end(self, final_reply: bytes) -> None:
         """Send the final reply and half-close; further input is discarded."""
         transport = self._transport
         self._detach()
         if transport is not None:
-            drain = DrainProtocol(final_reply, drains=self._drains, max_drains=self._max_drains)
-            transport.set_protocol(drain)
-            drain.connection_made(transport)
+            self._finish(transport, final_reply)
 
     def _detach(self) -> None:
         self._sessions.discard(self)
@@ -173,14 +169,25 @@ class SessionProtocol(asyncio.Protocol):
             self._timer = None
 
 
+def _head(head: bytes, octets: bytes) -> bytes:
+    """Return what is kept of a line of which ``octets`` follow ``head``."""
+    return (head + octets[:_KEPT_OCTETS])[:_KEPT_OCTETS]
+
+
+def _drain(transport: asyncio.Transport, final_reply: bytes) -> None:
+    drain = DrainProtocol(final_reply)
+    transport.set_protocol(drain)
+    drain.connection_made(transport)
+
+
 class Sessions(ConnectionSet[SessionProtocol]):
-    """The clients of one server that have a session now."""
+    """The clients of one server that have a session now. After the final reply their sockets go to ``linger``."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limit: int, drains: Drains, dialogue: Dialogue, timeout: float
+        self, loop: asyncio.AbstractEventLoop, limit: int, linger: LingerQueue, dialogue: Dialogue, timeout: float
     ) -> None:
         super().__init__(loop, limit)
-        self._drains = drains
+        self._linger = linger
         self._dialogue = dialogue
         self._timeout = timeout
 
@@ -188,13 +195,17 @@ class Sessions(ConnectionSet[SessionProtocol]):
         """Take over a connection that was just accepted; return False when there is no room."""
         if self.is_full:
             return False
-        drains = self._drains
-        self.attach(
-            connection, SessionProtocol(self._dialogue, self._timeout, self.members, drains.members, drains.limit)
-        )
+        self.attach(connection, SessionProtocol(self._dialogue, self._timeout, self.members, self._finish))
         return True
 
     def shut_down(self) -> None:
         """End every session (RFC 5321 §3.8: 421 when the server shuts down)."""
         for session in self:
             session.shut_down()
+
+    def _finish(self, transport: asyncio.Transport, final_reply: bytes) -> None:
+        connection = cast("SocketTransport", transport).detach()
+        with contextlib.suppress(OSError):  # the client has gone, or does not read
+            connection.send(final_reply, _DONTWAIT_MORE)  # reply and FIN leave as one segment
+            connection.shutdown(_SHUT_WR)
+        self._linger.add(connection)

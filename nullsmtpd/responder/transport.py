@@ -1,0 +1,225 @@
+"""How does an accepted socket reach an asyncio Protocol? Through a transport that does only what these Protocols need.
+
+uvloop's own transport costs a task, a dozen objects and several more system calls per connection.
+"""
+
+import asyncio
+import contextlib
+import select
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from socket import SocketType
+from typing import Generic, TypeVar, cast
+
+__all__ = ["ConnectionSet", "SocketTransport"]
+
+# Read at a time: more than a client sends before it waits for a reply.
+_READ_OCTETS = 1 << 14
+
+#: Sockets served before the event loop gets its turn.
+MAX_EVENTS = 64
+
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_SHUT_WR = int(socket.SHUT_WR)
+
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
+
+
+class Poller:
+    """Calls functions when sockets are readable; many sockets are one reader of the event loop.
+
+    libuv takes nine system calls to watch a socket that is closed soon. On Linux an epoll instance of its own, which
+    itself is watched by the event loop, takes two; it is opened when it is first needed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._epoll: select.epoll | None = None
+
+    def add(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever the descriptor is readable. Raises `OSError` when there is no room for it."""
+        if sys.platform != "linux":
+            self._loop.add_reader(fd, callback)
+            return
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._loop.add_reader(self._epoll.fileno(), self._on_readable)
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def remove(self, fd: int) -> None:
+        """Stop calling; before the descriptor is closed."""
+        if self._epoll is None:
+            self._loop.remove_reader(fd)
+        elif self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _on_readable(self) -> None:
+        assert self._epoll is not None
+        for fd, _ in self._epoll.poll(0, MAX_EVENTS):
+            if callback := self._callbacks.get(fd):  # not removed by one of the others
+                callback()
+
+
+class SocketTransport(asyncio.Transport):
+    """Connects ``connection``, a socket that was just accepted, to ``protocol``.
+
+    Data goes to the kernel at once; what it does not take is kept and sent later, and ``pause_writing`` is called as
+    soon as there is such a rest. Raises `OSError` when epoll has no room for the socket.
+    """
+
+    __slots__ = (
+        *("_buffer", "_fd", "_is_buffered", "_is_closing", "_loop", "_poller", "_protocol", "_socket", "_when_flushed"),
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
+        connection: SocketType,
+        protocol: asyncio.BaseProtocol,
+    ) -> None:
+        self._loop = loop
+        self._poller = poller
+        self._socket = connection
+        self._fd = connection.fileno()
+        self._buffer = b""
+        self._when_flushed: Callable[[], None] | None = None
+        self._is_closing = False
+        self.set_protocol(protocol)
+        poller.add(self._fd, self._on_readable)
+        protocol.connection_made(self)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Pass further events to ``protocol``."""
+        self._protocol = protocol
+        self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Do nothing: the limit is always 0."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send ``data``."""
+        if self._is_closing:
+            return
+        if self._buffer:
+            self._buffer += data
+            return
+        try:
+            sent = self._socket.send(data, _DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # the client has gone
+            self.abort()
+            return
+        if sent < len(data):
+            self._buffer = bytes(data[sent:])
+            self._loop.add_writer(self._fd, self._on_writable)
+            self._protocol.pause_writing()
+
+    def can_write_eof(self) -> bool:
+        """Return True: TCP can be half-closed."""
+        return True
+
+    def write_eof(self) -> None:
+        """Half-close, after what is still to be sent."""
+        self._after_flush(self._shut_down)
+
+    def close(self) -> None:
+        """Close, after what is still to be sent."""
+        self._after_flush(self.abort)
+
+    def abort(self) -> None:
+        """Close now."""
+        if not self._is_closing:
+            self.detach().close()
+            self._protocol.connection_lost(None)
+
+    def detach(self) -> SocketType:
+        """Return the socket; the Protocol gets no further events."""
+        self._is_closing = True
+        self._poller.remove(self._fd)
+        if self._buffer:
+            self._loop.remove_writer(self._fd)
+        return self._socket
+
+    def _after_flush(self, action: Callable[[], None]) -> None:
+        if self._buffer:
+            self._when_flushed = action
+        else:
+            action()
+
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError):  # the client has gone
+            self._socket.shutdown(_SHUT_WR)
+
+    def _on_readable(self) -> None:
+        try:
+            if self._is_buffered:
+                protocol = cast("asyncio.BufferedProtocol", self._protocol)
+                if count := self._socket.recv_into(protocol.get_buffer(-1), 0, _DONTWAIT):
+                    protocol.buffer_updated(count)
+                    return
+            elif data := self._socket.recv(_READ_OCTETS, _DONTWAIT):
+                cast("asyncio.Protocol", self._protocol).data_received(data)
+                return
+        except BlockingIOError:
+            return
+        except OSError:  # ECONNRESET
+            self.abort()
+            return
+        self.close()  # end of input, and these Protocols have nothing to add
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._socket.send(self._buffer, _DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            return
+        self._buffer = self._buffer[sent:]
+        if not self._buffer:
+            self._loop.remove_writer(self._fd)
+            if self._when_flushed is not None:
+                self._when_flushed()
+
+
+class ConnectionSet(Generic[_P]):
+    """The Protocols of one kind with a connection, at most ``limit`` of them.
+
+    A Protocol is in ``members`` from `attach` on, and removes itself when its connection is lost. ``total`` counts all
+    that were ever attached.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+        self.members: set[_P] = set()
+        self._loop = loop
+        self._poller = Poller(loop)
+
+    def __len__(self) -> int:
+        """Return how many connections are served now."""
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[_P]:
+        """Iterate over a copy: Protocols may remove themselves meanwhile."""
+        return iter(self.members.copy())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another."""
+        return len(self.members) >= self.limit
+
+    def attach(self, connection: SocketType, protocol: _P) -> None:
+        """Connect a socket to the Protocol; where epoll has no room for it, it is closed."""
+        self.total += 1
+        self.members.add(protocol)
+        try:
+            SocketTransport(self._loop, self._poller, connection, protocol)
+        except OSError:
+            self.members.discard(protocol)
+            connection.close()
