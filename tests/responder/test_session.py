@@ -17,11 +17,10 @@ from support import LINE, Daemon, Start, connect, read_all, starting
 
 from nullsmtpd.cli.responder import parse_options
 from nullsmtpd.responder import session
-from nullsmtpd.responder.counters import Counters
 from nullsmtpd.responder.drain import DrainProtocol
 from nullsmtpd.responder.replies import Dialogue, mail_dialogue, session_dialogue
+from nullsmtpd.responder.server import Responder
 from nullsmtpd.responder.session import MAX_COMMANDS, SessionProtocol
-from nullsmtpd.responder.worker import Worker
 from nullsmtpd.runtime.sockets import bind, parse_address
 
 HOST = "mx.example.org"
@@ -85,9 +84,8 @@ def reference(dialogue: Dialogue, said: bytes) -> bytes:
 async def converse(dialogue: Dialogue, chunks: list[bytes], error: Exception | None = None) -> FakeTransport:
     """Feed the chunks to a Protocol, and to what replaces it, the way a transport would."""
     sessions: set[SessionProtocol] = set()
-    drains: set[DrainProtocol] = set()
     transport = FakeTransport(error)
-    protocol = SessionProtocol(dialogue, 5, sessions, drains)
+    protocol = SessionProtocol(dialogue, 5, sessions)
     protocol.connection_made(transport)
     assert sessions == {protocol}
     for chunk in chunks:
@@ -101,7 +99,6 @@ async def converse(dialogue: Dialogue, chunks: list[bytes], error: Exception | N
     (transport.protocol or protocol).connection_lost(None)
     protocol.connection_lost(None)
     assert not sessions
-    assert not drains
     assert protocol._timer is None
     return transport
 
@@ -157,7 +154,7 @@ def test_nothing_a_client_or_a_transport_does_makes_it_raise(chunks: list[bytes]
 @pytest.mark.parametrize("timeout", [0.01, 100])
 def test_silence_and_length_have_their_bounds(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence ends a session after its timeout, and any session ends after its total time: with a 421 and a FIN."""
-    monkeypatch.setattr(session, "MAX_SESSION_SECONDS", 0.01 if timeout > 1 else 100)
+    monkeypatch.setattr(session, "SESSION_TIMEOUT", 0.01 if timeout > 1 else 100)
 
     async def scenario() -> None:
         transport = FakeTransport()
@@ -278,18 +275,21 @@ def test_few_descriptors_lower_the_sessions_too(start: Start) -> None:
     assert len(daemon.lines("max-sessions-lowered")) == 1
 
 
+LEVELS = ("talking", "draining", "lingering")
+
+
 def test_nothing_of_a_session_is_left_behind(mail: Daemon) -> None:
     """Descriptors and sessions are back where they were after a thousand dialogues, however they ended."""
     before = 0
     for number in range(1000):
         if number == 4:
-            mail.wait_for(lambda: mail.stats()["talking"] == mail.stats()["draining"] == "0", "no one talking")
+            mail.wait_for(lambda: {mail.stats()[level] for level in LEVELS} == {"0"}, "no one there")
             before = mail.descriptors()  # the event loop keeps one in reserve from its first stream on
         with connect(mail.address) as client:
             client.sendall((b"QUIT\r\n", b"EHLO x\r\nMAIL\r\nQUIT\r\n", b"NOOP\r\n", b"half a li")[number % 4])
             if number % 4 < 2:
                 read_all(client)
-    mail.wait_for(lambda: mail.stats()["talking"] == mail.stats()["draining"] == "0", "no one talking")
+    mail.wait_for(lambda: {mail.stats()[level] for level in LEVELS} == {"0"}, "no one there")
     mail.wait_for(lambda: mail.descriptors() == before, "the descriptors of the start")
     assert mail.stats()["sessions"] == "1000"
 
@@ -301,9 +301,10 @@ def test_who_is_let_in_while_the_server_ends_is_greeted_and_told_so() -> None:
         loop = asyncio.get_running_loop()
         (listener,) = bind(parse_address("127.0.0.1:0"), 100, cork=False)
         address = listener.getsockname()
-        worker = Worker(loop, parse_options(["--mode", "mail", "--hostname", "mx.example"], {}), Counters(), [listener])
+        options = parse_options(["--mode", "mail", "--hostname", "mx.example"], {})
+        responder = Responder(loop, options, [listener], asyncio.Event())
         with connect(address) as client:
-            await worker.finish(for_good=False)
+            await responder.shut_down(close_port=False)
             return await asyncio.to_thread(read_all, client)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
