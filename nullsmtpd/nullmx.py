@@ -423,10 +423,9 @@ def parse_resolv_conf(octets: bytes, res_options: bytes = b"") -> ResolvConf:
 def _server(text: bytes) -> list[str]:
     """Return the address at the beginning of the text, or nothing if there is none."""
     token = re.split(rb"[ \t]", text.lstrip(b" \t"), maxsplit=1)[0].decode("latin-1")
-    if re.search(r"\s", token):  # such as the CR of a DOS line end, which inet_aton(3) alone would ignore
-        return []
-    with contextlib.suppress(OSError):  # glibc accepts 127.1, too
-        address = socket.inet_ntoa(socket.inet_aton(token))
+    # glibc accepts 127.1, too, but nothing after it, such as the CR of a DOS line end, which inet_aton(3) ignores.
+    with contextlib.suppress(OSError):
+        address = socket.inet_ntoa(socket.inet_aton(token if not re.search(r"\s", token) else ""))
         return [_UNSPECIFIED.get(address, address)]
     host, _, scope = token.partition("%")
     with contextlib.suppress(OSError):

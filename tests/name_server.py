@@ -1,10 +1,16 @@
-"""A name server on a loopback port that answers for what it is told to, or fails in the way it is told to."""
+"""A name server on a loopback address, with records and faults that a test sets.
+
+As a program it serves the default records at the address and port given as arguments.
+"""
 
 import collections
 import contextlib
+import signal
+import socket
 import socketserver
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dns.flags
@@ -16,20 +22,55 @@ import dns.rdatatype
 import dns.rrset
 
 
-class NameServer:
-    """Answers MX, AAAA, A and TXT questions over UDP and TCP.
+def _alias(response: dns.message.Message, name: str, target: str) -> None:
+    response.answer.append(dns.rrset.from_text(f"{name}.", 300, "IN", "CNAME", f"{target}."))
 
-    ``mx``: MX sets by domain, each record as in a zone file. ``addresses``: by name, of both families. ``texts``:
-    TXT records by name, as in a zone file. ``ttl``,
-    ``negative_ttl`` (of the SOA): seconds. ``aliases``: CNAMEs. ``empty``: domains that exist and have no MX.
-    ``faults``: by domain, or ``domain KIND`` for questions of one kind, one of ``silence``, ``lost`` (silence, once),
-    ``servfail``, ``refused``, ``garbage``, ``truncated`` (over UDP), ``cut`` (so over TCP too), ``loop`` (a CNAME to
-    itself), ``stranger`` (an answer to another question), or ``held`` (until `release`). ``asked`` counts questions
-    by name and transport. What is in none is NXDOMAIN.
+
+def _other_question(response: dns.message.Message, name: str) -> None:
+    response.question = [dns.rrset.RRset(dns.name.from_text("other.example"), dns.rdataclass.IN, dns.rdatatype.MX)]
+
+
+def _referral(response: dns.message.Message, name: str) -> None:
+    response.authority.append(dns.rrset.from_text("example.", 300, "IN", "NS", "ns.example."))
+
+
+def _without_recursion(response: dns.message.Message, name: str) -> None:
+    response.flags &= ~dns.flags.RA
+
+
+def _authoritative(response: dns.message.Message, name: str) -> None:
+    response.flags |= dns.flags.AA
+
+
+# What makes each fault of an empty response.
+_RESPONSES: dict[str, Callable[[dns.message.Message, str], None]] = {
+    "servfail": lambda response, _: response.set_rcode(dns.rcode.SERVFAIL),
+    "refused": lambda response, _: response.set_rcode(dns.rcode.REFUSED),
+    "stranger": _other_question,
+    "loop": lambda response, name: _alias(response, name, name),
+    "alias": lambda response, name: _alias(response, name, "target.example"),
+    "referral": _referral,
+    "lame": _without_recursion,
+    "nodata": _authoritative,
+}
+
+
+class NameServer:
+    """Answers MX, AAAA, A and TXT queries over UDP and TCP.
+
+    ``mx``: MX sets by domain, each record as in a zone file. ``addresses``: by name, of both families. ``texts``: TXT
+    records by name. ``ttl``, ``negative_ttl`` (of the SOA): seconds. ``aliases``: CNAMEs. ``empty``: domains that
+    exist without records. ``secure``: names whose answers have the AD bit. Any other name is NXDOMAIN.
+
+    ``faults``: by domain, by ``domain TYPE`` for queries of one type, or by ``*`` for all. Each is one of ``silence``,
+    ``lost`` (silence, once), ``held`` (until `release`), ``garbage``, ``truncated`` (over UDP), ``cut`` (over TCP,
+    too), ``servfail``, ``refused``, ``stranger`` (an answer to another query), ``loop`` (a CNAME to itself), ``alias``
+    (a CNAME without its target), ``referral``, ``lame`` (empty, without recursion), or ``nodata`` (empty,
+    authoritative, no SOA). ``asked`` counts queries by name and transport.
     """
 
-    def __init__(self, port: int) -> None:
-        self.address = ("127.0.0.1", port)
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
         self.mx: dict[str, list[str]] = {
             "null.example": ["0 ."],
             "plain.example": ["10 mail.plain.example.", "20 mail2.plain.example."],
@@ -38,6 +79,7 @@ class NameServer:
         }
         self.addresses: dict[str, list[str]] = {}
         self.texts: dict[str, list[str]] = {}
+        self.secure: set[str] = set()
         self.aliases: dict[str, str] = {}
         self.empty: set[str] = {"empty.example"}
         self.faults: dict[str, str] = {}
@@ -48,27 +90,24 @@ class NameServer:
 
     @property
     def flag(self) -> str:
-        """Return the value of --resolver that asks this one."""
+        """Return the value of --resolver for this server."""
         return f"{self.address[0]}:{self.address[1]}"
 
     def questions(self, name: str) -> int:
-        """Return how often ``name`` was asked for, over UDP or TCP."""
+        """Return how many queries for ``name`` came, over UDP or TCP."""
         return self.asked[name, "udp"] + self.asked[name, "tcp"]
 
     def release(self) -> None:
-        """Let the answers go that were held back."""
+        """Send the answers that were held."""
         self._released.set()
 
     def respond(self, query: bytes, transport: str) -> bytes | None:
         """Return the answer to a query as it goes over the wire, or None for silence."""
         request = dns.message.from_wire(query)
-        name = request.question[0].name.to_text(omit_final_dot=True)
+        name = request.question[0].name.to_text(omit_final_dot=True).lower()
         self.asked[name, transport] += 1
         kind = dns.rdatatype.to_text(request.question[0].rdtype)
-        asked = f"{name} {kind}" if f"{name} {kind}" in self.faults else name
-        fault = self.faults.get(asked)
-        if fault == "lost":
-            del self.faults[asked]
+        fault = self._fault(name, kind)
         if fault in {"silence", "lost"}:
             return None
         if fault == "garbage":
@@ -76,25 +115,28 @@ class NameServer:
         if fault == "held":
             self._released.wait(60)
         response = dns.message.make_response(request, recursion_available=True)
-        if fault in {"servfail", "refused"}:
-            response.set_rcode(dns.rcode.from_text(fault))
-        elif fault == "stranger":
-            response.question = [
-                dns.rrset.RRset(dns.name.from_text("other.example"), dns.rdataclass.IN, dns.rdatatype.MX)
-            ]
-        elif fault == "cut" or (fault == "truncated" and transport == "udp"):
+        if fault == "cut" or (fault == "truncated" and transport == "udp"):
             response.flags |= dns.flags.TC
-        elif fault == "loop":
-            response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{name}."))
+        elif fault in _RESPONSES:
+            _RESPONSES[fault](response, name)
         else:
             self._fill(response, name, kind)
         return response.to_wire()
 
+    def _fault(self, name: str, kind: str) -> str:
+        affected = next((key for key in (f"{name} {kind}", name, "*") if key in self.faults), "")
+        fault = self.faults.get(affected, "")
+        if fault == "lost":
+            del self.faults[affected]
+        return fault
+
     def _fill(self, response: dns.message.Message, name: str, kind: str) -> None:
+        if name in self.secure:
+            response.flags |= dns.flags.AD
         if name in self.aliases:
             target = self.aliases[name]
             response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{target}."))
-            name = target
+            name = target.lower()
         if records := self._records(name, kind):
             response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", kind, *records))
             return
@@ -122,8 +164,8 @@ class _TCP(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def name_server() -> Iterator[NameServer]:
-    """Give a name server that answers until the end."""
+def name_server(host: str = "127.0.0.1", port: int = 0) -> Iterator[NameServer]:
+    """Give a name server that answers until the end; port 0 is a free one."""
 
     class OverUDP(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -141,8 +183,8 @@ def name_server() -> Iterator[NameServer]:
                 stream.flush()
             stream.close()
 
-    with _bind_both(OverUDP, OverTCP) as (udp, tcp):
-        server = NameServer(udp.server_address[1])
+    with _bind_both((host, port), OverUDP, OverTCP) as (udp, tcp):
+        server = NameServer((host, udp.server_address[1]))
         threads = [threading.Thread(target=one.serve_forever, args=(0.05,)) for one in (udp, tcp)]
         for thread in threads:
             thread.start()
@@ -158,15 +200,32 @@ def name_server() -> Iterator[NameServer]:
 
 @contextlib.contextmanager
 def _bind_both(
-    over_udp: type[socketserver.BaseRequestHandler], over_tcp: type[socketserver.BaseRequestHandler]
+    address: tuple[str, int],
+    over_udp: type[socketserver.BaseRequestHandler],
+    over_tcp: type[socketserver.BaseRequestHandler],
 ) -> Iterator[tuple[_UDP, _TCP]]:
     """Bind a port that is free for both."""
+    host, port = address
+    _UDP.address_family = _TCP.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         with contextlib.ExitStack() as stack:
-            udp = stack.enter_context(_UDP(("127.0.0.1", 0), over_udp))
+            udp = stack.enter_context(_UDP((host, port), over_udp))
             try:
-                tcp = stack.enter_context(_TCP(("127.0.0.1", udp.server_address[1]), over_tcp))
+                tcp = stack.enter_context(_TCP((host, udp.server_address[1]), over_tcp))
             except OSError:
+                if port:
+                    raise
                 continue
             yield udp, tcp
             return
+
+
+def main() -> None:
+    """Serve until the process is killed."""
+    host, port = sys.argv[1:]
+    with name_server(host, int(port)):
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

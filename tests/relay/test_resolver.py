@@ -1,0 +1,283 @@
+"""The stub resolver: which server it asks, what it takes for an answer, and what it returns."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+from name_server import NameServer, name_server
+from support import PATIENCE
+
+from nullsmtpd import nullmx
+from nullsmtpd.nullmx import Answer, DNSError, Resolver
+
+Write = Callable[..., None]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[..., object]:
+    """Run coroutines on either event loop: check uses the one, relay the other."""
+    return asyncio.run if request.param == "asyncio" else uvloop.run
+
+
+@pytest.fixture
+def servers() -> Iterator[list[NameServer]]:
+    """Three name servers at loopback addresses of their own, on one port."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            first = stack.enter_context(name_server("127.0.0.2"))
+            try:
+                others = [stack.enter_context(name_server(f"127.0.0.{end}", first.address[1])) for end in (3, 4)]
+            except OSError:
+                continue
+            yield [first, *others]
+            return
+
+
+@pytest.fixture
+def resolv_conf(servers: list[NameServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Return a function that writes /etc/resolv.conf; the servers in it are asked on the port of the tests' own."""
+    path = tmp_path / "resolv.conf"
+    monkeypatch.setattr(nullmx, "_RESOLV_CONF", str(path))
+    monkeypatch.setattr(nullmx, "_DNS_PORT", servers[0].address[1])
+    monkeypatch.delenv("RES_OPTIONS", raising=False)
+
+    def write(*lines: str) -> None:
+        path.write_text("".join(f"{line}\n" for line in lines))
+
+    write(*(f"nameserver {server.address[0]}" for server in servers))
+    return write
+
+
+def asked(servers: list[NameServer]) -> list[int]:
+    """Return how many queries each server has had."""
+    return [server.asked.total() for server in servers]
+
+
+def query(run: Callable[..., object], resolver: Resolver, name: str, rdtype: str = "MX") -> Answer:
+    answer = run(resolver.query(name, rdtype))
+    assert isinstance(answer, Answer)
+    return answer
+
+
+@pytest.mark.parametrize("dead", ["silent", "closed"])
+def test_a_dead_first_server_leaves_time_for_the_second(
+    run: Callable[..., object], servers: list[NameServer], resolv_conf: Write, dead: str
+) -> None:
+    """With ``options timeout:5`` and less time than that the second answers; the next query goes there at once."""
+    first = servers[0]
+    first.faults["*"] = "silence"
+    resolv_conf(
+        f"nameserver {first.address[0] if dead == 'silent' else '127.0.0.9'}",
+        "nameserver 127.0.0.3",
+        "options timeout:5 attempts:2",
+    )
+    resolver = Resolver(timeout=2)
+    assert len(query(run, resolver, "plain.example").records) == 2
+    before = asked(servers)
+    assert before == [1 if dead == "silent" else 0, 1, 0]
+    assert not query(run, resolver, "absent.example").exists
+    assert asked(servers) == [before[0], 2, 0]
+
+
+def test_a_dead_server_is_asked_first_again_after_a_while(
+    servers: list[NameServer], resolv_conf: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be back."""
+    monkeypatch.setattr(nullmx, "DEAD_SERVER_SECONDS", 0.0)
+    resolver = Resolver(timeout=2)
+    servers[0].faults["*"] = "lost"
+    query(asyncio.run, resolver, "plain.example")
+    assert asked(servers) == [1, 1, 0]
+    query(asyncio.run, resolver, "plain.example")
+    assert asked(servers) == [2, 1, 0]
+
+
+def test_a_dead_server_that_answers_in_the_end_is_alive(servers: list[NameServer], resolv_conf: Write) -> None:
+    """Asked last, when the others fail; from then on it has its place again."""
+    resolver = Resolver(timeout=2)
+    servers[0].faults["*"] = "lost"
+    query(asyncio.run, resolver, "plain.example")
+    servers[1].faults["null.example"] = servers[2].faults["null.example"] = "servfail"
+    query(asyncio.run, resolver, "null.example")
+    query(asyncio.run, resolver, "plain.example")
+    assert asked(servers) == [3, 2, 1]
+
+
+def test_each_server_is_asked_as_often_as_attempts_says(servers: list[NameServer], resolv_conf: Write) -> None:
+    """When all are dead each has had its attempts within the time, and the reason is that."""
+    for server in servers:
+        server.faults["*"] = "silence"
+    resolv_conf(*(f"nameserver {server.address[0]}" for server in servers), "options attempts:3")
+    with pytest.raises(DNSError, match=r"timed out$"):
+        query(asyncio.run, Resolver(timeout=0.9), "plain.example")
+    assert asked(servers) == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("servfail", "SERVFAIL"),
+        ("refused", "REFUSED"),
+        ("referral", "referral"),
+        ("lame", "referral"),
+        ("alias", "alias without its target"),
+        ("loop", "no usable answer (ChainTooLong)"),
+        ("cut", "truncated"),
+    ],
+)
+def test_a_response_that_is_no_answer_is_asked_of_the_next_server(
+    run: Callable[..., object], servers: list[NameServer], resolv_conf: Write, fault: str, reason: str
+) -> None:
+    """RFC 2308 §2.2: a referral is no NODATA. A server that responded is alive, and is asked first the next time."""
+    servers[0].faults["empty.example"] = fault
+    resolver = Resolver(timeout=PATIENCE)
+    answer = query(run, resolver, "empty.example")
+    assert (answer.exists, answer.records, answer.ttl) == (True, (), 60)
+    queries = 2 if fault == "cut" else 1  # once more over TCP
+    assert asked(servers) == [queries, 1, 0]
+    query(run, resolver, "plain.example")
+    assert asked(servers) == [queries + 1, 1, 0]
+    for server in servers:
+        server.faults["empty.example"] = fault
+    with pytest.raises(DNSError) as caught:
+        query(run, resolver, "empty.example")
+    assert caught.value.reason == reason
+
+
+def test_an_empty_authoritative_response_is_an_answer(servers: list[NameServer], resolv_conf: Write) -> None:
+    """RFC 2308 §2.2.1: without a SOA it is NODATA, and is not cached (§5)."""
+    servers[0].faults["*"] = "nodata"
+    answer = query(asyncio.run, Resolver(), "plain.example")
+    assert (answer.exists, answer.records, answer.ttl) == (True, (), 0)
+
+
+def test_rotate_spreads_the_queries(servers: list[NameServer], resolv_conf: Write) -> None:
+    """The option ``rotate``, resolv.conf(5)."""
+    resolv_conf(*(f"nameserver {server.address[0]}" for server in servers), "options rotate")
+    resolver = Resolver()
+    for _ in range(6):
+        query(asyncio.run, resolver, "plain.example")
+    assert asked(servers) == [2, 2, 2]
+
+
+def test_use_vc_asks_over_tcp(run: Callable[..., object], servers: list[NameServer], resolv_conf: Write) -> None:
+    """The option ``use-vc``, resolv.conf(5), from the file or from RES_OPTIONS."""
+    resolv_conf(f"nameserver {servers[0].address[0]}", "options use-vc")
+    assert len(query(run, Resolver(), "plain.example").records) == 2
+    assert dict(servers[0].asked) == {("plain.example", "tcp"): 1}
+
+
+def test_res_options_counts(servers: list[NameServer], resolv_conf: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable of resolv.conf(5), read for every query as the file is."""
+    resolver = Resolver()
+    query(asyncio.run, resolver, "plain.example")
+    monkeypatch.setenv("RES_OPTIONS", "use-vc")
+    query(asyncio.run, resolver, "plain.example")
+    assert dict(servers[0].asked) == {("plain.example", "udp"): 1, ("plain.example", "tcp"): 1}
+
+
+def test_the_file_is_read_for_every_query(servers: list[NameServer], resolv_conf: Write) -> None:
+    """A laptop that changes networks asks the new server."""
+    resolver = Resolver()
+    for server in servers:
+        resolv_conf(f"nameserver {server.address[0]}")
+        query(asyncio.run, resolver, "plain.example")
+    assert asked(servers) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "below a file", "empty"])
+def test_without_a_usable_file_the_server_is_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """127.0.0.1, resolv.conf(5)."""
+    path = tmp_path / "resolv.conf"
+    if kind == "directory":
+        path.mkdir()
+    elif kind in {"below a file", "empty"}:
+        path.touch()
+    monkeypatch.setattr(nullmx, "_RESOLV_CONF", str(path / "x" if kind == "below a file" else path))
+    with name_server() as server:
+        monkeypatch.setattr(nullmx, "_DNS_PORT", server.address[1])
+        assert len(query(asyncio.run, Resolver(), "plain.example").records) == 2
+
+
+def test_out_of_descriptors_is_an_error_and_not_an_empty_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking 127.0.0.1 then would be a guess."""
+
+    def fail(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(nullmx, "open", fail, raising=False)
+    with pytest.raises(DNSError, match=r"Too many open files$"):
+        query(asyncio.run, Resolver(), "plain.example")
+
+
+def test_an_interface_that_does_not_exist_is_passed_over(servers: list[NameServer], resolv_conf: Write) -> None:
+    """A link-local server of an interface that is gone, and one of a family that this host may lack."""
+    resolv_conf("nameserver fe80::1%gone0", "nameserver fe80::1", f"nameserver {servers[2].address[0]}")
+    assert len(query(asyncio.run, Resolver(), "plain.example").records) == 2
+
+
+def test_an_answer_has_the_canonical_name_and_says_how_it_was_found(
+    run: Callable[..., object], servers: list[NameServer]
+) -> None:
+    """After a CNAME, in lower case without the final dot; the AD bit; records as dnspython has them."""
+    server = servers[0]
+    server.aliases["alias.example"] = "Canonical.Example"
+    server.texts["canonical.example"] = ['"v=spf1 -all"']
+    server.secure.add("alias.example")
+    resolver = Resolver(server.address)
+    answer = query(run, resolver, "ALIAS.example", "TXT")
+    assert (answer.name, answer.exists, answer.ttl) == ("canonical.example", True, 300)
+    assert [record.to_text() for record in answer.records] == ['"v=spf1 -all"']
+    assert (answer.is_alias, answer.is_secure) == (True, True)
+    answer = query(run, resolver, "absent.example", "TXT")
+    assert answer == Answer("absent.example", exists=False, records=(), ttl=60, is_alias=False, is_secure=False)
+
+
+def test_more_queries_than_allowed_are_an_error(servers: list[NameServer]) -> None:
+    """A domain of hostile make cannot have any number of names looked up."""
+    resolver = Resolver(servers[0].address, max_queries=2)
+
+    async def many() -> list[Answer | BaseException]:
+        return await asyncio.gather(*(resolver.query(f"{i}.example", "A") for i in range(5)), return_exceptions=True)
+
+    errors = [answer for answer in asyncio.run(many()) if isinstance(answer, DNSError)]
+    assert [error.reason for error in errors] == ["more than 2 queries"] * 3
+    assert asked(servers) == [2, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["a..example", "a" * 64 + ".example", ".".join(["a" * 63] * 5), "\\"])
+def test_a_name_that_cannot_be_asked_for_is_an_error(servers: list[NameServer], name: str) -> None:
+    """No query is sent."""
+    with pytest.raises(DNSError, match=r"not a name \(\w+\)$"):
+        query(asyncio.run, Resolver(servers[0].address), name)
+    assert asked(servers) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("octets", [b"", b"\0", b"\0\x20half", b"\0\x04\xff\xff\xff\xff"])
+def test_a_tcp_connection_that_ends_early_is_no_answer(
+    run: Callable[..., object], resolv_conf: Write, monkeypatch: pytest.MonkeyPatch, octets: bytes
+) -> None:
+    """Half a message is not taken for a whole one, and garbage not for an answer."""
+    resolv_conf("nameserver 127.0.0.1", "options use-vc")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(nullmx, "_DNS_PORT", listener.getsockname()[1])
+        thread = threading.Thread(target=answer_over_tcp, args=(listener, octets))
+        thread.start()
+        with pytest.raises(DNSError, match=r"connection closed$|no usable answer \(\w+\)$"):
+            run(Resolver(timeout=PATIENCE).query("plain.example", "MX"))
+        thread.join()
+
+
+def answer_over_tcp(listener: socket.socket, octets: bytes) -> None:
+    """Read a query, and answer it with these octets and the end."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(512)
+        connection.sendall(octets)
