@@ -1,15 +1,12 @@
-"""Which Python modules a program needs: what importing it loads, and what its functions may import later.
+"""Which Python modules the program needs: those that importing it loads, and those that functions may import later.
 
-A list kept by hand goes stale, and following every import statement there is ends with most of the standard library:
-each platform's branch, each module's own self-test. So what a module imports at its top is seen by importing it, and
-only what its functions import is read from its source.
+Following every import statement would end with most of the standard library: each platform's branch, each module's
+own self-test. So what a module imports at its top is found by importing it, and only the imports inside functions are
+read from the source.
 """
 
 import ast
-import encodings.aliases
 import importlib.util
-import pkgutil
-import re
 import subprocess
 import sys
 from collections.abc import Container, Iterable, Iterator
@@ -17,24 +14,47 @@ from pathlib import Path
 
 __all__ = ["needed_modules"]
 
-#: Functions of the standard library that run when a module is started as a program, which none is in the image.
-_PROGRAMS = {"main", "_main", "_test"}
-
-#: What functions of the standard library may import, and never do for a daemon; each brings more than it is worth.
-_DOORS = {
-    "calendar": "dates in certificates",
-    "concurrent.futures.process": "pools of processes: the daemon forks its workers itself, and asyncio uses threads",
-    "importlib.metadata": "lists of distributions",
-    "importlib.readers": "data files inside of packages",
-    "pickle": "log records for other processes",
-    "tracemalloc": "where memory was allocated, when asked to trace that",
+#: Needed although no import statement names them.
+_ALSO = {
+    "encodings.ascii": "text streams look codecs up by name",
+    "encodings.idna": "socket looks it up for host names",
+    "encodings.latin_1": "text streams look codecs up by name",
+    "encodings.punycode": "the idna codec and nullmx.py decode labels with it",
+    "inspect": "asyncio, when event_loop.py has not deferred the import, and in messages about unexpected exceptions",
+    "runpy": "python -m",
+    "subprocess": "asyncio, when event_loop.py has not deferred the import",
 }
 
-# Print the name and the file of every module that is there once those named as arguments were imported. One that cannot
-# be imported here (another platform's, an attribute's name) cannot be there either. Frozen ones are in the interpreter.
+#: A package whose modules are imported by computed names: dnspython's classes for record types.
+_BY_COMPUTED_NAME = "dns.rdtypes"
+
+#: Extension modules without which the standard library works. They bring OpenSSL and libraries for archives.
+_ABSENT = ("_bz2", "_hashlib", "_lzma", "_ssl", "zlib")
+
+#: What functions of the standard library may import and never do in a server. Each brings many more modules.
+_NEVER_IMPORTED = {
+    "calendar": "dates in certificates",
+    "concurrent.futures.process": "process pools; asyncio uses threads",
+    "importlib.metadata": "lists of distributions",
+    "importlib.readers": "data files in packages",
+    "pickle": "log records for other processes",
+    "tracemalloc": "where memory was allocated, if asked to trace that",
+}
+
+#: Functions of the standard library that run only when a module is started as a program.
+_PROGRAMS = {"main", "_main", "_test", "_test_generator"}
+
+# Prints the name and the file of every module that importing those named as arguments loads; `None` for those in the
+# interpreter. A name that cannot be imported here is not needed in the image either: it is an attribute, a module for
+# another platform, or part of a distribution that is not installed.
 _LOAD = """
-import importlib, sys
+import importlib.util, sys
 sys.path.insert(0, sys.argv[1])
+for name in ABSENT:
+    sys.modules[name] = None  # importing it fails
+if importlib.util.find_spec("nullsmtpd"):
+    from nullsmtpd.runtime.event_loop import import_uvloop
+    import_uvloop()
 for name in sys.argv[2:]:
     try:
         importlib.import_module(name)
@@ -43,7 +63,7 @@ for name in sys.argv[2:]:
 def file(module):
     frozen = getattr(getattr(module, "__spec__", None), "origin", None) == "frozen"
     return None if frozen else getattr(module, "__file__", None)
-print({name: file(module) for name, module in sys.modules.items() if name != "__main__"})
+print({name: file(module) for name, module in sys.modules.items() if module and name != "__main__"})
 """
 
 
@@ -52,95 +72,41 @@ def needed_modules(program: str, site: Path) -> dict[str, Path | None]:
 
     ``site`` is the directory that the program and its dependencies are installed in.
     """
-    sys.path.insert(0, str(site))
     found: dict[str, Path | None] = {}
-    wanted = {f"{program}.__main__", "runpy", *_codecs_of(Path(sys.executable))}
+    wanted = {f"{program}.__main__", *_ALSO}
     while new := _load(wanted, site, found):
         found |= new
         for name, path in new.items():
             if path and path.is_relative_to(site):
-                wanted |= set(_late_imports(name, path, program))
-    # One step for the standard library: the next one would bring pydoc, unittest and a compiler of Python 2.
-    standard = {name: path for name, path in found.items() if path and not path.is_relative_to(site)}
-    wanted = {late for name, path in standard.items() for late in _late_imports(name, path, program, skip=_PROGRAMS)}
-    closed = tuple(f"{door}." for door in _DOORS)
-    return found | _load((name for name in wanted if not f"{name}.".startswith(closed)), site, found)
+                wanted |= set(_late_imports(name, path))
+                if name == _BY_COMPUTED_NAME:
+                    files = (file.relative_to(site).with_suffix("") for file in path.parent.rglob("*.py"))
+                    wanted |= {".".join(file.parts) for file in files if file.name != "__init__"}
+    # Of the standard library one step: a second one would bring pydoc, unittest and a compiler for Python 2.
+    library = {name: path for name, path in found.items() if path and not path.is_relative_to(site)}
+    late = {one for name, path in library.items() for one in _late_imports(name, path, skip=_PROGRAMS)}
+    avoided = tuple(f"{name}." for name in _NEVER_IMPORTED)
+    return found | _load({name for name in late if not f"{name}.".startswith(avoided)}, site, found)
 
 
-def _load(names: Iterable[str], site: Path, known: Container[str]) -> dict[str, Path | None]:
-    """Return the modules that are there once these were imported, in an interpreter of its own, but for those known."""
-    command = [sys.executable, "-I", "-S", "-c", _LOAD, str(site), *sorted(names)]
-    modules = ast.literal_eval(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return {name: Path(path) if path else None for name, path in modules.items() if name not in known}
+def _load(names: Iterable[str], site: Path, known: Iterable[str]) -> dict[str, Path | None]:
+    """Return the modules that are loaded once those named were imported in a new interpreter, except those known."""
+    code = _LOAD.replace("ABSENT", repr(_ABSENT))
+    command = [sys.executable, "-I", "-S", "-c", code, str(site), *sorted(names)]
+    loaded = ast.literal_eval(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return {name: Path(path) if path else None for name, path in loaded.items() if name not in known}
 
 
-def _late_imports(name: str, path: Path, program: str, skip: Container[str] = ()) -> Iterator[str]:
-    """Yield what the functions of a module may import, and the codecs that they name; of C code it is those alone."""
-    if path.suffix == ".so":
-        yield from _codecs_of(path)
-        return
+def _late_imports(name: str, path: Path, skip: Container[str] = ()) -> Iterator[str]:
+    """Yield the names of the modules, and of what may be modules, that functions of a module import."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    own = package.partition(".")[0]
-    for function in ast.walk(ast.parse(path.read_bytes())):
+    for function in ast.walk(ast.parse(path.read_bytes() if path.suffix == ".py" else b"")):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or function.name in skip:
             continue
-        imports = {one for node in ast.walk(function) for one in _imported(node, package)}
-        # A function of ours that begins with what an extra would have brought does not come to the rest.
-        if own != program or all(_is_installed(one) for one in imports):
-            yield from imports
-        for call in ast.walk(function):
-            if isinstance(call, ast.Call):
-                yield from _named_codecs(call)
-                if own != program and own not in sys.stdlib_module_names and _imports_by_computed_name(call):
-                    yield from _package(own)
-
-
-def _imported(node: ast.AST, package: str) -> Iterator[str]:
-    """Yield the names of the modules, and of what may be modules, that a statement or a call in ``package`` imports."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-        yield base
-        yield from (f"{base}.{alias.name}" for alias in node.names)
-    elif isinstance(node, ast.Call) and _called(node) == "import_module" and isinstance(node.args[0], ast.Constant):
-        yield str(node.args[0].value)
-
-
-def _is_installed(name: str) -> bool:
-    return importlib.util.find_spec(name.partition(".")[0]) is not None
-
-
-def _called(call: ast.Call) -> str:
-    """Return the last part of the name of what is called."""
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-
-
-def _imports_by_computed_name(call: ast.Call) -> bool:
-    """Tell whether this is a call such as ``import_module(prefix + name)``: any module of its package may be meant."""
-    return _called(call) == "import_module" and not isinstance(call.args[0], ast.Constant)
-
-
-def _package(name: str) -> Iterator[str]:
-    """Yield the names of a package and of every module in it."""
-    yield name
-    spec = importlib.util.find_spec(name)
-    for module in pkgutil.walk_packages(spec.submodule_search_locations if spec else None, f"{name}."):
-        yield module.name
-
-
-def _named_codecs(call: ast.Call) -> Iterator[str]:
-    """Yield the codec of ``text.encode("idna")``, ``open(path, encoding="latin-1")`` and their like."""
-    values = [keyword.value for keyword in call.keywords if keyword.arg == "encoding"]
-    values += call.args if _called(call) in ("encode", "decode") else []
-    for value in values:
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            name = encodings.normalize_encoding(value.value).lower()
-            yield f"encodings.{encodings.aliases.aliases.get(name, name)}"
-
-
-def _codecs_of(binary: Path) -> set[str]:
-    """Return the codecs that C code looks up by name, such as "idna" for the name of a host: they are its strings."""
-    strings = re.findall(rb"(?<=\0)[a-z][a-z0-9_-]{2,20}(?=\0)", binary.read_bytes())
-    names = {f"encodings.{string.decode().replace('-', '_')}" for string in strings}
-    return {name for name in names if importlib.util.find_spec(name)}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names)

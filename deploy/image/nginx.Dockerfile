@@ -1,6 +1,6 @@
-# The yardstick of measure.py: nginx with its stream module, which can say the line too, in an image made the same way.
+# For comparison in measure.py: nginx sending the same line by its stream module, in an image made the same way.
 #
-#     docker build -t nullsmtpd-yardstick -f deploy/image/nginx.Dockerfile .
+#     docker build -t nginx-521 -f deploy/image/nginx.Dockerfile .
 
 ARG DEBIAN=bookworm
 
@@ -10,11 +10,16 @@ WORKDIR /build
 RUN --mount=type=secret,id=apt,target=/etc/apt/sources.list.d/mirror.sources \
     --mount=type=secret,id=apt-conf,target=/etc/apt/apt.conf.d/99mirror \
     apt-get update -q \
-    && apt-get install -qq -y --no-install-recommends libnginx-mod-stream nginx-light python3 >/dev/null \
+    && apt-get install -qq -y --no-install-recommends libnginx-mod-stream nginx-light >/dev/null \
     && rm -rf /var/lib/apt/lists/*
-COPY deploy/image/libraries.py deploy/image/nginx.conf ./
-RUN python3 libraries.py /image /usr/sbin/nginx /usr/lib/nginx/modules/ngx_stream_module.so \
-    && install -D -m 644 nginx.conf /image/etc/nginx/nginx.conf
+COPY deploy/image/nginx.conf ./
+# With the shared libraries that the dynamic linker finds
+RUN install -D -m 644 nginx.conf /image/etc/nginx/nginx.conf \
+    && ldd /usr/sbin/nginx /usr/lib/nginx/modules/ngx_stream_module.so >linked \
+    && grep -oP '/\S+(?= \(0x)' linked >libraries \
+    && sort -u -o libraries libraries \
+    && xargs -a libraries cp --parents --dereference -t /image \
+        /usr/sbin/nginx /usr/lib/nginx/modules/ngx_stream_module.so
 
 FROM scratch
 COPY --from=build /image /
