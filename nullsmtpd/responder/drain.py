@@ -1,27 +1,16 @@
-"""How is a client handled that keeps sending? Its input is read and discarded, within limits.
+"""How can another program refuse mail? With a Protocol that sends the line, half-closes, and discards input.
 
-A close() with unread input makes the kernel send RST, and a client that is still writing then loses the line that it
-has not read yet. Reading what it sends, for a while, lets it get to the line.
+The responder does the same without a Protocol, in `nullsmtpd.responder.linger`; the limits are the same.
 """
 
 import asyncio
 import contextlib
-from socket import SocketType
 from typing import cast
 
+from nullsmtpd.responder.linger import DRAIN_TIMEOUT, MAX_DRAIN_OCTETS, MAX_DRAINS
 from nullsmtpd.responder.replies import REPLY
-from nullsmtpd.responder.transport import ConnectionSet
 
-__all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "DrainProtocol", "Drains"]
-
-#: Seconds. A client that still sends after this time is not going to read (RFC 5321 §4.5.3.2 clients read at once).
-DRAIN_TIMEOUT = 5.0
-
-#: More than any mail system sends ahead of the greeting; after 1 MiB a client still reads its line.
-MAX_DRAIN_OCTETS = 1 << 20
-
-#: A draining client costs a transport (a few KiB), not just a descriptor: 1024 of them stay within some megabytes.
-MAX_DRAINS = 1024
+__all__ = ["DrainProtocol"]
 
 # All input is read into this buffer and overwritten. One per process: reads never overlap.
 _DISCARD_BUFFER = memoryview(bytearray(1 << 16))
@@ -103,14 +92,3 @@ class DrainProtocol(asyncio.BufferedProtocol):
     def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-
-
-class Drains(ConnectionSet[DrainProtocol]):
-    """The clients of one server that are drained now."""
-
-    def try_add(self, connection: SocketType) -> bool:
-        """Take over a connection that was answered and half-closed; return False when there is no room."""
-        if self.is_full:
-            return False
-        self.attach(connection, DrainProtocol(b"", drains=self.members, max_drains=self.limit))
-        return True

@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Callable  # noqa: TC003 - ruff misses the annotation of an attribute
 from socket import SocketType
 
-from nullsmtpd.responder.drain import Drains
 from nullsmtpd.runtime.tcp import is_finished
 
-__all__ = ["MIN_LINGER", "SWEEP_INTERVAL", "LingerQueue"]
+__all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER", "SWEEP_INTERVAL", "LingerQueue"]
 
 #: Seconds between two sweeps. Most clients finish one round trip after the line, so the sweep after the next closes
 #: nearly all; 0.25 s covers a round trip around the Earth.
@@ -25,32 +24,46 @@ MIN_SWEEP_INTERVAL = 0.01
 #: before it reads. Others wait in the accept queue meanwhile; 4096 silent clients still let 40,000 a second pass.
 MIN_LINGER = 0.1
 
-# Read at once from a socket that is closed with unread input: as much as a default receive window holds.
-_UNREAD = 1 << 16
+#: Seconds that a client which still sends at its deadline is drained: its input is read and discarded, as a close()
+#: with unread input makes the kernel send RST, which costs a client that is still writing the line. One that sends for
+#: longer is not going to read (RFC 5321 §4.5.3.2 clients read at once).
+DRAIN_TIMEOUT = 5.0
+DRAIN_INTERVAL = 0.05
+
+#: Octets of input that are discarded for one client; more than any mail system sends ahead of the greeting.
+MAX_DRAIN_OCTETS = 1 << 20
+
+#: Clients that are drained at once: what they send fills the kernel's receive buffers again and again.
+MAX_DRAINS = 1024
+
+# All input is read into this buffer and overwritten; as much as a default receive window holds.
+_DISCARD_BUFFER = bytearray(1 << 16)
+_DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
 class LingerQueue:
     """The half-closed sockets, in order of arrival.
 
     ``seconds``: how long a client may take to close; 0 closes at once. ``limit``: how many sockets there may be, those
-    that are drained included. ``drains`` takes over a socket whose client is still sending at its deadline.
-    ``on_sweep`` is called at each sweep with the connections per second since the last one.
+    that are drained included. ``on_sweep`` is called at each sweep with the connections per second since the last one.
 
     The accept path appends to ``queue`` while it is shorter than ``room``, and calls `start` when ``timer`` is `None`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, drains: Drains, seconds: float, limit: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, limit: int) -> None:
         self.queue: deque[SocketType] = deque()  # arrived since the sweep before last; not checked yet
         self.timer: asyncio.TimerHandle | None = None
         self.cut_short = 0
+        self.drained = 0
         self.on_sweep: Callable[[float], None] = lambda _: None
         self._loop = loop
-        self._drains = drains
         self._seconds = seconds
         self._min_linger = min(MIN_LINGER, seconds)
         self._interval = max(MIN_SWEEP_INTERVAL, min(SWEEP_INTERVAL, seconds / 2))
+        self._max_drains = min(MAX_DRAINS, limit // 4)
         # Checked once and still open: each with a time at which it had arrived already. Older than all in `queue`.
         self._checked: deque[tuple[float, SocketType]] = deque()
+        self._draining: deque[tuple[float, SocketType, int]] = deque()  # deadline, socket, octets left
         self._added = 0  # sockets that were not appended by the accept path, since the start
         self._removed = 0  # sockets that have left `queue`, since the start
         self._swept = 0  # `_removed` plus the length of `queue` at the last sweep
@@ -64,8 +77,13 @@ class LingerQueue:
         """How many sockets the accept path has ever appended."""
         return self._removed + len(self.queue) - self._added
 
+    @property
+    def draining(self) -> int:
+        """How many clients are drained now."""
+        return len(self._draining)
+
     def __len__(self) -> int:
-        """Return how many sockets linger now."""
+        """Return how many sockets linger now, without those that are drained."""
         return len(self.queue) + len(self._checked)
 
     def add(self, connection: SocketType) -> None:
@@ -91,7 +109,6 @@ class LingerQueue:
     def reserve(self) -> bool:
         """Make room for one more socket; return False when all are open and too young to be evicted."""
         now = self._loop.time()
-        self._update_room()
         if len(self.queue) >= self.room:
             self._check(len(self.queue), now)
         if len(self.queue) >= self.room and now >= self._rechecked_at + MIN_LINGER:
@@ -130,24 +147,29 @@ class LingerQueue:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        for connection in (*(connection for _, connection in self._checked), *self.queue):
-            _read_unread(connection)
+        older = [item[1] for item in (*self._draining, *self._checked)]
+        for connection in (*older, *self.queue):
+            _discard_input(connection)
             connection.close()
         self._removed += len(self.queue)
-        self.queue.clear()
+        self._draining.clear()
         self._checked.clear()
+        self.queue.clear()
         self._update_room()
 
     def _on_timer(self) -> None:
         self.timer = None
         now = self._loop.time()
-        arrivals, seconds = self._removed + len(self.queue) - self._swept, now - self._swept_at
         try:
-            self._sweep(now)
-            self.on_sweep(arrivals / seconds if seconds > 0 else 0.0)
+            self._drain(now)
+            if (elapsed := now - self._swept_at) >= 0.9 * self._interval:  # or the timer ran to drain
+                arrivals = self._removed + len(self.queue) - self._swept
+                self._sweep(now)
+                self.on_sweep(arrivals / elapsed)
         finally:
-            if self.queue or self._checked:
-                self.timer = self._loop.call_later(self._interval, self._on_timer)
+            if self or self._draining:
+                interval = min(self._interval, DRAIN_INTERVAL) if self._draining else self._interval
+                self.timer = self._loop.call_later(interval, self._on_timer)
 
     def _sweep(self, now: float) -> None:
         """Close what has finished since the last sweep, and what is past its deadline."""
@@ -162,19 +184,31 @@ class LingerQueue:
         """Close the finished ones of the first ``count`` in the queue; the others had arrived at ``arrival``."""
         for _ in range(count):
             connection = self.queue.popleft()
+            self._removed += 1
             if is_finished(connection):
                 connection.close()
             else:
                 self._checked.append((arrival, connection))
-        self._removed += max(0, count)
         self._update_room()
 
     def _expire(self, connection: SocketType, now: float) -> None:
-        if is_finished(connection) or not _read_unread(connection):
+        """Close a socket at its deadline, or drain it when the client is still sending."""
+        if is_finished(connection) or not _discard_input(connection):
             connection.close()
-        elif not self._drains.try_add(connection):
-            # As many are drained as may be: the client gets a further round of lingering.
-            self._checked.append((now, connection))
+        elif len(self._draining) < self._max_drains:
+            self.drained += 1
+            self._draining.append((now + DRAIN_TIMEOUT, connection, MAX_DRAIN_OCTETS))
+        else:
+            self._checked.append((now, connection))  # a further round of lingering
+
+    def _drain(self, now: float) -> None:
+        for _ in range(len(self._draining)):
+            deadline, connection, octets = self._draining.popleft()
+            octets -= _discard_input(connection)
+            if is_finished(connection) or now >= deadline or octets < 0:
+                connection.close()
+            else:
+                self._draining.append((deadline, connection, octets))
 
     def _evict_oldest(self) -> None:
         if self._checked:
@@ -184,17 +218,17 @@ class LingerQueue:
             self._removed += 1
         if not is_finished(connection):
             self.cut_short += 1
-            _read_unread(connection)
+            _discard_input(connection)
         connection.close()
         self._update_room()
 
     def _update_room(self) -> None:
-        self.room = self._limit - len(self._checked) - len(self._drains)
+        self.room = self._limit - len(self._checked) - len(self._draining)
 
 
-def _read_unread(connection: SocketType) -> bool:
-    """Empty the receive queue, or a window's worth of it, so that close() sends no RST; return whether it held any."""
+def _discard_input(connection: SocketType) -> int:
+    """Read what the client has sent, a receive window at most, so that close() sends no RST; return how many octets."""
     try:
-        return bool(connection.recv(_UNREAD, socket.MSG_DONTWAIT))
+        return connection.recv_into(_DISCARD_BUFFER, 0, _DONTWAIT)
     except OSError:
-        return False
+        return 0

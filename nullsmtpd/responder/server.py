@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nullsmtpd.responder.accept import SHUTDOWN_POLL_INTERVAL, Acceptor
-from nullsmtpd.responder.drain import MAX_DRAINS, Drains
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.options import Options
 from nullsmtpd.runtime.log import log
@@ -118,8 +117,7 @@ class Responder:
             shutdown.set()
 
         max_sessions, max_lingering = _limits(options)
-        self._drains = Drains(loop, min(MAX_DRAINS, max_lingering // 4))
-        self._linger = LingerQueue(loop, self._drains, options.linger, max_lingering)
+        self._linger = LingerQueue(loop, options.linger, max_lingering)
         if options.dialogue is not None:
             from nullsmtpd.responder import session
 
@@ -159,7 +157,7 @@ class Responder:
         if self._sessions is not None:
             self._sessions.shut_down()
         deadline = self._loop.time() + self._options.linger
-        while self._loop.time() < deadline and (self._linger or self._drains or self._sessions):
+        while self._loop.time() < deadline and (self._linger or self._linger.draining or self._sessions):
             self._linger.close_finished(everything=True)
             await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
         self._linger.close_all()
@@ -172,11 +170,11 @@ class Responder:
         sessions, total_sessions = (0, 0) if self._sessions is None else (len(self._sessions), self._sessions.total)
         return {
             "lingering": len(self._linger),
-            "draining": len(self._drains),
+            "draining": self._linger.draining,
             "talking": sessions,
             "connections": self._linger.connections + total_sessions,
             "cut_short": self._linger.cut_short,
-            "drained": self._drains.total,
+            "drained": self._linger.drained,
             "sessions": total_sessions,
             "send_errors": self.acceptor.send_errors,
             "access_suppressed": 0 if self._access_log is None else self._access_log.suppressed,

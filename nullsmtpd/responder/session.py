@@ -14,7 +14,7 @@ from typing import cast
 from nullsmtpd.responder.drain import DrainProtocol
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.replies import Dialogue
-from nullsmtpd.responder.transport import ConnectionSet, SocketTransport
+from nullsmtpd.responder.transport import Poller, SocketTransport
 
 __all__ = ["COMMAND_TIMEOUT", "MAX_COMMANDS", "MAX_LINE_OCTETS", "SESSION_TIMEOUT", "SessionProtocol", "Sessions"]
 
@@ -180,27 +180,43 @@ def _drain(transport: asyncio.Transport, final_reply: bytes) -> None:
     drain.connection_made(transport)
 
 
-class Sessions(ConnectionSet[SessionProtocol]):
-    """The clients of one server that have a session now. After the final reply their sockets go to ``linger``."""
+class Sessions:
+    """The clients of one server that have a session now, at most ``limit`` of them.
+
+    ``total`` counts all since the start. After the final reply their sockets go to ``linger``.
+    """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limit: int, linger: LingerQueue, dialogue: Dialogue, timeout: float
     ) -> None:
-        super().__init__(loop, limit)
+        self.total = 0
+        self._loop = loop
+        self._limit = limit
         self._linger = linger
         self._dialogue = dialogue
         self._timeout = timeout
+        self._poller = Poller(loop)
+        self._members: set[SessionProtocol] = set()
+
+    def __len__(self) -> int:
+        """Return how many sessions there are now."""
+        return len(self._members)
 
     def try_add(self, connection: SocketType) -> bool:
-        """Take over a connection that was just accepted; return False when there is no room."""
-        if self.is_full:
+        """Begin a session on a connection that was just accepted; return False when there is no room."""
+        if len(self._members) >= self._limit:
             return False
-        self.attach(connection, SessionProtocol(self._dialogue, self._timeout, self.members, self._finish))
+        session = SessionProtocol(self._dialogue, self._timeout, self._members, self._finish)
+        try:
+            SocketTransport(self._loop, self._poller, connection, session)
+        except OSError:  # epoll has no room for the socket
+            return False
+        self.total += 1
         return True
 
     def shut_down(self) -> None:
         """End every session (RFC 5321 §3.8: 421 when the server shuts down)."""
-        for session in self:
+        for session in self._members.copy():
             session.shut_down()
 
     def _finish(self, transport: asyncio.Transport, final_reply: bytes) -> None:

@@ -8,11 +8,11 @@ import contextlib
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from socket import SocketType
-from typing import Generic, TypeVar, cast
+from typing import cast
 
-__all__ = ["ConnectionSet", "SocketTransport"]
+__all__ = ["Poller", "SocketTransport"]
 
 # Read at a time: more than a client sends before it waits for a reply.
 _READ_OCTETS = 1 << 14
@@ -22,8 +22,6 @@ MAX_EVENTS = 64
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _SHUT_WR = int(socket.SHUT_WR)
-
-_P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
 
 class Poller:
@@ -185,41 +183,3 @@ class SocketTransport(asyncio.Transport):
             self._loop.remove_writer(self._fd)
             if self._when_flushed is not None:
                 self._when_flushed()
-
-
-class ConnectionSet(Generic[_P]):
-    """The Protocols of one kind with a connection, at most ``limit`` of them.
-
-    A Protocol is in ``members`` from `attach` on, and removes itself when its connection is lost. ``total`` counts all
-    that were ever attached.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int) -> None:
-        self.limit = limit
-        self.total = 0
-        self.members: set[_P] = set()
-        self._loop = loop
-        self._poller = Poller(loop)
-
-    def __len__(self) -> int:
-        """Return how many connections are served now."""
-        return len(self.members)
-
-    def __iter__(self) -> Iterator[_P]:
-        """Iterate over a copy: Protocols may remove themselves meanwhile."""
-        return iter(self.members.copy())
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no room for another."""
-        return len(self.members) >= self.limit
-
-    def attach(self, connection: SocketType, protocol: _P) -> None:
-        """Connect a socket to the Protocol; where epoll has no room for it, it is closed."""
-        self.total += 1
-        self.members.add(protocol)
-        try:
-            SocketTransport(self._loop, self._poller, connection, protocol)
-        except OSError:
-            self.members.discard(protocol)
-            connection.close()
