@@ -1,8 +1,7 @@
 """The load generator's event loop: one process, raw non-blocking sockets, as little work per connection as Python can.
 
-A connection costs the client nine system calls: socket, bind and its option when source addresses rotate, connect,
-epoll_ctl, its share of epoll_wait, recv twice, close. Registration is edge-triggered and done once, timings go into
-arrays, and histograms are made of them when the run is over.
+A connection takes ten system calls: socket, bind and its option when source addresses rotate, connect, epoll_ctl, a
+share of epoll_wait, recv twice, close. Registration is edge-triggered and done once, and times go into arrays.
 """
 
 import contextlib
@@ -10,341 +9,289 @@ import errno
 import gc
 import select
 import socket
-import sys
 import time
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from socket import SocketType
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
-from bench.latency import Latencies
-from bench.outcomes import ANSWERED, Ending, Outcome, classify, classify_dialogue, is_whole
+from bench.outcomes import ANSWERED, Ending, Outcome, classify, is_whole
 
-__all__ = ["DIALOGUE", "EARLY", "IP_BIND_ADDRESS_NO_PORT", "Plan", "Tally", "run"]
+#: The least that a sender sends to learn that its mail is not accepted, whether it is told at once or at MAIL.
+DIALOGUE = (b"EHLO bench.example\r\n", b"MAIL FROM:<>\r\n", b"QUIT\r\n")
 
-#: What a client that speaks first says.
-EARLY = b"EHLO bench.example\r\n"
-
-#: The least that a sender says to learn that its mail is not accepted, whether it is told at once or at MAIL.
-DIALOGUE = (EARLY, b"MAIL FROM:<>\r\n", b"QUIT\r\n")
-
-#: linux/in.h: let connect() choose the port, by the whole 4-tuple.
+#: linux/in.h: connect() chooses the port, by the whole 4-tuple.
 IP_BIND_ADDRESS_NO_PORT = 24
+
+#: IPv4 loopback: connections come from as many addresses in turn, 28,000 ports each, or TIME_WAIT would use them up.
+SOURCES = 16
 
 _RECEIVE = 4096  # a reply is at most 512 octets (RFC 5321 §4.5.3.1.5)
 _MAX_REPLY = 1 << 16  # nothing that goes on beyond this is a reply
-_TURN = 256  # connections started before the sockets get their turn again
-_TICK_NS = 100_000_000  # between two looks at time limits
-_FINE_NS = 2_000_000  # epoll counts in milliseconds; what is due sooner is waited for by select(), in microseconds
+_BATCH = 256  # connections started before the sockets are served again; also of outcomes remembered
+_TICK_NS = 100_000_000  # between two checks of time limits
+_FINE_NS = 2_000_000  # epoll counts in milliseconds; for less, select() waits, in microseconds
+_ALL_FAIL_NS = 1_000_000_000  # after this time with failures and no answer, there is nothing to measure
 
-_IN, _OUT, _ERROR, _HUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP
-if sys.platform == "linux":
-    _HAS_EPOLL = True
-    _RDHUP, _EDGE = select.EPOLLRDHUP, select.EPOLLET
-    _new_poller = select.epoll
-else:
-    _HAS_EPOLL = False
-    _RDHUP, _EDGE = 0, 0
-    _new_poller = select.poll
-_SECOND = 1 if _HAS_EPOLL else 1000  # in the unit of the poller's timeout
-_GONE = _ERROR | _HUP | _RDHUP
-_STREAM = int(socket.SOCK_STREAM) | int(getattr(socket, "SOCK_NONBLOCK", 0))
+_EPOLL = select.epoll()  # made before any connection: select() takes no descriptor above 1,023
+_GONE = select.EPOLLERR | select.EPOLLHUP | select.EPOLLRDHUP
+_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
 
 class Plan(NamedTuple):
-    """What one generator process is to do."""
+    """What the generator does."""
 
     targets: tuple[tuple[str, int], ...]  # literal addresses of one family, taken in turn
     family: int = int(socket.AF_INET)
     clients: int = 0  # closed loop: each opens its next connection when the last has ended; 0: open loop
     rate: float = 0.0  # open loop: connections a second, evenly spaced
-    phase: float = 0.0  # open loop: seconds by which this process is shifted against the first
     connections: int = 1_000_000  # the most to start
     seconds: float = 10.0  # what is due, or has its turn, until then is started
-    early: float = 0.0  # share of clients that speak first
-    commands: tuple[bytes, ...] = ()  # a dialogue: each is said after the whole reply to the one before
-    sources: int = 0  # source addresses 127.0.0.1 … .N in turn; 0: the kernel's choice
+    commands: tuple[bytes, ...] = ()  # a dialogue: each is sent after the whole reply to the one before
     timeout: float = 10.0  # how long one connection may take
     expect: tuple[bytes, ...] = (b"521",)  # what the replies begin with: the greeting's, and one for each command
-    max_open: int = 1000  # descriptors for connections
-    start_at: int = 0  # time.perf_counter_ns() at which all processes begin
+    max_open: int = 1000  # open connections, so that an overloaded server does not fill the generator's memory
 
 
-class Tally(NamedTuple):
-    """What one generator process, or all of them together, saw."""
+def _times() -> "array[int]":
+    return array("q")
 
-    started: int
-    outcomes: Counter[Outcome]
-    not_started: Counter[str]  # why connect() failed at once, by errno name
-    connect: Latencies  # until the handshake was complete
-    first: Latencies  # until the first octet of the reply
-    fin: Latencies  # until the FIN, of whole lines, or dialogues, alone
-    late: Latencies  # open loop: from the scheduled time to connect(): the generator's own delay
-    completed: int  # whole lines, or dialogues, within the window
-    window_ns: int  # from the first start until the last or, if sooner, until all had ended
-    cpu_share: float  # CPU time / wall time of the window; of several processes: the busiest
-    at_limit: int  # how often `max_open` was reached
+
+@dataclass
+class Tally:
+    """What the clients saw. Times in nanoseconds."""
+
+    started: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)  # why connect() failed at once, by errno name
+    connect: "array[int]" = field(default_factory=_times)  # until the handshake was complete
+    first: "array[int]" = field(default_factory=_times)  # until the first octet of the reply
+    fin: "array[int]" = field(default_factory=_times)  # until the FIN, of whole answers alone
+    late: "array[int]" = field(default_factory=_times)  # open loop: from the scheduled time to connect()
+    in_window: int = 0  # connections answered within the window
+    window: int = 0  # from the first start until the last or, if sooner, until all had ended
+    cpu_share: float = 0.0  # CPU time / wall time of the window
+    gave_up: bool = False  # nothing but failures for a second
+    interrupted: bool = False
+
+    @property
+    def answered(self) -> int:
+        """How many connections read every reply."""
+        return sum(self.outcomes[outcome] for outcome in ANSWERED)
+
+    @property
+    def lost(self) -> int:
+        """How many did not."""
+        return self.started - self.answered
 
 
 class _Connection:
-    __slots__ = ("connected", "data", "early", "first", "replies", "since", "socket", "started")
+    __slots__ = ("connected", "data", "first", "replies", "since", "socket", "started")
 
-    def __init__(self, connection: SocketType, since: int, started: int, early: bool) -> None:  # noqa: FBT001
+    def __init__(self, connection: socket.SocketType, since: int, started: int) -> None:
         self.socket = connection
         self.since = since
         self.started = started
-        self.early = early
-        self.connected = 0
-        self.first = 0
+        self.connected = False
+        self.first = True
         self.data = b""
-        self.replies: tuple[bytes, ...] = ()  # of a dialogue, the whole ones; what comes after them is in data
+        self.replies: tuple[bytes, ...] = ()  # the whole ones; what comes after them is in data
 
 
-def run(plan: Plan, stopped: Callable[[], bool]) -> Tally:
-    """Carry out the plan and return what came of it; ends early once ``stopped()`` is true."""
+def run(plan: Plan, report: Callable[[Counter[Outcome]], object] = lambda _: None) -> Tally:
+    """Carry out the plan and return what came of it; Ctrl-C ends it early.
+
+    ``report`` is called with the outcomes so far, some times a second.
+    """
     gc.collect()
     gc.disable()  # nothing here forms cycles
+    with contextlib.suppress(OSError):  # proc(5): by default a timer may be 50 µs late, a quarter of what is measured
+        Path("/proc/self/timerslack_ns").write_text("1")
+    run = _Run(plan, report)
     try:
-        return _Run(plan, stopped).run()
+        run.run()
+    except KeyboardInterrupt:
+        run.end(time.perf_counter_ns())
+        run.tally.interrupted = True
     finally:
         gc.enable()
+    return run.tally
 
 
 class _Run:
-    def __init__(self, plan: Plan, stopped: Callable[[], bool]) -> None:
+    def __init__(self, plan: Plan, report: Callable[[Counter[Outcome]], object]) -> None:
+        self.tally = Tally()
         self._plan = plan
-        self._stopped = stopped
-        self._poller = _new_poller()
+        self._report = report
         self._open: dict[int, _Connection] = {}  # in the order of their starts
-        self._started = 0
-        self._early_owed = 0.0
-        self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(plan.sources)]
-        self._outcomes: Counter[Outcome] = Counter()
+        self._wanted = plan.connections if plan.clients else min(plan.connections, round(plan.rate * plan.seconds))
+        many = plan.targets[0][0].startswith("127.")
+        self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(SOURCES)] if many else []
         self._known: dict[tuple[bytes, tuple[bytes, ...], Ending], Outcome] = {}
-        self._not_started: Counter[str] = Counter()
-        self._connect, self._first, self._fin, self._late = array("q"), array("q"), array("q"), array("q")
-        self._at_limit = 0
-        self._interval = 1e9 / plan.rate if plan.rate else 0.0
-        self._begin = 0
-        self._end = 0
-        self._due = 0
+        self._cpu = time.process_time_ns()
+        self._begin = time.perf_counter_ns()
+        self._end = self._begin + int(plan.seconds * 1e9)
 
-    def run(self) -> Tally:
-        time.sleep(max(0, self._plan.start_at - time.perf_counter_ns()) / 1e9)
-        cpu = time.process_time_ns()
-        self._begin = max(self._plan.start_at, time.perf_counter_ns())
-        self._end = self._begin + int(self._plan.seconds * 1e9)
-        window_ns = self._start_and_answer()
-        cpu_share = (time.process_time_ns() - cpu) / max(window_ns, 1)
-        completed = sum(self._outcomes[outcome] for outcome in ANSWERED)
-        self._wait_for_the_rest()
-        return Tally(
-            self._started,
-            self._outcomes,
-            self._not_started,
-            Latencies(self._connect),
-            Latencies(self._first),
-            Latencies(self._fin),
-            Latencies(self._late),
-            completed,
-            window_ns,
-            cpu_share,
-            self._at_limit,
-        )
-
-    def _start_and_answer(self) -> int:
-        """Start connections until the plan says enough; return how long that took in nanoseconds."""
-        plan, clock = self._plan, time.perf_counter_ns
-        start_more = self._keep_clients if plan.clients else self._keep_rate
+    def run(self) -> None:
+        plan, tally, clock = self._plan, self.tally, time.perf_counter_ns
         next_tick = self._begin
-        while True:
+        while not tally.window or self._open:
             now = clock()
             if now >= next_tick:
                 next_tick = now + _TICK_NS
-                self._time_out(now)
-            enough = self._started >= plan.connections
-            if now >= self._end or self._stopped() or (enough and not self._open):
-                break
-            if not enough:
-                start_more(now)
-            self._turn(clock())
-        if not plan.clients:
-            self._start_overdue()
-        return clock() - self._begin
+                self._on_tick(now)
+            if not tally.window:
+                if self._is_over(now):
+                    self._close_window(now)
+                elif plan.clients:
+                    self._keep_clients()
+                else:
+                    self._keep_rate(now)
+            self._serve(clock())
 
-    def _turn(self, now: int) -> None:
-        """Wait until a socket or the schedule has something to do, and do what the sockets have."""
-        wait_ns = _TICK_NS
-        if self._interval and self._started < self._plan.connections and len(self._open) < self._plan.max_open:
-            wait_ns = max(0, min(wait_ns, self._due - now))
-        if _HAS_EPOLL and 0 < wait_ns < _FINE_NS:
-            select.select([self._poller], [], [], wait_ns / 1e9)
-            wait_ns = 0
-        for descriptor, mask in self._poller.poll(wait_ns // 1_000_000 / 1000 * _SECOND):
-            self._on_event(descriptor, mask)
-            if self._plan.clients and self._started < self._plan.connections and len(self._open) < self._plan.clients:
-                self._start(time.perf_counter_ns())
+    def end(self, now: int) -> None:
+        """Start nothing more, and leave what is open unfinished."""
+        if not self.tally.window:
+            self._close_window(now)
+        for connection in self._open.values():
+            connection.socket.close()
+        self._open.clear()
 
-    def _keep_clients(self, now: int) -> None:
-        for _ in range(min(self._plan.clients - len(self._open), self._plan.connections - self._started)):
-            self._start(time.perf_counter_ns())
+    def _is_over(self, now: int) -> bool:
+        """Tell whether nothing more is started.
 
-    def _keep_rate(self, now: int) -> bool:
-        """Start what is due, each with its own scheduled time, however late that is; return whether more may be due."""
-        plan = self._plan
-        for _ in range(_TURN):
-            self._due = self._begin + int(plan.phase * 1e9 + self._started * self._interval)
-            if self._due > now or self._due >= self._end or self._started >= plan.connections:
-                return False
-            if len(self._open) >= plan.max_open:
-                self._at_limit += 1
-                return False
-            self._start(self._due)
-        return True
-
-    def _start_overdue(self) -> None:
-        """Start what was due before the end but came in a stall, or the times would not tell of the stall.
-
-        What is late by more than the time limit is left out: there the generator cannot keep up at all.
+        An open loop also starts what was due during a stall of the generator, or the times would not show the stall;
+        what is late by more than the time limit is left out: there the generator cannot keep up at all.
         """
-        latest = self._end + int(self._plan.timeout * 1e9)
-        while not self._stopped() and (now := time.perf_counter_ns()) < latest:
-            if not self._keep_rate(min(now, self._end)):
+        enough = self.tally.started >= self._wanted
+        late = 0 if self._plan.clients else int(self._plan.timeout * 1e9)
+        return (enough and not self._open) or (now >= self._end and (enough or now >= self._end + late))
+
+    def _close_window(self, now: int) -> None:
+        planned = 0 if self._plan.clients else int(self._wanted * 1e9 / self._plan.rate)
+        self.tally.window = max(now - self._begin, planned if now >= self._end else 1)
+        self.tally.in_window = self.tally.answered
+        self.tally.cpu_share = (time.process_time_ns() - self._cpu) / self.tally.window
+
+    def _on_tick(self, now: int) -> None:
+        horizon = now - int(self._plan.timeout * 1e9)
+        while self._open and (oldest := next(iter(self._open.items())))[1].started <= horizon:
+            self._finish(*oldest, Ending.TIMEOUT, now)
+        self._report(self.tally.outcomes)
+        if now > self._begin + _ALL_FAIL_NS and self.tally.outcomes and not self.tally.answered:
+            self.tally.gave_up = True
+            self.end(now)
+
+    def _serve(self, now: int) -> None:
+        """Wait until a socket or the schedule needs something, and serve the sockets."""
+        plan, tally, wait = self._plan, self.tally, _TICK_NS
+        starts = not tally.window and tally.started < self._wanted
+        if starts and not plan.clients and len(self._open) < plan.max_open:
+            wait = max(0, min(wait, self._due() - now))
+        if 0 < wait < _FINE_NS:
+            select.select([_EPOLL], [], [], wait / 1e9)
+            wait = 0
+        for descriptor, mask in _EPOLL.poll(wait // 1_000_000 / 1000):
+            self._on_event(descriptor, mask)
+            if starts and plan.clients:
+                self._keep_clients()
+
+    def _keep_clients(self) -> None:
+        while len(self._open) < self._plan.clients and self.tally.started < self._wanted:
+            before = len(self._open)
+            self._start(time.perf_counter_ns())
+            if len(self._open) == before:
+                return  # failed at once: the next attempt comes with the next turn of the loop
+
+    def _due(self) -> int:
+        """Return when the next connection of an open loop is scheduled."""
+        return self._begin + int(self.tally.started / self._plan.rate * 1e9)
+
+    def _keep_rate(self, now: int) -> None:
+        """Start what is due, each with its own scheduled time, however late that is."""
+        for _ in range(_BATCH):
+            due = self._due()
+            if due > now or self.tally.started >= self._wanted or len(self._open) >= self._plan.max_open:
                 return
-            self._turn(now)
+            self._start(due)
 
     def _start(self, since: int) -> None:
         """Open one connection whose times count from ``since``."""
-        plan, number = self._plan, self._started
-        self._started += 1
-        self._early_owed += plan.early
-        early = self._early_owed >= 1
-        self._early_owed -= early
-        try:
-            connection = SocketType(plan.family, _STREAM, 0)
-        except OSError as error:  # out of descriptors
-            self._fail(error.errno)
-            return
+        plan, number = self._plan, self.tally.started
+        self.tally.started += 1
         started = time.perf_counter_ns()
+        connection = None
         try:
-            if not _HAS_EPOLL:  # elsewhere SOCK_NONBLOCK is no part of the type
-                connection.setblocking(False)
+            connection = socket.SocketType(plan.family, _STREAM, 0)
             if self._sources:
-                if sys.platform == "linux":
-                    connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                connection.bind(self._sources[number % len(self._sources)])
+                connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+                connection.bind(self._sources[number % SOURCES])
             failure = connection.connect_ex(plan.targets[number % len(plan.targets)])
-        except OSError as error:
+        except OSError as error:  # out of open files, or of ports
             failure = error.errno or errno.EIO
-        if failure not in {0, errno.EINPROGRESS}:
-            connection.close()
-            self._fail(failure)
+        if connection is None or failure not in {0, errno.EINPROGRESS}:
+            if connection:
+                connection.close()
+            self.tally.outcomes[Outcome.REFUSED if failure == errno.ECONNREFUSED else Outcome.FAILED] += 1
+            self.tally.errors[errno.errorcode.get(failure, str(failure))] += 1
             return
         if plan.rate:
-            self._late.append(started - since)
+            self.tally.late.append(started - since)
         descriptor = connection.fileno()
-        self._open[descriptor] = _Connection(connection, since, started, early)
-        self._poller.register(descriptor, _IN | _OUT | _RDHUP | _EDGE)
-
-    def _fail(self, number: int | None) -> None:
-        if number == errno.ECONNREFUSED:
-            self._outcomes[Outcome.REFUSED] += 1
-        else:
-            self._outcomes[Outcome.FAILED] += 1
-            self._not_started[errno.errorcode.get(number or 0, str(number))] += 1
+        self._open[descriptor] = _Connection(connection, since, started)
+        _EPOLL.register(descriptor, _EVENTS)
 
     def _on_event(self, descriptor: int, mask: int) -> None:
         now = time.perf_counter_ns()
         connection = self._open[descriptor]
-        if not connection.connected and not mask & _ERROR:
-            connection.connected = now
-            self._connect.append(now - connection.since)
-            if not _HAS_EPOLL:
-                self._poller.modify(descriptor, _IN)
-            if connection.early:
-                with contextlib.suppress(OSError):  # recv() tells the same
-                    connection.socket.send(EARLY)
-        if mask & (_IN | _GONE):
-            ending = self._receive(connection, mask, now)
-            if ending is not None:
-                self._finish(descriptor, connection, ending, now)
+        if not connection.connected and not mask & select.EPOLLERR:
+            connection.connected = True
+            self.tally.connect.append(now - connection.since)
+        if mask & (select.EPOLLIN | _GONE) and (ending := self._receive(connection, mask, now)):
+            self._finish(descriptor, connection, ending, now)
 
-    def _receive(self, connection: _Connection, mask: int, now: int) -> Ending | None:  # noqa: PLR0911 - one for each end
+    def _receive(self, connection: _Connection, mask: int, now: int) -> Ending | None:
         """Read what is there; return how the connection has ended, or None if it has not."""
         try:
             while data := connection.socket.recv(_RECEIVE):
-                if not connection.first:
-                    connection.first = now
-                    self._first.append(now - connection.since)
+                if connection.first:
+                    connection.first = False
+                    self.tally.first.append(now - connection.since)
                 connection.data += data
-                if self._plan.commands:
-                    self._say_next(connection)
+                self._converse(connection)
                 if len(connection.data) > _MAX_REPLY:
-                    return Ending.FIN
+                    break
                 if not mask & _GONE and len(data) < _RECEIVE:
                     return None  # the FIN will be an event of its own
         except BlockingIOError:
             return None
-        except ConnectionRefusedError:
-            return Ending.REFUSED
-        except TimeoutError:
-            return Ending.TIMEOUT
-        except OSError:
-            return Ending.RESET
+        except OSError as error:
+            known = {errno.ECONNREFUSED: Ending.REFUSED, errno.ETIMEDOUT: Ending.TIMEOUT}
+            return known.get(error.errno or 0, Ending.RESET)
         return Ending.FIN
 
-    def _say_next(self, connection: _Connection) -> None:
-        """Say the next command once the reply is whole; one that was not asked for stays, and makes the whole wrong."""
-        said = len(connection.replies)
-        if said > len(self._plan.commands) or not is_whole(connection.data):
-            return
-        connection.replies += (connection.data,)
-        connection.data = b""
-        if said < len(self._plan.commands):
-            with contextlib.suppress(OSError):  # recv() tells the same
-                connection.socket.send(self._plan.commands[said])
+    def _converse(self, connection: _Connection) -> None:
+        """Send the next command once the reply is whole; octets after the last reply stay, and are wrong."""
+        commands, number = self._plan.commands, len(connection.replies)
+        if number <= len(commands) and is_whole(connection.data):
+            connection.replies += (connection.data,)
+            connection.data = b""
+            if number < len(commands):
+                with contextlib.suppress(OSError):  # recv() tells the same
+                    connection.socket.send(commands[number])
 
     def _finish(self, descriptor: int, connection: _Connection, ending: Ending, now: int) -> None:
         del self._open[descriptor]
-        if not _HAS_EPOLL:
-            self._poller.unregister(descriptor)
         connection.socket.close()
         seen = (connection.data, connection.replies, ending)
         outcome = self._known.get(seen)
         if outcome is None:
-            outcome = self._classify(connection, ending)
-            if len(self._known) < _TURN:  # a server with a different reply each time must not fill the memory
+            outcome = classify(connection.replies, connection.data, ending, self._plan.expect)
+            if len(self._known) < _BATCH:  # a server with a different reply each time must not fill the memory
                 self._known[seen] = outcome
-        self._outcomes[outcome] += 1
-        if outcome is Outcome.LINE_FIN:
-            self._fin.append(now - connection.since)
-
-    def _classify(self, connection: _Connection, ending: Ending) -> Outcome:
-        if self._plan.commands:
-            return classify_dialogue(connection.replies, connection.data, ending, self._plan.expect)
-        return classify(connection.data, ending, self._plan.expect[0])
-
-    def _time_out(self, now: int) -> None:
-        horizon = now - int(self._plan.timeout * 1e9)
-        while self._open:
-            descriptor = next(iter(self._open))
-            if self._open[descriptor].started > horizon:
-                return
-            self._finish(descriptor, self._open[descriptor], Ending.TIMEOUT, now)
-
-    def _wait_for_the_rest(self) -> None:
-        """Let what has begun end; a second stop, or the time limit, cuts it off."""
-        begun = time.perf_counter_ns()
-        patience = 0 if self._stopped() else int(self._plan.timeout * 1e9)
-        while self._open and time.perf_counter_ns() < begun + patience:
-            for descriptor, mask in self._poller.poll(0.05 * _SECOND):
-                self._on_event(descriptor, mask)
-            if self._stopped():
-                break
-        for connection in self._open.values():
-            connection.socket.close()
-            if not self._stopped():
-                self._outcomes[Outcome.TIMEOUT] += 1
-        if _HAS_EPOLL:
-            self._poller.close()
+        self.tally.outcomes[outcome] += 1
+        if outcome is Outcome.ANSWERED:
+            self.tally.fin.append(now - connection.since)

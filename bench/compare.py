@@ -1,196 +1,155 @@
-"""What a connection costs nullsmtpd and other servers at several rates: interleaved rounds on one machine."""
+"""What a connection costs nullsmtpd and other servers, at several rates."""
 
+import argparse
 import contextlib
-import itertools
-import random
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from bench import load, machine, report, rounds, servers
+from bench import load, measure, report, servers, system
 from bench.client import IP_BIND_ADDRESS_NO_PORT, Plan
-from bench.rounds import Round
-from bench.spread import Spread
-
-__all__ = ["CLOSED", "HEAD", "Comparison", "Settings", "compare", "label", "notes_of", "rows_of", "series_of"]
+from bench.report import Report
+from bench.stats import Spread, spread
 
 #: The rate that stands for a closed loop: every client opens its next connection when the last has ended.
 CLOSED = 0.0
 
-HEAD = ("rate", "server", "CPU µs", "ratio", "p50 ms", "p99 ms", "lost")
+#: What is measured by default: from what a host sees in a quiet hour to a flood.
+RATES = (50.0, 200.0, 1000.0, 4000.0, CLOSED)
+DIALOGUE_RATES = (200.0, CLOSED)
 
-#: A closed loop is bounded by a number too: what it leaves in TIME_WAIT for a minute slows down the rounds after it.
-CLOSED_LOOP_CONNECTIONS = 20_000
+# A closed loop is bounded by a number too: what it leaves in TIME_WAIT for a minute slows down the rounds after it.
+_CLOSED_LOOP_CONNECTIONS = 20_000
 
-_WARM_UP = 500  # connections, not counted
-
-
-class Settings(NamedTuple):
-    """How to measure: ``rounds`` times ``seconds`` at each of the ``rates``; ratios refer to the arm ``base``."""
-
-    base: str
-    rates: Sequence[float]
-    rounds: int
-    seconds: float
-    clients: int
+_WARM_UP = 500  # connections
 
 
-class Comparison(NamedTuple):
-    """Every round of every arm at every rate, why arms are missing, and whether Ctrl-C ended it early."""
+def compare(options: argparse.Namespace) -> Report:
+    """Measure each server at each rate in interleaved rounds.
 
-    settings: Settings
-    rounds: dict[tuple[float, str], list[Round]]
-    missing: dict[str, str]
-    interrupted: bool
-
-    def ratio(self, rate: float, arm: str) -> Spread | None:
-        """Return CPU time per connection of ``arm`` in relation to the base, taken round by round."""
-        return rounds.cpu_ratio(self.rounds[rate, arm], self.rounds.get((rate, self.settings.base), ()))
-
-    @property
-    def lost(self) -> int:
-        """How many connections did not get the whole line and the FIN, over all arms."""
-        return sum(rounds.unanswered(series) for series in self.rounds.values())
-
-    def record(self) -> dict[str, object]:
-        """Return everything as JSON has it; a spread is median, quartiles, and the number of rounds behind them."""
-        return {
-            "settings": self.settings._asdict() | {"rates": [label(rate) for rate in self.settings.rates]},
-            "missing": self.missing,
-            "results": [
-                {"rate": label(rate), "server": arm, "ratio": _as_dict(self.ratio(rate, arm))}
-                | {name: _as_dict(rounds.spread_of(series, name)) for name in ("cpu_us", "p50_us", "p99_us")}
-                | {"connections_per_second": _as_dict(rounds.spread_of(series, "rate"))}
-                | {"started": sum(one.started for one in series), "lost": rounds.unanswered(series)}
-                | {"generator_cpu": max(one.generator_cpu for one in series)}
-                for (rate, arm), series in self.rounds.items()
-            ],
-        }
-
-
-def compare(arms: Sequence[servers.Arm], settings: Settings) -> Comparison:
-    """Measure the arms at each of the rates in interleaved rounds.
-
-    All servers run all the time, on the first CPU; an idle one costs nothing. The generators have the other CPUs.
-    Within a round, the arms take turns at one rate, in random order, before the next rate: a ratio compares what was
-    measured within seconds. Raises `RuntimeError` if a server does not come up or does not keep its idle clients.
+    All servers run all the time, on the first CPU; an idle one costs nothing. The clients have the other CPUs.
+    Raises `ValueError` for what cannot be measured, `RuntimeError` if a server does not come up, or does not keep its
+    idle clients.
     """
-    rates, count = settings.rates, settings.rounds
-    missing = {arm.name: why for arm in arms if (why := servers.is_there(arm))}
-    found: dict[tuple[float, str], list[Round]] = {}
+    arms, base = select(options)
+    rates = options.rates or (DIALOGUE_RATES if options.dialogue else RATES)
+    missing = {arm.name: why for arm in arms if (why := servers.missing(arm))}
+    rounds: dict[tuple[float, str], list[measure.Round]] = {}
     with contextlib.ExitStack() as stack:
-        group = stack.enter_context(load.generators(load.default_processes(), machine.other_cpus()))
         up = [stack.enter_context(_prepared(arm)) for arm in arms if arm.name not in missing]
-        progress = report.Progress(count * len(rates) * len(up))
+        if not up:
+            raise RuntimeError("; ".join(["nothing to measure", *missing.values()]))
+        stack.enter_context(system.pinned(system.client_cpus()))
 
-        shuffle = random.Random(rounds.SEED).shuffle
-        interrupted = rounds.warm_up(up, group, _plan(CLOSED, settings)._replace(connections=_WARM_UP))
-        try:
-            for number, rate in itertools.product(range(0 if interrupted else count), rates):
-                shuffle(up)
-                for server in up:
-                    progress.step(f"round {number + 1} of {count}, {label(rate)}: {server.arm.name}")
-                    measured = rounds.measure(server, group, _plan(rate, settings))
-                    found.setdefault((rate, server.arm.name), []).append(measured)
-        except KeyboardInterrupt:
-            interrupted = True
-    report.progress_end()
-    ordered = {(rate, arm.name): found[rate, arm.name] for rate in rates for arm in arms if (rate, arm.name) in found}
-    return Comparison(settings, ordered, missing, interrupted)
+        def one(what: tuple[float, servers.Server]) -> None:
+            rate, server = what
+            measured = measure.measure(server, plan(rate, options))
+            rounds.setdefault((rate, server.arm.name), []).append(measured)
+
+        warm_up = plan(CLOSED, options)._replace(connections=_WARM_UP)
+        interrupted = measure.interleave([up], 1, lambda server: measure.measure(server, warm_up), "warm-up")
+        groups = [[(rate, server) for server in up] for rate in rates]
+        interrupted = interrupted or measure.interleave(groups, options.rounds, one)
+    if not rounds:
+        raise KeyboardInterrupt
+    order = [(rate, arm.name) for rate in rates for arm in arms if (rate, arm.name) in rounds]
+    bases = {rate: rounds.get((rate, base), []) for rate in rates}
+    facts = system.describe()
+    if options.chart:
+        title = f"CPU time to answer one {'dialogue' if options.dialogue else 'connection'}, µs, by rate"
+        note = f"nullsmtpd {facts['commit']}, {facts['kernel']}, {facts['cpu']}, Python {facts['python']}"
+        series: dict[str, dict[float, Spread]] = {}
+        for rate, name in order:
+            if cpu := spread([one.cpu_us for one in rounds[rate, name]]):
+                series.setdefault(name, {})[rate] = cpu
+        options.chart.write_text(report.chart(title, note, series))
+    lost = {f"{name} at {label(rate)}": sum(one.lost for one in rounds[rate, name]) for rate, name in order}
+    return Report(
+        head=["rate", "server", *measure.HEAD],
+        rows=[[label(rate), name, *measure.row(rounds[rate, name], bases[rate])] for rate, name in order],
+        notes=[
+            f"rate: connections a second, or a closed loop of {options.clients} clients.",
+            "CPU: user and system time of the server for one connection.",
+            f"ratio: to {base}, round by round.",
+            f"CPU, ratio: median (quartiles) of {options.rounds} rounds of {options.seconds:g} s.",
+            "p50, p99: from the scheduled start of a connection to the FIN.",
+            "lost: connections without the whole line.",
+            *_generator_notes(rounds),
+            *(f"Missing: {name}: {why}." for name, why in missing.items()),
+        ],
+        record={
+            "base": base,
+            "missing": missing,
+            "results": [
+                {"rate": label(rate), "server": name} | measure.summary(rounds[rate, name], bases[rate])
+                for rate, name in order
+            ],
+        },
+        left=2,
+        failures=[f"{count:,} lost lines: {where}" for where, count in lost.items() if count],
+        interrupted=interrupted,
+    )
+
+
+def select(options: argparse.Namespace) -> tuple[list[servers.Arm], str]:
+    """Return the arms to measure, and what ratios refer to. Raises `ValueError`."""
+    known = servers.DIALOGUES if options.dialogue else servers.ARMS
+    names = options.arms or list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--arms: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+    varied = servers.varied(options.linger, options.lingering, options.addresses)
+    if options.dialogue and varied:
+        raise ValueError("--linger, --lingering and --addresses vary mode close: leave out --dialogue")
+    arms = list({arm.name: arm for arm in [*(known[name] for name in names), *varied]}.values())
+    base = options.base or ("smtp-sink" if options.dialogue else "nginx")
+    if options.base and base not in (there := [arm.name for arm in arms]):
+        raise ValueError(f"--base: unknown {base}; there are {', '.join(there)}")
+    idle = sum(arm.idle for arm in arms)
+    system.need_files(idle + max(options.clients, servers.ROOM), "--lingering" if idle else "--clients")
+    return arms, base
 
 
 def label(rate: float) -> str:
-    """Return what a table calls this rate, in connections a second."""
+    """Return what a table calls this rate."""
     return f"{rate:,g}" if rate else "closed"
 
 
-def rows_of(comparison: Comparison) -> list[list[str]]:
-    """Return the rows under `HEAD`."""
-    rows = []
-    for (rate, arm), series in comparison.rounds.items():
-        cpu = rounds.spread_of(series, "cpu_us")
-        times = [rounds.median_of(series, name) for name in ("p50_us", "p99_us")]
-        rows.append(
-            [
-                label(rate),
-                arm,
-                report.with_spread(cpu, 0 if cpu and cpu.median >= 100 else 1),  # noqa: PLR2004 - three digits
-                report.with_spread(comparison.ratio(rate, arm), 2),
-                *(report.number(one / 1000 if one is not None else None, 2) for one in times),
-                f"{rounds.unanswered(series):,}",
-            ]
-        )
-    return rows
-
-
-def series_of(comparison: Comparison) -> report.Series:
-    """Return what the chart shows: CPU per connection of each arm, by rate."""
-    series: report.Series = {}
-    for (rate, arm), measured in comparison.rounds.items():
-        if cpu := rounds.spread_of(measured, "cpu_us"):
-            series.setdefault(arm, {})[rate] = cpu
-    return series
-
-
-def notes_of(comparison: Comparison) -> list[str]:
-    """Return what a reader of the table must know beside it."""
-    settings = comparison.settings
-    notes = [
-        f"rate: connections a second, or a closed loop of {settings.clients} clients.",
-        "CPU: user and system time of the server for one connection.",
-        f"ratio: to {settings.base}, round by round.",
-        f"CPU and ratio: median (quartiles) of {settings.rounds} rounds of {settings.seconds:g} s.",
-        "p50, p99: from the scheduled start of a connection to the FIN.",
-        "lost: connections without the whole line and a FIN.",
-        *(f"missing: {name}: {why}" for name, why in comparison.missing.items()),
-    ]
-    if machine.other_cpus() == machine.server_cpus():
-        notes.append("Only one CPU: servers and clients had to share it, which makes every figure worse.")
-    busiest: dict[float, float] = {}
-    for (rate, _), series in comparison.rounds.items():
-        busiest[rate] = max(busiest.get(rate, 0.0), *(one.generator_cpu for one in series))
-    if busy := [f"{label(rate)} ({share:.0%})" for rate, share in busiest.items() if share > load.BUSY]:
-        notes.append("The generator's CPU was the limit, so p50 and p99 are its own, at: " + ", ".join(busy) + ".")
-    return notes
-
-
-def _plan(rate: float, settings: Settings) -> Plan:
+def plan(rate: float, options: argparse.Namespace) -> Plan:
+    """Return the load at this rate, targets left out."""
     return Plan(
         targets=(),
-        clients=0 if rate else settings.clients,
+        clients=0 if rate else options.clients,
         rate=rate,
-        connections=1_000_000 if rate else CLOSED_LOOP_CONNECTIONS,
-        seconds=settings.seconds,
-        sources=16,
-        max_open=load.open_limit(),
+        connections=1_000_000 if rate else _CLOSED_LOOP_CONNECTIONS,
+        seconds=options.seconds,
+        max_open=servers.ROOM // 2,
     )
+
+
+def _generator_notes(rounds: dict[tuple[float, str], list[measure.Round]]) -> list[str]:
+    if system.client_cpus() == system.server_cpus():
+        return ["Only one CPU: servers and clients had to share it, which makes every figure worse."]
+    busy = {rate for (rate, _), series in rounds.items() if any(one.generator_cpu > load.BUSY for one in series)}
+    where = ", ".join(label(rate) for rate in sorted(busy, key=lambda rate: rate or float("inf")))
+    return [f"The generator's CPU was the limit, and p50 and p99 are its own, at: {where}."] if busy else []
 
 
 @contextlib.contextmanager
 def _prepared(arm: servers.Arm) -> Iterator[servers.Server]:
-    """Give the running server, its ``held`` clients connected: they neither read nor close until the end."""
-    with (
-        servers.running(arm, addresses=arm.addresses, cpus=machine.server_cpus()) as server,
-        contextlib.ExitStack() as held,
-    ):
-        machine.raise_nofile()
-        for number in range(arm.held):
-            client = held.enter_context(socket.socket())
+    """Give the running server, its idle clients connected: they neither read nor close until the end."""
+    with servers.running(arm) as server, contextlib.ExitStack() as idle:
+        for number in range(arm.idle):
+            client = idle.enter_context(socket.socket())
             # Not from where `client` comes: a kernel that has to search for a free port makes a slow client.
             client.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             client.bind((f"127.0.1.{1 + number % 16}", 0))
             client.connect(server.targets[0])
         time.sleep(0.5)
-        _check_held(server)
+        _check_idle(server)
         yield server
-        _check_held(server)
+        _check_idle(server)
 
 
-def _check_held(server: servers.Server) -> None:
-    if (kept := server.descriptors()) < server.arm.held:
+def _check_idle(server: servers.Server) -> None:
+    if (kept := system.open_files(server.pids)) < server.arm.idle:
         raise RuntimeError(f"{server.arm.name}: the server has closed some of its idle clients: {kept} files are open")
-
-
-def _as_dict(found: Spread | None) -> dict[str, float] | None:
-    return found._asdict() if found else None

@@ -1,304 +1,149 @@
-"""How a server answers under load: generator processes, their plans, and what they saw taken together."""
+"""How a server answers under load: the command ``load``."""
 
-import contextlib
-import functools
+import argparse
 import ipaddress
-import multiprocessing
-import os
-import signal
+import math
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import Counter
+from collections.abc import Sequence
 
-from bench import client, machine
+from bench import client, report, servers, system
 from bench.client import Plan, Tally
-from bench.outcomes import ANSWERED, Outcome
-
-if TYPE_CHECKING:
-    from collections import Counter
-
-    from bench.latency import Latencies
-
-__all__ = [
-    "Generators",
-    "Hold",
-    "NotLoopbackError",
-    "Target",
-    "default_processes",
-    "findings",
-    "generators",
-    "open_limit",
-    "resolve",
-]
+from bench.outcomes import Outcome
+from bench.report import Report
+from bench.stats import percentile
 
 #: Beyond this share of a CPU the generator, not the server, decides what is measured.
 BUSY = 0.9
 
-#: Open loop: connections that started later than this were measured by a generator that could not keep up.
-LATE_US = 5000.0
+#: Open loop, in milliseconds: when one in a hundred connections starts later, the generator could not keep up.
+LATE_MS = 5.0
 
-_START_DELAY_NS = 20_000_000  # for every process to have its plan before the first connection
-_SPARE_DESCRIPTORS = 64
-_MOST_OPEN = 16384  # per process: open loop, an overloaded server must not fill the memory
-_PATIENCE = 30.0  # seconds for a process to begin, and to report after its time is up
-
-Progress = Callable[[str], None]
+_PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+_MOST_OPEN = 16384  # open loop: an overloaded server must not fill the memory
 
 
-class NotLoopbackError(Exception):
-    """The target is another host, and nobody said that it may be loaded."""
+def resolve(text: str, *, allow_any: bool) -> tuple[str, int, int]:
+    """Return literal address, port and family of ``HOST:PORT`` or ``[v6]:PORT``, the first one of a name.
 
-
-class Target(NamedTuple):
-    """A literal address."""
-
-    host: str
-    port: int
-    family: int
-
-
-class Hold(NamedTuple):
-    """IPv4 connections to open, not to read from, and to keep as long as the process lives."""
-
-    target: tuple[str, int]
-    connections: int
-
-
-def resolve(text: str, *, allow_any: bool) -> Target:
-    """Return the first address of ``HOST:PORT`` or ``[v6]:PORT``.
-
-    Raises `NotLoopbackError` if it is not a loopback address, unless ``allow_any``; `ValueError` for a wrong notation,
-    `OSError` for a name that does not resolve.
+    Raises `ValueError` for another notation, a name without an address, and, unless ``allow_any``, for an address that
+    is not this host's loopback.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise ValueError(f"{text!a}: give HOST:PORT or [v6]:PORT")
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    family, _, _, _, sockaddr = found[0]
+    if not colon or not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"{text!a}: give HOST:PORT or [IPv6]:PORT, with a port from 1 to 65535")
+    try:
+        family, _, _, _, sockaddr = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        why = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+        raise ValueError(f"{host!a}: {why}") from None
     address = str(sockaddr[0])
     if not allow_any and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-        raise NotLoopbackError(
+        raise ValueError(
             f"{text} is {address}, not this host's loopback; add --yes-i-run-this-server if it is yours to load"
         )
-    return Target(address, int(port), int(family))
+    return address, int(port), int(family)
 
 
-class Generators:
-    """Generator processes, kept from one run to the next; see `generators`."""
-
-    def __init__(self, count: int, cpus: set[int] | None) -> None:
-        """Start ``count`` processes on ``cpus``."""
-        self._context = multiprocessing.get_context("spawn")
-        self._processes = []
-        self._pipes: list[Connection] = []
-        # SIGINT stays blocked until a process has its own handler: Ctrl-C reaches all processes of the terminal.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(count):
-                ours, theirs = self._context.Pipe()
-                process = self._context.Process(target=_serve, args=(theirs, cpus), daemon=True)
-                process.start()
-                theirs.close()
-                self._processes.append(process)
-                self._pipes.append(ours)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for pipe in self._pipes:
-            self._receive(pipe, _PATIENCE)
-
-    def run(self, plan: Plan, progress: Progress | None = None) -> tuple[Tally, bool]:
-        """Carry out one plan together; return what they saw and whether Ctrl-C ended it early."""
-        # A process with no client of a closed loop would take its share for an open one.
-        pipes = self._pipes[: plan.clients or None]
-        start_at = time.perf_counter_ns() + _START_DELAY_NS
-        for index, pipe in enumerate(pipes):
-            pipe.send(_share(plan, index, len(pipes))._replace(start_at=start_at))
-        interrupted = False
-        try:
-            self._watch(pipes, plan, progress)
-        except KeyboardInterrupt:
-            interrupted = True
-            self._interrupt()
-        # The time limit counts twice: for what starts late, and for what has started.
-        patience = plan.seconds + 2 * plan.timeout + _PATIENCE
-        tallies: list[Tally] = [self._receive(pipe, patience) for pipe in pipes]
-        return functools.reduce(_merge, tallies), interrupted
-
-    def hold(self, target: tuple[str, int], count: int) -> int:
-        """Open ``count`` connections that read nothing, from the first process; return how many there are."""
-        self._pipes[0].send(Hold(target, count))
-        return int(self._receive(self._pipes[0], _PATIENCE * 4))
-
-    def close(self) -> None:
-        """End the processes."""
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(1)
-            if process.is_alive():
-                process.terminate()
-                process.join()
-
-    @staticmethod
-    def _watch(pipes: Sequence[Connection], plan: Plan, progress: Progress | None) -> None:
-        begun = time.monotonic()
-        while not wait(pipes, 0.5):
-            if progress:
-                progress(f"{min(time.monotonic() - begun, plan.seconds):.0f} of {plan.seconds:g} s")
-
-    def _interrupt(self) -> None:
-        for process in self._processes:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGINT)
-
-    @staticmethod
-    def _receive(pipe: Connection, patience: float) -> Any:  # noqa: ANN401 - a Tally, or a number
-        if not pipe.poll(patience):
-            raise RuntimeError("a generator process does not answer")
-        return pipe.recv()
+def load(options: argparse.Namespace) -> Report:
+    """Open connections to a server and report how it answers."""
+    if options.clients and options.rate:
+        raise ValueError("--clients is a closed loop, --rate an open one: give one of them")
+    host, port, family = resolve(options.target, allow_any=options.yes_i_run_this_server)
+    clients = 0 if options.rate else (options.clients or 64)
+    limit = system.need_files(clients, "--clients")
+    plan = Plan(
+        targets=((host, port),),
+        family=family,
+        clients=clients,
+        rate=options.rate or 0.0,
+        connections=options.connections,
+        seconds=options.duration,
+        commands=client.DIALOGUE if options.dialogue else (),
+        timeout=options.timeout,
+        expect=servers.refused_at_mail(options.expect) if options.dialogue else (options.expect.encode(),),
+        max_open=min(_MOST_OPEN, limit),
+    )
+    before, begun = system.kernel_counters(), time.monotonic()
+    tally = client.run(plan, lambda outcomes: _show(plan, outcomes, time.monotonic() - begun))
+    kernel = {name: value - before[name] for name, value in system.kernel_counters().items()}
+    return _report(plan, tally, kernel, options.target)
 
 
-@contextlib.contextmanager
-def generators(count: int, cpus: set[int] | None = None) -> Iterator[Generators]:
-    """Start generator processes and end them afterwards."""
-    group = Generators(count, cpus)
-    try:
-        yield group
-    finally:
-        group.close()
+def _show(plan: Plan, outcomes: Counter[Outcome], seconds: float) -> None:
+    """Show rate, outcomes so far and time left."""
+    counts = ", ".join(f"{outcome} {count:,}" for outcome, count in outcomes.most_common())
+    left = max(0.0, plan.seconds - seconds)
+    report.progress(f"{outcomes.total() / seconds:,.0f}/s: {counts or 'nothing yet'}; {left:.0f} s left")
 
 
-def findings(plan: Plan, tally: Tally, kernel: dict[str, int]) -> dict[str, Any]:
-    """Return what a report says about one run: rates a second, times in microseconds, outcomes, the generator's share.
-
-    A completed connection is one whose line, or whole dialogue if there are commands, was read.
-
-    ``plan`` is the whole one, not one process's share of it. ``kernel`` are the kernel's counters over the run.
-    """
-    seconds = tally.window_ns / 1e9
-    limits = _limits(plan, tally)
-    return {
-        "mode": "closed" if plan.clients else "open",
-        "unit": "dialogue" if plan.commands else "greeting",
-        "clients": plan.clients or None,
-        "offered_rate": plan.rate or None,
-        "early_share": plan.early,
-        "seconds": seconds,
-        "started": tally.started,
-        "started_rate": tally.started / seconds if seconds else None,
-        "completed": sum(tally.outcomes[outcome] for outcome in ANSWERED),
-        "completed_rate": tally.completed / seconds if seconds else None,
-        "outcomes": {
-            (outcome.of_dialogue if plan.commands else outcome.value): tally.outcomes[outcome] for outcome in Outcome
-        }
-        | {"unfinished": tally.started - tally.outcomes.total()},
-        "not_started": dict(tally.not_started),
-        "connect_us": tally.connect.summary(),
-        "first_octet_us": tally.first.summary(),
-        "fin_us": tally.fin.summary(),
-        "generator": {
-            "cpu_share": tally.cpu_share,
-            "late_us": tally.late.summary(),
-            "at_open_limit": tally.at_limit,
-            "was_the_limit": bool(limits),
-            "because": limits,
-        },
-        "kernel": kernel,
+def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Report:
+    seconds = tally.window / 1e9
+    kind = f"{plan.clients} clients in a closed loop" if plan.clients else f"{plan.rate:,g} connections a second"
+    rates = {"started": tally.started / seconds, "answered": tally.in_window / seconds}
+    outcomes = {str(outcome): count for outcome, count in tally.outcomes.most_common()}
+    failures = []
+    if tally.gave_up:
+        failures.append(f"stopped after a second in which no connection was answered: {', '.join(outcomes)}")
+    elif tally.lost and not tally.interrupted:
+        failures.append(f"{tally.lost:,} of {tally.started:,} connections did not get the whole line")
+    if unfinished := tally.started - tally.outcomes.total():
+        outcomes["unfinished"] = unfinished
+    times = {
+        "time to connect": _milliseconds(tally.connect),
+        "time to first octet": _milliseconds(tally.first),
+        "time to FIN": _milliseconds(tally.fin),
+        "late start": _milliseconds(tally.late),
     }
+    if plan.clients:
+        del times["late start"]
+    limits = _generator_limits(tally, times.get("late start", {}).get("p99"))
+    return Report(
+        before=[
+            f"{target}: {kind}, {'EHLO, MAIL and QUIT' if plan.commands else 'greeting only'}, {seconds:.2f} s",
+            f"started {rates['started']:,.1f}/s, answered {rates['answered']:,.1f}/s",
+            "",
+            *(f"  {name:16} {count:>10,}" for name, count in outcomes.items()),
+            "",
+        ],
+        head=["ms", "count", *(f"p{percent:g}" for percent in _PERCENTILES), "max"],
+        rows=[[name, f"{row['count']:,}", *map(report.number, [*row.values()][1:])] for name, row in times.items()],
+        notes=[
+            f"The generator used {tally.cpu_share:.0%} of a CPU" + (f": {'; '.join(limits)}." if limits else "."),
+            "This host's kernel: " + ", ".join(f"{name} {count}" for name, count in kernel.items()) + ".",
+        ],
+        record={
+            "target": target,
+            "unit": "dialogue" if plan.commands else "greeting",
+            "offered": {"clients": plan.clients} if plan.clients else {"rate": plan.rate},
+            "seconds": seconds,
+            "started": tally.started,
+            "lost": tally.lost,
+            "per_second": rates,
+            "outcomes": outcomes,
+            "errors": tally.errors,
+            "ms": times,
+            "generator": {"cpu_share": tally.cpu_share, "limits": limits},
+            "kernel": kernel,
+        },
+        failures=failures,
+        interrupted=tally.interrupted,
+    )
 
 
-def _limits(plan: Plan, tally: Tally) -> list[str]:
+def _milliseconds(nanoseconds: Sequence[int]) -> dict[str, float | None]:
+    ordered = sorted(nanoseconds)
+    columns = {f"p{percent:g}": percentile(ordered, percent) for percent in _PERCENTILES}
+    columns["max"] = ordered[-1] if ordered else None
+    return {"count": len(ordered)} | {name: None if ns is None else ns / 1e6 for name, ns in columns.items()}
+
+
+def _generator_limits(tally: Tally, late: float | None) -> Sequence[str]:
     """Return why the figures may be the generator's rather than the server's."""
-    limits = []
-    if tally.cpu_share > BUSY:
-        limits.append(f"a generator process used {tally.cpu_share:.0%} of a CPU")
-    late = tally.late.percentile(99)
-    if late is not None and late > LATE_US:
-        limits.append(f"1 % of the connections started {late / 1000:.1f} ms late or later")
-    if tally.at_limit:
-        limits.append(f"the limit of {plan.max_open} open connections was reached")
-    if tally.not_started:
-        limits.append("the kernel gave no connection: " + ", ".join(sorted(tally.not_started)))
-    return limits
-
-
-def default_processes() -> int:
-    """Return how many generator processes the CPUs beside the server's have room for, 8 at most."""
-    return min(len(machine.other_cpus()), 8)
-
-
-def open_limit() -> int:
-    """Return how many connections one process may have open, raising its limit of open files first."""
-    return max(1, min(_MOST_OPEN, machine.raise_nofile() - _SPARE_DESCRIPTORS))
-
-
-def _share(plan: Plan, index: int, count: int) -> Plan:
-    """Return the part of one of ``count`` processes; the parts add up to the plan."""
-    return plan._replace(
-        clients=_part(plan.clients, index, count),
-        rate=plan.rate / count,
-        phase=index / plan.rate if plan.rate else 0.0,
-        connections=_part(plan.connections, index, count),
-    )
-
-
-def _part(whole: int, index: int, count: int) -> int:
-    return whole // count + (index < whole % count)
-
-
-def _merge(one: Tally, other: Tally) -> Tally:
-    for name in ("connect", "first", "fin", "late"):
-        latencies: Latencies = getattr(one, name)
-        latencies.add(getattr(other, name))
-    outcomes: Counter[Outcome] = one.outcomes + other.outcomes
-    return one._replace(
-        started=one.started + other.started,
-        outcomes=outcomes,
-        not_started=one.not_started + other.not_started,
-        completed=one.completed + other.completed,
-        window_ns=max(one.window_ns, other.window_ns),
-        cpu_share=max(one.cpu_share, other.cpu_share),
-        at_limit=one.at_limit + other.at_limit,
-    )
-
-
-def _serve(pipe: Connection, cpus: set[int] | None) -> None:
-    """Be a generator process: carry out plans until the pipe closes."""
-    stops: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: stops.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if cpus and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
-    machine.raise_nofile()
-    with contextlib.suppress(OSError):  # proc(5): by default a timer may be 50 µs late, a quarter of what is measured
-        Path("/proc/self/timerslack_ns").write_text("1")
-    held: list[socket.socket] = []
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        pipe.send(0)
-        while True:
-            job = pipe.recv()
-            stops.clear()
-            if isinstance(job, Hold):
-                held += _open(job)
-                pipe.send(len(held))
-            else:
-                pipe.send(client.run(job, lambda: bool(stops)))
-
-
-def _open(job: Hold) -> list[socket.socket]:
-    opened = []
-    with contextlib.suppress(OSError):
-        for number in range(job.connections):
-            connection = socket.socket()
-            opened.append(connection)
-            # Not from where `client` comes: a kernel that has to search for a free port makes a slow client.
-            if sys.platform == "linux":
-                connection.setsockopt(socket.IPPROTO_IP, client.IP_BIND_ADDRESS_NO_PORT, 1)
-                connection.bind((f"127.0.1.{1 + number % 16}", 0))
-            connection.settimeout(_PATIENCE)
-            connection.connect(job.target)
-    return opened
+    limits = {
+        f"it used {tally.cpu_share:.0%} of a CPU": tally.cpu_share > BUSY,
+        f"1 % of the connections started {late or math.nan:.1f} ms late or later": (late or 0) > LATE_MS,
+        f"connect() failed with {', '.join(sorted(tally.errors))}": tally.outcomes[Outcome.FAILED] > 0,
+    }
+    return [text for text, reached in limits.items() if reached]

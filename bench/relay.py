@@ -1,258 +1,148 @@
-"""What a lookup costs `nullsmtpd relay`, cached and asked of a name server, and beside it what a RCPT costs Postfix."""
+"""What a lookup costs `nullsmtpd relay`, from its cache and asked of a name server."""
 
+import argparse
 import contextlib
 import itertools
-import os
 import selectors
-import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from bench import machine, process, report, rounds, servers
-from bench.latency import Latencies
+from bench import measure, servers, system
+from bench.report import Report
+from bench.stats import percentile
 
-__all__ = [
-    "BASE",
-    "HEAD",
-    "Comparison",
-    "Exchange",
-    "Requests",
-    "beside_servers",
-    "compare",
-    "lookups",
-    "name_server",
-    "relay",
-    "rows_of",
-]
-
-#: What the ratios refer to.
-BASE = "fixed reply"
-
-HEAD = ("arm", "CPU µs", "user", "system", "ratio", "per core", "per second", "p50 µs", "p99 µs", "name server's µs")
-
-#: Domains that are asked for again and again; a tenth of what the cache holds by default.
+#: Domains that are looked up again and again; a tenth of what the cache holds by default.
 KNOWN = 1000
 
-#: How much longer than expected any single answer may take before the run has failed.
-_PATIENCE = 10.0
-
-NULL_MX, NOT_FOUND = b"41:OK 556 5.1.10 ", b"9:NOTFOUND ,"
-
-_CONTROL = Path(__file__).with_name("relay_control.py")
+_NULL_MX, _NOT_FOUND = b"41:OK 556 5.1.10 ", b"9:NOTFOUND ,"
+_REPLY_TIMEOUT = 10.0
 
 
-@dataclass(frozen=True)
-class Round(rounds.Costs):
-    """What one round showed, per exchange."""
+class Lookups(NamedTuple):
+    """One arm: connections to a server, the keys to look up, and what every reply begins with."""
 
-    count: int
-    name_server_us: float
-    rate: float
-    p50_us: float | None
-    p99_us: float | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Every round of every arm, and whether Ctrl-C ended it early."""
-
-    rounds: dict[str, list[Round]]
-    interrupted: bool
-
-    def record(self) -> dict[str, object]:
-        """Return it as JSON has it."""
-        return {"rounds": {name: [vars(one) for one in found] for name, found in self.rounds.items()}}
-
-
-#: Requests without end, each with what its reply begins with.
-Requests = Iterator[tuple[bytes, bytes]]
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One arm: whom to ask, for what, and whose CPU time it takes."""
-
-    name: str
+    server: servers.Server
     connections: Sequence[socket.socket]
-    requests: Requests
-    end: bytes  # of a reply
-    pids: Callable[[], Sequence[int]]
+    keys: Iterator[str]
+    reply: bytes
 
 
-def exchange(arm: Exchange, count: int) -> list[int]:
-    """Have ``count`` requests answered, a client's next one after the reply to its last; return their nanoseconds.
+def exchange(arm: Lookups, count: int) -> list[int]:
+    """Have ``count`` lookups answered, a client's next one after the reply to its last; return their nanoseconds.
 
-    Raises `RuntimeError` for a reply that is not the expected one, and when one does not come.
+    Raises `RuntimeError` for another reply, and when none comes.
     """
     durations: list[int] = []
-    left = itertools.islice(arm.requests, count)
+    keys = itertools.islice(arm.keys, count)
     with selectors.DefaultSelector() as selector:
 
-        def say_next(client: socket.socket) -> None:
-            if (pair := next(left, None)) is None:
+        def send_next(client: socket.socket) -> None:
+            if (key := next(keys, None)) is None:
                 selector.unregister(client)
                 return
-            selector.modify(client, selectors.EVENT_READ, (pair[1], time.perf_counter_ns()))
-            client.sendall(pair[0])
+            request = f"nullmx someone@{key}".encode()
+            selector.modify(client, selectors.EVENT_READ, time.perf_counter_ns())
+            client.sendall(b"%d:%b," % (len(request), request))
 
         for client in arm.connections:
             selector.register(client, selectors.EVENT_READ)
-            say_next(client)
+            send_next(client)
         while selector.get_map():
-            if not (events := selector.select(_PATIENCE)):
-                raise RuntimeError(f"{arm.name}: no reply in {_PATIENCE:g} s")
+            if not (events := selector.select(_REPLY_TIMEOUT)):
+                raise RuntimeError(f"{arm.server.arm.name}: no reply in {_REPLY_TIMEOUT:g} s")
             for key, _ in events:
-                reply = key.fileobj.recv(4096)  # type: ignore[union-attr] # replies are short, and come in one piece
-                expected, since = key.data
-                if not (reply.startswith(expected) and reply.endswith(arm.end)):
-                    raise RuntimeError(f"{arm.name}: {reply!a} instead of {expected!a}")
-                durations.append(time.perf_counter_ns() - since)
-                say_next(key.fileobj)  # type: ignore[arg-type]
+                assert isinstance(key.fileobj, socket.socket)
+                reply = key.fileobj.recv(4096)  # replies are short, and come in one piece
+                durations.append(time.perf_counter_ns() - key.data)
+                if not (reply.startswith(arm.reply) and reply.endswith(b",")):
+                    raise RuntimeError(f"{arm.server.arm.name}: {reply!a} instead of {arm.reply!a}")
+                send_next(key.fileobj)
     return durations
 
 
-def measure(arm: Exchange, count: int, name_server_pids: Sequence[int]) -> Round:
-    """Return what ``count`` exchanges cost."""
-    pids = arm.pids()
-    before, dns_before = process.usage(pids), process.usage(name_server_pids)
-    begun = time.perf_counter_ns()
-    durations = exchange(arm, count)
-    seconds = (time.perf_counter_ns() - begun) / 1e9
-    used, dns = process.usage(pids).since(before), process.usage(name_server_pids).since(dns_before)
-    found = Latencies(durations)
-    return Round(
-        count=count,
-        cpu_us=used.cpu_ns / count / 1000,
-        user_ns=used.user_ns,
-        system_ns=used.system_ns,
-        name_server_us=dns.cpu_ns / count / 1000,
-        rate=count / seconds,
-        p50_us=found.percentile(50),
-        p99_us=found.percentile(99),
-    )
-
-
-def compare(arms: Sequence[Exchange], count: int, each: int, name_server_pids: Sequence[int]) -> Comparison:
-    """Measure the arms in ``count`` interleaved rounds of ``each`` exchanges; a tenth of one before is not counted."""
-    found: dict[str, list[Round]] = {arm.name: [] for arm in arms}
-
-    def one_round(number: int, arm: Exchange) -> None:
-        report.progress(f"round {number + 1} of {count}: {arm.name}")
-        found[arm.name].append(measure(arm, each, name_server_pids))
-
-    interrupted = rounds.interleave(arms, 1, lambda _, arm: exchange(arm, max(1, each // 10)))
-    interrupted = interrupted or rounds.interleave(arms, count, one_round)
-    report.progress_end()
-    return Comparison(found, interrupted)
-
-
-def lookups(*, count: int, each: int, clients: int) -> Comparison:
-    """Measure lookups over TCP: cached, of names never asked for before, and of a server that does not look at them.
+def relay(options: argparse.Namespace) -> Report:
+    """Measure lookups over TCP: cached, of names never asked for before, and beside a server with a fixed reply.
 
     The servers have the first CPU, this process and the name server the others. Raises `bench.servers.MissingError`
     without dnsmasq, `RuntimeError` when something does not come up or answers wrongly.
     """
+    rounds: dict[str, list[measure.Round]] = {}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(beside_servers())
-        dns = stack.enter_context(servers.running(name_server()))
+        dns = stack.enter_context(servers.running(_name_server(), system.client_cpus()))
+        resolver = "{}:{}".format(*dns.targets[0])
 
-        def arm(name: str, server: servers.Arm, requests: Requests) -> Exchange:
-            up = stack.enter_context(servers.running(server, cpus=machine.server_cpus()))
-            connected = [stack.enter_context(socket.create_connection(up.targets[0])) for _ in range(clients)]
-            return Exchange(name, connected, requests, b",", lambda: up.pids)
+        def lookups(arm: servers.Arm, keys: Iterator[str], reply: bytes) -> Lookups:
+            server = stack.enter_context(servers.running(arm))
+            target = server.targets[0]
+            connected = [stack.enter_context(socket.create_connection(target)) for _ in range(options.clients)]
+            return Lookups(server, connected, keys, reply)
 
         known = (f"known{number % KNOWN}.example" for number in itertools.count())
         new = (f"new{number}.example" for number in itertools.count())
+        fixed = servers.python("socketmap", "uvloop, the same reply to everything")._replace(name="fixed reply")
         arms = [
-            arm(BASE, _control(), _lookups(itertools.repeat("known0.example"), NOT_FOUND)),
-            arm("cached", relay(dns.targets[0]), _lookups(known, NULL_MX)),
-            arm("uncached", relay(dns.targets[0]), _lookups(new, NOT_FOUND)),
+            lookups(fixed, itertools.repeat("known0.example"), _NOT_FOUND),
+            lookups(_relay("cached", resolver), known, _NULL_MX),
+            lookups(_relay("uncached", resolver), new, _NOT_FOUND),
         ]
+        stack.enter_context(system.pinned(system.client_cpus()))
         exchange(arms[1], KNOWN)
-        return compare(arms, count, each, dns.pids)
+
+        def one_round(arm: Lookups) -> None:
+            rounds.setdefault(arm.server.arm.name, []).append(_measure(arm, options.each))
+
+        interrupted = measure.interleave([arms], 1, lambda arm: exchange(arm, max(1, options.each // 10)), "warm-up")
+        interrupted = interrupted or measure.interleave([arms], options.rounds, one_round)
+    if len(rounds) < len(arms):
+        raise KeyboardInterrupt
+    rounds = {arm.server.arm.name: rounds[arm.server.arm.name] for arm in arms}
+    base = rounds["fixed reply"]
+    return Report(
+        head=["lookups", *measure.HEAD],
+        rows=[[name, *measure.row(series, base)] for name, series in rounds.items()],
+        notes=[
+            "CPU: user and system time of the server for one lookup over TCP.",
+            "ratio: to a server that gives a fixed reply, round by round.",
+            f"CPU, ratio: median (quartiles) of {options.rounds} rounds of {options.each:,} lookups.",
+            f"{options.clients} clients, each in a closed loop.",
+        ],
+        record={"results": [{"lookups": name} | measure.summary(series, base) for name, series in rounds.items()]},
+        interrupted=interrupted,
+    )
 
 
-def rows_of(found: Comparison, base: str) -> list[list[str]]:
-    """Return the rows of the table under `HEAD`; ``base`` is what ratios refer to."""
-    rows = []
-    for name, series in found.rounds.items():
-        cpu, share = rounds.spread_of(series, "cpu_us"), rounds.user_share(series)
-        user = cpu.median * share if cpu and share is not None else None
-        rows.append(
-            [
-                name,
-                report.with_spread(cpu),
-                report.number(user),
-                report.number(cpu.median - user if cpu and user is not None else None),
-                report.with_spread(rounds.cpu_ratio(series, found.rounds[base]), 2),
-                report.number(1e6 / cpu.median if cpu else None, 0),
-                *(report.number(rounds.median_of(series, field), 0) for field in ("rate", "p50_us", "p99_us")),
-                report.number(rounds.median_of(series, "name_server_us")),
-            ]
-        )
-    return rows
+def _measure(arm: Lookups, count: int) -> measure.Round:
+    before, begun = system.cpu_ns(arm.server.pids), time.perf_counter_ns()
+    ordered = sorted(exchange(arm, count))
+    seconds = (time.perf_counter_ns() - begun) / 1e9
+    p50, p99 = ((percentile(ordered, percent) or 0) / 1e6 for percent in (50, 99))
+    cpu_us = (system.cpu_ns(arm.server.pids) - before) / count / 1000
+    return measure.Round(cpu_us, p50, p99, count / seconds, count, 0)
 
 
-def _lookups(keys: Iterator[str], reply: bytes) -> Requests:
-    for key in keys:
-        request = f"nullmx someone@{key}".encode()
-        yield b"%d:%b," % (len(request), request), reply
-
-
-@contextlib.contextmanager
-def beside_servers() -> Iterator[None]:
-    """Have this process, and what it starts without a CPU of its own, run where the servers do not."""
-    if sys.platform != "linux":
-        yield
-        return
-    ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, machine.other_cpus())
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, ours)
-
-
-def relay(resolver: tuple[str, int]) -> servers.Arm:
-    """Return `nullsmtpd relay`, asking this name server."""
-    host, port = resolver
-
-    def command(ports: list[int], directory: Path) -> list[str]:
-        options = ["--listen", f"127.0.0.1:{ports[0]}", "--resolver", f"{host}:{port}"]
+def _relay(name: str, resolver: str) -> servers.Arm:
+    def command(ports: Sequence[int], directory: Path) -> list[str]:
+        options = ["--listen", f"127.0.0.1:{ports[0]}", "--resolver", resolver]
         return [sys.executable, "-m", "nullsmtpd", "relay", *options]
 
-    return servers.Arm("relay", "nullsmtpd relay", command)
+    return servers.Arm(name, "nullsmtpd relay", command)
 
 
-def _control() -> servers.Arm:
-    # -P: the directory of relay_control.py has modules of this package in it, which are none of its business.
-    def command(ports: list[int], directory: Path) -> list[str]:
-        return [sys.executable, "-P", str(_CONTROL), str(ports[0]), str(servers.BACKLOG)]
+def _name_server() -> servers.Arm:
+    """Return dnsmasq, in which ``known0.example`` and so on have a null MX, and no other name has an MX."""
 
-    return servers.Arm(BASE, "uvloop, the same reply to everything", command)
-
-
-def name_server() -> servers.Arm:
-    """Return dnsmasq: ``null.example``, ``known0.example`` and so on have a null MX, ``plain.example`` takes mail."""
-
-    def command(ports: list[int], directory: Path) -> list[str]:
-        program = shutil.which("dnsmasq", path=os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin")
-        if program is None:
-            raise servers.MissingError("no dnsmasq (Debian package dnsmasq-base)")
-        nulls = ["null.example", *(f"known{number}.example" for number in range(KNOWN))]
-        lines = ["no-resolv", "no-hosts", "bind-interfaces", "listen-address=127.0.0.1", f"pid-file={directory}/pid"]
-        lines += [
-            f"port={ports[0]}",
-            "local=/example/",
-            "local-ttl=3600",
-            *(f"mx-host={name},.,0" for name in nulls),
+    def command(ports: Sequence[int], directory: Path) -> list[str]:
+        lines = [
+            *("no-resolv", "no-hosts", "bind-interfaces", "listen-address=127.0.0.1", f"pid-file={directory}/pid"),
+            *(f"port={ports[0]}", "local=/example/", "local-ttl=3600"),
+            *(f"mx-host=known{number}.example,.,0" for number in range(KNOWN)),
         ]
-        lines += ["mx-host=plain.example,mail.example,10", "host-record=mail.example,127.0.0.1"]
         (directory / "dnsmasq.conf").write_text("\n".join(lines) + "\n")
+        program = servers.tool("dnsmasq", "dnsmasq-base")
         return [program, "--keep-in-foreground", "--log-facility=-", f"--conf-file={directory}/dnsmasq.conf"]
 
     return servers.Arm("dnsmasq", "dnsmasq", command)

@@ -1,31 +1,17 @@
-"""What a person sees: tables for the terminal and for Markdown, progress, and the chart."""
+"""What a person sees: tables for the terminal and for Markdown, a line of progress, and the chart."""
 
 import html
 import math
 import shutil
 import sys
-import time
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from bench.spread import Spread
+from bench.stats import Spread
 
-__all__ = [
-    "Progress",
-    "Rows",
-    "Series",
-    "chart",
-    "markdown",
-    "number",
-    "progress",
-    "progress_end",
-    "table",
-    "with_spread",
-]
-
-#: What a chart shows: for each server, its figure by rate; the rate 0 is a closed loop.
-Series = dict[str, dict[float, Spread]]
-
-Rows = Sequence[Sequence[str]]
+#: Columns of a terminal that tables and notes fit.
+WIDTH = 80
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each is legible on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -35,72 +21,67 @@ _STYLE = """text { font: 13px sans-serif; fill: #1f2328 } .page { fill: #fff } .
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .page { fill: #0d1117 } }"""
 
 
-def number(value: float | None, digits: int = 1) -> str:
-    """Write a number, or a dash for what could not be measured."""
+class Report(NamedTuple):
+    """What a command has found: a table and what stands around it, and ``record``, the same for JSON, unrounded."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    record: Mapping[str, object]
+    before: Sequence[str] = ()
+    left: int = 1  # columns of text, which are aligned to the left
+    failures: Sequence[str] = ()  # why the exit status is 1
+    interrupted: bool = False
+
+    def text(self) -> str:
+        """Return it for a terminal."""
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+
+        def line(row: Sequence[str]) -> str:
+            aligned = (str.ljust if number < self.left else str.rjust for number in range(len(row)))
+            cells = (align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True))
+            return "  ".join(cells).rstrip()
+
+        table = [line(self.head), "  ".join("-" * width for width in widths), *map(line, self.rows), ""]
+        return "\n".join([*self.before, *table, *(textwrap.fill(note, WIDTH) for note in self.notes)])
+
+    def markdown(self) -> str:
+        """Return table and notes as Markdown."""
+        marks = ["---"] * self.left + ["---:"] * (len(self.head) - self.left)
+        table = "\n".join(f"| {' | '.join(row)} |" for row in (self.head, marks, *self.rows))
+        return f"{table}\n\n{textwrap.fill(' '.join(self.notes), 120)}\n"
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """Write a number with three significant digits, or ``digits`` after the point; a dash for None."""
     if value is None:
         return "-"
+    if digits is None:
+        digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:,.{digits}f}"
 
 
-def with_spread(value: Spread | None, digits: int = 1) -> str:
-    """Write a median with its quartiles: ``31.4 (30.9-32.0)``."""
+def with_spread(value: Spread | None, digits: int | None = None) -> str:
+    """Write a median with its quartiles, as precisely as `number`: ``31.4 (30.9-32.0)``."""
     if value is None:
         return "-"
+    if digits is None:
+        digits = len(number(value.median).partition(".")[2])
     return f"{value.median:,.{digits}f} ({value.low:,.{digits}f}-{value.high:,.{digits}f})"
 
 
-def table(head: Sequence[str], rows: Rows, left: int = 1) -> str:
-    """Return an aligned table, its first ``left`` columns to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = zip(row, widths, strict=True)
-        aligned = (cell.ljust(width) if n < left else cell.rjust(width) for n, (cell, width) in enumerate(cells))
-        return "  ".join(aligned).rstrip()
-
-    return "\n".join([line(head), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
-
-
-def markdown(head: Sequence[str], rows: Rows) -> str:
-    """Return the same as a Markdown table."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n"
-
-
 def progress(text: str) -> None:
-    """Show what is going on, in place, if someone is watching."""
+    """Show what is going on, in place, if someone is watching; an empty text clears the line."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
 
 
-def progress_end() -> None:
-    """Clear the line of progress."""
-    progress("")
-
-
-class Progress:
-    """Progress through a known number of steps, with the time that is left by what the steps so far have taken."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._done = -1
-        self._begun = time.monotonic()
-
-    def step(self, text: str) -> None:
-        """Show what begins now; the step before it is done."""
-        self._done += 1
-        left = ""
-        if self._done:
-            seconds = (time.monotonic() - self._begun) / self._done * (self._steps - self._done)
-            left = f", {seconds:,.0f} s left"
-        progress(text + left)
-
-
-def chart(title: str, note: str, series: Series) -> str:
+def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -> str:
     """Return an SVG line chart, both scales logarithmic, so that equal ratios are equal distances.
 
-    A closed loop has no rate: it stands at the right, apart. Vertical lines are quartiles.
+    ``series`` has the figures of each server by rate. The rate 0 is a closed loop, which stands apart at the right.
+    Vertical lines are quartiles.
     """
     width, height, left, right, top, bottom = 760, 430, 50, 20, 70, 60
     values = [edge for points in series.values() for one in points.values() for edge in (one.low, one.high)]

@@ -1,0 +1,109 @@
+"""What connections cost a server: one measurement, interleaved rounds of them, and medians with their spread."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from bench import report, system
+from bench.client import Plan, run
+from bench.servers import Server
+from bench.stats import Spread, percentile, ratio, spread
+
+#: The columns of `row`.
+HEAD = ("CPU µs", "ratio", "p50 ms", "p99 ms", "lost")
+
+_T = TypeVar("_T")
+
+# Of the random order: the same in every run.
+_SEED = 521
+
+#: What closing a connection costs belongs to it: nullsmtpd closes up to 0.25 s after its client, in one sweep.
+SETTLE_SECONDS = 0.4
+
+
+class Round(NamedTuple):
+    """What one measurement showed."""
+
+    cpu_us: float  # user and system time of the server per connection
+    p50_ms: float | None
+    p99_ms: float | None
+    per_second: float
+    started: int
+    lost: int
+    server_cpu: float = 0.0  # share of a CPU
+    generator_cpu: float = 0.0
+
+
+def measure(server: Server, plan: Plan) -> Round:
+    """Measure one run of the plan, targets and commands left out, against the server.
+
+    Raises KeyboardInterrupt if Ctrl-C ends it early.
+    """
+    arm, before = server.arm, system.cpu_ns(server.pids)
+    tally = run(plan._replace(targets=server.targets, commands=arm.commands, expect=arm.expect))
+    if tally.interrupted:
+        raise KeyboardInterrupt
+    time.sleep(SETTLE_SECONDS)
+    used = system.cpu_ns(server.pids) - before
+    ordered = sorted(tally.fin)
+    p50, p99 = (None if ns is None else ns / 1e6 for ns in (percentile(ordered, 50), percentile(ordered, 99)))
+    return Round(
+        cpu_us=used / max(tally.started, 1) / 1000,
+        p50_ms=p50,
+        p99_ms=p99,
+        per_second=tally.in_window / (tally.window / 1e9),
+        started=tally.started,
+        lost=tally.lost,
+        server_cpu=used / tally.window,
+        generator_cpu=tally.cpu_share,
+    )
+
+
+def interleave(groups: Sequence[Sequence[_T]], rounds: int, each: Callable[[_T], object], what: str = "round") -> bool:
+    """Call ``each`` for every member of every group in every round; return whether Ctrl-C ended it.
+
+    The members of a group take turns in a new random order, because one that is measured after another inherits its
+    caches and its TIME_WAITs, and before the next group, so that a ratio compares what was measured within seconds.
+    """
+    shuffle = random.Random(_SEED).shuffle
+    steps, done, begun = rounds * sum(map(len, groups)), 0, time.monotonic()
+    try:
+        for number in range(rounds):
+            for members in map(list, groups):
+                shuffle(members)
+                for member in members:
+                    left = (time.monotonic() - begun) / done * (steps - done) if done else None
+                    report.progress(
+                        f"{what} {number + 1} of {rounds}, {done} of {steps} measured"
+                        + (f", {left:,.0f} s left" if left is not None else "")
+                    )
+                    each(member)
+                    done += 1
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def row(series: Sequence[Round], base: Sequence[Round]) -> list[str]:
+    """Return what a table shows under `HEAD`: medians, with quartiles where a cost is compared with the base."""
+    found = _spreads(series, base)
+    times = (found["p50_ms"], found["p99_ms"])
+    return [
+        report.with_spread(found["cpu_us"]),
+        report.with_spread(found["ratio"], 2),
+        *(report.number(one and one.median) for one in times),
+        f"{sum(one.lost for one in series):,}",
+    ]
+
+
+def summary(series: Sequence[Round], base: Sequence[Round]) -> dict[str, object]:
+    """Return the same as JSON has it, unrounded."""
+    found = {name: one and one._asdict() for name, one in _spreads(series, base).items()}
+    return found | {"started": sum(one.started for one in series), "lost": sum(one.lost for one in series)}
+
+
+def _spreads(series: Sequence[Round], base: Sequence[Round]) -> dict[str, Spread | None]:
+    names = ("cpu_us", "p50_ms", "p99_ms", "per_second", "generator_cpu")
+    found = {name: spread([value for one in series if (value := getattr(one, name)) is not None]) for name in names}
+    return found | {"ratio": ratio([one.cpu_us for one in series], [one.cpu_us for one in base])}

@@ -1,0 +1,152 @@
+"""`bench sweep`, `footprint`, `soak` and `relay`, each within tiny bounds; no time is asserted."""
+
+import itertools
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from benching import bench
+from misbehaving import LISTEN, serving
+from support import require_tools
+
+from bench import behaviours, command, relay, servers, soak
+
+SOAK = ("soak", "--duration", "0.5", "--rate", "92")
+
+
+def bench_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run a command in this process, where a test can shorten what it waits for; return its exit status."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its handlers
+    return command.run(arguments)
+
+
+def test_sweep_raises_the_rate_for_each_number_of_instances(tmp_path: Path) -> None:
+    """`sweep` offers rising rates to one process, and to two that share a port; both answer."""
+    bounds = ("--first-rate", "50", "--factor", "2", "--steps", "2", "--seconds", "0.4")
+    text, found = bench("sweep", *bounds, json_path=tmp_path / "sweep.json")
+    offered = [(one["offered"], one["server"]) for one in found["results"]]
+    assert offered[:2] == [(50, "1 instance"), (50, "2 instances")]
+    assert all(one["started"] > 0 and one["lost"] == 0 and one["cpu_us"] > 0 for one in found["results"])
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_two_instances_share_a_port() -> None:
+    """Both processes listen before the first connection is measured, and both get some."""
+    arm = servers.nullsmtpd("--reuse-port")._replace(instances=2)
+    with servers.running(arm) as server:
+        address = server.targets[0]
+        for _ in range(200):
+            with socket.create_connection(address) as client:
+                client.recv(512)
+        logs = []
+        for process in server.processes:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+            logs.append(process.pid)
+    assert len(set(logs)) == 2
+
+
+def test_footprint_compares_with_an_empty_uvloop_server(tmp_path: Path) -> None:
+    """`footprint` has memory and start of each server that is here, in relation to an empty one."""
+    text, found = bench(*("footprint", "--starts", "2", "--connections", "3"), json_path=tmp_path / "footprint.json")
+    results = {(one["what"], one["server"]): one for one in found["results"]}
+    for what in ("RSS, MiB", "private, MiB", "start, ms"):
+        assert results[what, "empty"]["ratio"]["median"] == 1
+        assert results[what, "nullsmtpd"]["value"]["median"] > 0
+        assert results[what, "nullsmtpd"]["value"]["values"] == 2
+    assert results["private, MiB", "nullsmtpd"]["value"]["median"] < results["RSS, MiB", "nullsmtpd"]["value"]["median"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("arm", "status"), [("nullsmtpd", 0), ("uvloop", 1)])
+def test_soak_fails_a_server_that_loses_lines(
+    arm: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clients of every behaviour: nullsmtpd passes; one that closes without waiting fails those that write twice."""
+    monkeypatch.setitem(behaviours.BEHAVIOURS, "stays_silent", (0.1,))  # a soak of seconds need not wait for them
+    assert bench_here(monkeypatch, *SOAK, "--arm", arm) == status
+    out, err = capsys.readouterr()
+    assert all(name in out for name in behaviours.BEHAVIOURS)
+    assert ("Passed." in out) == (not status)
+    assert ("writes_twice: " in err) == bool(status)
+
+
+def test_soak_fails_a_server_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that ignores SIGTERM is a failure like any other, and is killed."""
+    monkeypatch.setattr(soak, "_STOP_TIMEOUT", 1.0)
+    monkeypatch.setattr(servers, "_STOP_TIMEOUT", 0.1)
+    arm = servers.ARMS["uvloop"]
+
+    def stubborn(ports: Sequence[int], directory: Path) -> list[str]:
+        return ["sh", "-c", "trap '' TERM; \"$@\"", "sh", *arm.command(ports, directory)]
+
+    monkeypatch.setitem(servers.ARMS, "uvloop", arm._replace(command=stubborn))
+    assert bench_here(monkeypatch, "soak", "--duration", "0.1", "--rate", "1", "--arm", "uvloop") == 1
+    assert "SIGTERM did not end uvloop within 1 s" in capsys.readouterr().err
+
+
+def test_soak_fails_a_server_that_ends_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that ends in the midst of it is reported with its status."""
+    arm = servers.ARMS["uvloop"]
+
+    def short(ports: Sequence[int], directory: Path) -> list[str]:
+        return ["timeout", "--preserve-status", "-s", "KILL", "1.5", *arm.command(ports, directory)]
+
+    monkeypatch.setitem(servers.ARMS, "uvloop", arm._replace(command=short))
+    assert bench_here(monkeypatch, "soak", "--duration", "60", "--rate", "1", "--arm", "uvloop") == 1
+    assert "uvloop ended by itself" in capsys.readouterr().err
+
+
+def test_lookups_are_measured_cached_and_uncached_beside_a_fixed_reply(tmp_path: Path) -> None:
+    """`relay` checks every reply, and compares with a server that gives a fixed one."""
+    require_tools("dnsmasq")
+    bounds = ("--rounds", "2", "--each", "50", "--clients", "2")
+    text, found = bench("relay", *bounds, json_path=tmp_path / "relay.json")
+    results = {one["lookups"]: one for one in found["results"]}
+    assert list(results) == ["fixed reply", "cached", "uncached"]
+    assert all(one["started"] == 100 and one["cpu_us"]["median"] > 0 for one in results.values())
+    assert results["fixed reply"]["ratio"]["median"] == 1
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("reply", [b"8:PERM no,", b"9:NOTFOUND "])
+def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
+    """Figures of a server that answers wrongly, or not to the end, are none."""
+    with serving(reply, LISTEN) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+        arm = servers.Server(servers.nullsmtpd(), [], [])
+        lookups = relay.Lookups(arm, [client], itertools.repeat("a.example"), b"9:NOTFOUND ,")
+        with pytest.raises(RuntimeError, match="instead of"):
+            relay.exchange(lookups, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sweep", "--instances", "0"), "--instances: '0' is not a whole number from 1 to 64"),
+        (("sweep", "--first-rate", "x"), "--first-rate: 'x' is not a number above 0"),
+        (("sweep", "--factor", "0"), "--factor: '0' is not a number above 0"),
+        (("sweep", "--steps", "0"), "--steps: '0' is not a whole number"),
+        (("sweep", "--seconds", "0"), "--seconds: '0' is not a number above 0"),
+        (("footprint", "--starts", "0"), "--starts: '0' is not a whole number"),
+        (("footprint", "--connections", "-1"), "--connections: '-1' is not a whole number from 0"),
+        (("soak", "--duration", "0"), "--duration: '0' is not a number above 0"),
+        (("soak", "--rate", "0"), "--rate: '0' is not a number above 0"),
+        (("soak", "--arm", "postfix"), "--arm: invalid choice: 'postfix'"),
+        (("relay", "--rounds", "0"), "--rounds: '0' is not a whole number"),
+        (("relay", "--each", "0"), "--each: '0' is not a whole number"),
+        (("relay", "--clients", "65"), "--clients: '65' is not a whole number from 1 to 64"),
+        (("relay", "--json", "/nowhere/x"), "cannot write to /nowhere/x"),
+        (("measure",), "invalid choice: 'measure'"),
+        ((), "required: COMMAND"),
+    ],
+)
+def test_a_wrong_argument_of_a_command_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
+    """Whatever is wrong with an argument is stated before anything is started; exit status 2."""
+    text, _ = bench(*arguments, status=2)
+    assert message in text.splitlines()[-1]

@@ -1,0 +1,137 @@
+"""`bench compare`: every server at every rate, in one table, one chart and one file."""
+
+import itertools
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from benching import ROOT, TINY, bench
+from support import require_tools
+
+from bench import servers
+
+
+def test_compare_measures_every_arm_at_every_rate(tmp_path: Path) -> None:
+    """`compare` writes one table that fits a terminal, the same as Markdown, a chart, and JSON with the commit."""
+    require_tools("cc")
+    markdown, chart = tmp_path / "table.md", tmp_path / "chart.svg"
+    markdown.write_text("above\n<!-- begin c.json -->\nold\n<!-- end c.json -->\nbelow\n")
+    files = ("--markdown", str(markdown), "--chart", str(chart))
+    arms = ("--arms", "nullsmtpd,c-loop,uvloop", "--base", "c-loop", "--rates", "50,200,closed")
+    text, found = bench("compare", *arms, *TINY, *files, json_path=tmp_path / "c.json")
+    results = {(one["rate"], one["server"]): one for one in found["results"]}
+    assert set(results) == set(itertools.product(("50", "200", "closed"), ("nullsmtpd", "c-loop", "uvloop")))
+    for (rate, arm), one in results.items():
+        assert one["started"] == {"50": 10, "200": 40}.get(rate, one["started"]) > 0
+        assert one["lost"] == 0
+        assert one["cpu_us"]["median"] > 0
+        assert one["ratio"]["values"] == 2
+        assert one["ratio"]["median"] == 1 or arm != "c-loop"
+    assert "commit" in found["machine"]
+    assert max(map(len, text.splitlines())) <= 80
+    assert markdown.read_text().startswith("above\n<!-- begin c.json -->\n| rate | server | CPU µs |")
+    assert markdown.read_text().endswith("\n<!-- end c.json -->\nbelow\n")
+    words = {element.text for element in ET.parse(chart).iter()}  # noqa: S314 - our own
+    assert {"nullsmtpd", "c-loop", "uvloop", "50/s", "200/s", "closed loop"} <= words
+
+
+def test_compare_varies_what_nullsmtpd_has_to_keep(tmp_path: Path) -> None:
+    """Idle clients, addresses and the linger time each make one more arm, beside what they are compared with."""
+    varied = ("--linger", "0", "--lingering", "0,40", "--addresses", "1,2")
+    arms = ("--arms", "nullsmtpd", "--base", "nullsmtpd", "--rates", "closed")
+    _, found = bench("compare", *arms, *varied, *TINY, json_path=tmp_path / "c.json")
+    assert [one["server"] for one in found["results"]] == [
+        *("nullsmtpd", "linger 0", "0 idle", "40 idle", "addresses: 1", "addresses: 2")
+    ]
+    assert {one["lost"] for one in found["results"]} == {0}
+
+
+def test_idle_clients_that_a_server_does_not_keep_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures with clients lingering are none when the server has closed them."""
+    from bench import command
+
+    arm = servers.nullsmtpd("--linger", "0", name="20 idle")._replace(idle=20)
+    monkeypatch.setattr(servers, "varied", lambda *_: [arm])
+    arguments = ("compare", "--arms", "nullsmtpd", "--base", "nullsmtpd", *TINY)
+    with monkeypatch.context() as context:
+        context.setattr("signal.signal", lambda *_: None)  # this process keeps its handlers
+        assert command.run(arguments) == 1
+
+
+def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
+    """`compare --dialogue` has the modes with a dialogue beside smtp-sink, and no server that sends a single line."""
+    require_tools("smtp-sink")
+    _, found = bench("compare", "--dialogue", *TINY, json_path=tmp_path / "c.json")
+    assert {one["server"] for one in found["results"]} == {"mode-session", "mode-mail", "smtp-sink"}
+    assert {one["rate"] for one in found["results"]} == {"200", "closed"}
+    assert {one["lost"] for one in found["results"]} == {0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dialogue", "--arms", "nullsmtpd"), "unknown nullsmtpd; there are mode-mail, mode-session, smtp-sink"),
+        (("--arms", "postfix"), "unknown postfix; there are nullsmtpd, nginx"),
+        (("--arms", ""), "unknown "),
+        (("--base", "c-loop", "--arms", "nginx"), "unknown c-loop; there are nginx"),
+        (("--dialogue", "--linger", "0"), "leave out --dialogue"),
+        (("--lingering", "1000000"), "--lingering needs 1,002,048 open files"),
+        (("--lingering", "-1"), "--lingering: '-1' is not a whole number from 0"),
+        (("--linger", "soon"), "--linger: 'soon' is not a number from 0"),
+        (("--rates", "50,fast"), "--rates: 'fast' is not a number above 0"),
+        (("--addresses", "0"), "--addresses: '0' is not a whole number from 1 to 64"),
+        (("--rounds", "0"), "--rounds: '0' is not a whole number"),
+        (("--seconds", "0"), "--seconds: '0' is not a number above 0"),
+        (("--clients", "-5"), "--clients: '-5' is not a whole number"),
+        (("--clients", "1000000"), "--clients needs 1,000,000 open files"),
+        (("--chart", "/nowhere/chart.svg"), "cannot write to /nowhere/chart.svg"),
+    ],
+)
+def test_a_wrong_argument_of_compare_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
+    """What cannot be measured is named before anything is started; exit status 2."""
+    text, _ = bench("compare", *arguments, status=2)
+    assert message in text.splitlines()[-1]
+
+
+def test_the_process_of_nginx_that_answers_is_measured(tmp_path: Path) -> None:
+    """Nginx listens before it forks: measured too early, or in the wrong process, it would be free."""
+    require_tools("nginx")
+    for _ in range(5):
+        with servers.running(servers.ARMS["nginx"]) as server:
+            assert len(server.pids) == 1
+            assert server.pids != [server.processes[0].pid]
+    _, found = bench("compare", "--arms", "nginx", "--rates", "400", *TINY, json_path=tmp_path / "c.json")
+    assert found["results"][0]["lost"] == 0
+    assert found["results"][0]["cpu_us"]["median"] > 1
+
+
+def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is not installed is left out, with the reason; when nothing is left, that is an error."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    text, _ = bench("compare", "--arms", "c-loop", *TINY, status=1)
+    assert text == "bench: nothing to measure; no cc (Debian package gcc)\n"
+    arms = ("--arms", "nullsmtpd,c-loop", "--base", "nullsmtpd", "--rates", "closed")
+    text, found = bench("compare", *arms, *TINY, json_path=tmp_path / "c.json")
+    assert {one["server"] for one in found["results"]} == {"nullsmtpd"}
+    assert found["missing"] == {"c-loop": "no cc (Debian package gcc)"}
+    assert "Missing: c-loop: no cc (Debian package gcc)." in text
+
+
+def test_a_server_that_does_not_come_up_is_reported_in_its_own_words() -> None:
+    """The message has what the server printed."""
+    with (
+        pytest.raises(RuntimeError, match="unknown argument '--no-such'"),
+        servers.running(servers.nullsmtpd("--no-such", "1")),
+    ):
+        pytest.fail("it started")
+
+
+def test_every_command_of_the_readme_is_one_that_can_be_run() -> None:
+    """bench/README.md names the commands that regenerate its figures; their arguments are valid."""
+    from bench import command
+
+    lines = (ROOT / "bench/README.md").read_text().replace("\\\n", " ").splitlines()
+    commands = [line.split()[3:] for line in lines if line.startswith("python -m bench ")]
+    assert len(commands) > 5
+    for arguments in commands:
+        assert command.parser().parse_args(arguments)

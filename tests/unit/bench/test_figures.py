@@ -1,0 +1,131 @@
+"""What the figures of bench rest on: medians, percentiles, rules, tables, and the figures that its README has."""
+
+import json
+import random
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import report, soak, sweep
+from bench.measure import Round
+from bench.report import Report
+from bench.stats import Spread, percentile, ratio, spread
+
+BENCH = Path(__file__).parents[3] / "bench"
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=1), st.floats(0.001, 1e3))
+def test_a_spread_lies_within_its_values(values: list[float], factor: float) -> None:
+    """Invariant: low <= median <= high, all within the values, in any order; a constant ratio is found exactly."""
+    found = spread(values)
+    assert found
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+    assert spread(random.Random(1).sample(values, len(values))) == found
+    same = ratio([value * factor for value in values], [*values, 1.0])
+    assert same
+    assert same.median == pytest.approx(factor)
+    assert same.high - same.low == pytest.approx(0, abs=factor * 1e-6)
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1).map(sorted), st.floats(0.1, 100))
+def test_a_percentile_is_the_smallest_value_that_is_enough(values: list[int], percent: float) -> None:
+    """Invariant: that share of the values does not exceed it, and no smaller value would do."""
+    found = percentile(values, percent)
+    assert found in values
+    assert sum(value <= found for value in values) >= len(values) * percent / 100 - 1e-9
+    assert sum(value < found for value in values) < len(values) * percent / 100
+
+
+def test_nothing_measured_has_no_figures() -> None:
+    """Without values there is no median, no ratio and no percentile; a table has a dash."""
+    assert [spread([]), ratio([], [1.0]), ratio([1.0], [0.0]), percentile([], 50)] == [None] * 4
+    assert report.number(None) == report.with_spread(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.0682, "0.0682"), (0.61, "0.610"), (8.14, "8.14"), (31.44, "31.4"), (331, "331")]
+)
+def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
+    """What a table shows is as precise as what was measured."""
+    assert report.number(value) == text
+    assert report.with_spread(Spread(value, value, value, 3)) == f"{text} ({text}-{text})"
+
+
+def test_growth_of_memory_is_seen() -> None:
+    """A steady leak shows, an early rise to a plateau does not, and a few samples prove nothing."""
+    assert soak.growth([1000 + 100 * n for n in range(40)]) == 2000
+    assert soak.growth([1000 + min(n, 5) for n in range(40)]) == 0
+    assert soak.growth([1000] * 8) is None
+
+
+def test_the_knee_has_a_reason() -> None:
+    """The generator's own limit comes before what the server did; a first step has no p99 to be compared with."""
+    step = Round(cpu_us=20, p50_ms=0.05, p99_ms=0.1, per_second=990, started=1000, lost=0)
+    assert sweep.knee(step, 1000, None) is None
+    assert "11.0 times" in (sweep.knee(step._replace(p99_ms=1.1), 1000, 0.1) or "")
+    assert "90.0%" in (sweep.knee(step._replace(per_second=900), 1000, 0.1) or "")
+    assert "no connection" in (sweep.knee(step._replace(p99_ms=None), 1000, 0.1) or "")
+    assert "generator" in (sweep.knee(step._replace(per_second=900, generator_cpu=0.95), 1000, 0.1) or "")
+
+
+CELLS = st.lists(st.text("abc 123", max_size=8), min_size=2, max_size=2)
+
+
+@given(CELLS, st.lists(CELLS, max_size=4), st.integers(0, 2))
+def test_the_columns_of_a_table_are_aligned(head: list[str], rows: list[list[str]], left: int) -> None:
+    """Invariant: every cell is there, in a column as wide as its widest cell."""
+    lines = Report(head, rows, [], {}, left=left).text().splitlines()
+    first, second = map(len, lines[1].split("  ")) if lines[1].strip() else (0, 0)
+    for row, line in zip([head, *rows], [lines[0], *lines[2:]], strict=False):
+        assert line[:first].strip() == row[0].strip()
+        assert line[first + 2 :].strip() == row[1].strip()
+        assert len(line) <= first + 2 + second
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(categories=["L", "P", "S"]), max_size=5),
+        st.dictionaries(st.sampled_from([0.0, 1.0, 50.0, 4000.0]), st.floats(0.1, 1e5), min_size=1),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_every_figure_is_in_the_chart(figures: dict[str, dict[float, float]]) -> None:
+    """Invariant: the chart is well-formed, within its borders, and has a point for each figure; the same each time."""
+    series = {
+        name: {rate: Spread(value, value, value, 1) for rate, value in points.items()}
+        for name, points in figures.items()
+    }
+    chart = report.chart("a < b", "note", series)
+    assert chart == report.chart("a < b", "note", series)
+    points = [element for element in ET.fromstring(chart).iter() if element.get("r") == "3"]  # noqa: S314 - our own
+    assert len(points) == sum(map(len, figures.values()))
+    assert all(0 < float(point.attrib["cx"]) < 760 and 0 < float(point.attrib["cy"]) < 430 for point in points)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Return the name and the text of every block of figures in bench/README.md."""
+    text = (BENCH / "README.md").read_text()
+    return re.findall(r"<!-- begin (\S+\.json) -->\n(.*?)<!-- end \1 -->", text, re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "block"), blocks())
+def test_the_figures_of_the_readme_are_those_that_were_measured(name: str, block: str) -> None:
+    """A table of bench/README.md is what its JSON file has; what was never measured states so."""
+    path = BENCH / name
+    if not path.exists():
+        assert block == "Not measured yet.\n"
+        return
+    found = json.loads(path.read_text())
+    assert block == Report(record={}, **found["report"]).markdown()
+    assert found["machine"]["commit"]
+
+
+def test_the_chart_shows_the_commit_that_was_measured() -> None:
+    """compare.svg and compare.json come from one run."""
+    path = BENCH / "compare.json"
+    assert not path.exists() or json.loads(path.read_text())["machine"]["commit"] in (BENCH / "compare.svg").read_text()
