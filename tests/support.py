@@ -23,7 +23,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
 LINE = b"521 Host does not accept mail\r\n"
 MODES = ("close", "session", "mail")
-CLIENTS = Path(__file__).with_name("clients.py")
+CLIENTS = (sys.executable, "-m", "bench.behaviours")  # a crowd of clients in a process of its own
 PATIENCE = 20.0  # seconds; how long any single step of a test may take before it has failed
 
 
@@ -227,7 +227,7 @@ def run_clients(  # noqa: PLR0913 - what a crowd is made of
     prefix: Sequence[str] = (),
 ) -> dict[str, int]:
     """Run a crowd of clients in a process of their own and return how many of them had which outcome."""
-    crowd = [sys.executable, str(CLIENTS), *map(str, (*address, behaviour, count, concurrency, patience))]
+    crowd = [*CLIENTS, *map(str, (*address, behaviour, count, concurrency, patience))]
     result = subprocess.run([*prefix, *crowd], capture_output=True, text=True, check=True, timeout=300)
     outcomes: dict[str, int] = json.loads(result.stdout)
     return outcomes

@@ -29,7 +29,7 @@ from nullsmtpd.runtime.sockets import bind, parse_address
 from nullsmtpd.runtime.tcp import waiting
 
 
-@pytest.mark.parametrize("behaviour", ["waits_its_turn", "says_quit_first", "looks_at_so_error"])
+@pytest.mark.parametrize("behaviour", ["waits_its_turn", "says_quit_first", "polls_so_error"])
 def test_with_64_descriptors_hundreds_at_once_all_get_the_line(start: Start, behaviour: str) -> None:
     """Soft and hard limit 64, 400 clients at a time: all are answered, nothing spins, one line says what happened."""
     daemon = start(nofile=64)

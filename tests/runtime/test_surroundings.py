@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools
+from support import CLIENTS, LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools
 from test_access_log import stopped
-from test_clients import CLIENTS
 from test_faults import injecting, inside, network, settle
 from test_systemd_protocol import command_with
 
@@ -215,7 +214,7 @@ def test_being_stopped_under_load_costs_nobody_the_line(start: Start, behaviour:
     """SIGSTOP for a second, longer than the linger time, and on again, twice, while clients come: all are answered."""
     daemon = start("--linger", "0.5")
     many = 4000
-    crowd = [sys.executable, str(CLIENTS), *map(str, (*daemon.address, behaviour, many, 100, PATIENCE))]
+    crowd = [*CLIENTS, *map(str, (*daemon.address, behaviour, many, 100, PATIENCE))]
     with subprocess.Popen(crowd, stdout=subprocess.PIPE) as clients:
         for enough in (100, 1000):
             daemon.wait_for(lambda wanted=enough: int(daemon.stats()["connections"]) > wanted, "load")  # type: ignore[misc]
