@@ -147,8 +147,9 @@ class LingerQueue:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        older = [item[1] for item in (*self._draining, *self._checked)]
-        for connection in (*older, *self.queue):
+        draining = [connection for _, connection, _ in self._draining]
+        checked = [connection for _, connection in self._checked]
+        for connection in (*draining, *checked, *self.queue):
             _discard_input(connection)
             connection.close()
         self._removed += len(self.queue)
