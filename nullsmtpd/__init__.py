@@ -8,15 +8,15 @@ For other programs there are:
 - `accepts_mail` and `look_up_mx`: whether a domain has a null MX (RFC 7505), and its MX set (`MXAnswer` of `MX`); they
   raise `DomainError` and `DNSError`, and need the extra ``relay``;
 - `check_host`, and `probe` for one address: whether mail is refused there (`Probe`);
-- `check_domain`: what a sender of mail to a domain meets (`DomainReport` of `HostReport` and `Verdict`); it needs that
-  extra too.
+- `check_domain`: what a domain publishes about mail, and what a sender of mail to it meets (`DomainReport` of `Finding`,
+  `HostReport` and `Verdict`); it needs that extra too.
 """
 
 _MODULES = {
     "check.domain": ("DomainReport", "HostReport", "check_domain"),
     "check.hosts": ("check_host",),
-    "check.outcome": ("Probe",),
-    "check.probe": ("probe",),
+    "check.probe": ("Probe", "probe"),
+    "check.published": ("Finding",),
     "check.verdicts": ("Verdict",),
     "nullmx": ("MX", "DNSError", "DomainError", "MXAnswer", "accepts_mail", "look_up_mx"),
     "responder.drain": ("DrainProtocol",),

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from nullsmtpd.cli.check import make_parser
+
 # A test holds a thousand clients itself.
 _, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
@@ -243,3 +245,9 @@ def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
         env=os.environ | (env or {}),
         check=False,
     )
+
+
+def check_options() -> dict[str, str]:
+    """Return the options of ``check`` in the order of --help, each with what stands for its value there, if any."""
+    actions = {action.option_strings[-1].removeprefix("--"): action for action in make_parser()._actions[1:]}
+    return {name: str(action.metavar or "") for name, action in actions.items() if name not in {"version", "help"}}

@@ -4,15 +4,14 @@ import asyncio
 import ipaddress
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from nullsmtpd.check.dialogue import ANY
 from nullsmtpd.check.hosts import probe_address, run_all
-from nullsmtpd.check.outcome import Probe
-from nullsmtpd.check.probe import TIMEOUT, probe
+from nullsmtpd.check.probe import TIMEOUT, Probe, probe
 from nullsmtpd.check.published import Finding, Publications, Status, is_address, judge_mx
 from nullsmtpd.check.verdicts import Behaviour, Verdict, behaviour_of, verdict_on
-from nullsmtpd.nullmx import Answer, DNSError, MXAnswer, Resolver, domain_of
+from nullsmtpd.nullmx import DNSError, MXAnswer, Resolver, domain_of
 
 __all__ = ["MAX_ADDRESSES", "MAX_HOSTS", "DomainReport", "HostReport", "check_domain", "not_public"]
 
@@ -130,25 +129,21 @@ def _names(domain: str, mx: MXAnswer | None) -> list[tuple[str, tuple[int, ...]]
 
 
 async def _look_up(session: Resolver, name: str, preferences: tuple[int, ...], *, allow_private: bool) -> HostReport:
-    error, canonical = "", name
-    addresses: list[str] = []
-    for answer in await asyncio.gather(*(_query(session, name, rdtype) for rdtype in ("AAAA", "A"))):
+    host = HostReport(name, preferences, "", name, [], [], [])
+    queries = (session.query(name, rdtype) for rdtype in ("AAAA", "A"))
+    for answer in await asyncio.gather(*queries, return_exceptions=True):
         if isinstance(answer, DNSError):
-            error = answer.reason
+            host = host._replace(error=answer.reason)
+        elif isinstance(answer, BaseException):
+            raise answer
         else:
-            records: tuple[Any, ...] = answer.records
-            addresses += [record.address for record in records]
-            canonical = answer.name if answer.is_alias else canonical
-    private = [(address, kind) for address in addresses if not allow_private and (kind := not_public(address))]
-    public = [address for address in addresses if address not in dict(private)]
-    return HostReport(name, preferences, error, canonical, public, private, [])
-
-
-async def _query(session: Resolver, name: str, rdtype: str) -> Answer | DNSError:
-    try:
-        return await session.query(name, rdtype)
-    except DNSError as error:
-        return error
+            host = host._replace(canonical=answer.name if answer.is_alias else host.canonical)
+            for address in (record.address for record in cast("Any", answer.records)):
+                if (kind := not_public(address)) and not allow_private:
+                    host.not_public.append((address, kind))
+                else:
+                    host.addresses.append(address)
+    return host
 
 
 def not_public(address: str) -> str:
@@ -161,10 +156,10 @@ def not_public(address: str) -> str:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped:
             return "IPv4-mapped"
-        if ip in _NAT64 or (ip in _COMPATIBLE and int(ip) > 1):  # not :: and ::1
-            return not_public(str(ipaddress.IPv4Address(int(ip) % 2**32))) or (
-                "" if ip in _NAT64 else "IPv4-compatible"
-            )
+        if ip in _COMPATIBLE and int(ip) > 1:  # not :: and ::1
+            return "IPv4-compatible"
+        if ip in _NAT64:
+            return not_public(str(ipaddress.IPv4Address(int(ip) % 2**32)))
     for kind in ("unspecified", "loopback", "link_local", "multicast", "site_local"):
         if getattr(ip, f"is_{kind}", False):
             return kind.replace("_", "-")

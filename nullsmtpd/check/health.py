@@ -9,8 +9,7 @@ from typing import TypeVar
 
 from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.hosts import Prober, probe_hosts
-from nullsmtpd.check.outcome import NO_FAMILY, Probe
-from nullsmtpd.check.probe import probe
+from nullsmtpd.check.probe import NO_FAMILY, Probe, probe
 from nullsmtpd.runtime.sockets import parse_address
 
 __all__ = ["BUDGET", "check_health"]

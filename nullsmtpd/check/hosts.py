@@ -4,8 +4,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from nullsmtpd.check.outcome import Probe
-from nullsmtpd.check.probe import TIMEOUT, probe, unresolved
+from nullsmtpd.check.probe import TIMEOUT, Probe, probe, unresolved
 
 __all__ = ["Prober", "check_host", "probe_address", "probe_hosts", "run_all"]
 

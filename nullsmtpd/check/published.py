@@ -24,12 +24,12 @@ _MAX_RECORDS_SHOWN = 5
 #: Targets of operators who mean the root: alone, or with the domain appended for lack of a final dot.
 _MEANT_AS_ROOT = {"0", "null", "none"}
 
-#: Why a record that only a domain which receives mail needs has to go: RFC 8460, RFC 8461, RFC 7672.
+#: Why a record that only a domain which receives mail needs has to go: RFC 8461, RFC 8460, RFC 7672.
 _REMOVE = {
-    "MTA-STS": "only for a domain that receives mail; remove it, once a policy with mode: none has replaced its policy "
-    "(RFC 8461 section 8.3)",
-    "TLSRPT": "only for a domain that receives mail; remove it",
-    "TLSA": "senders that heed it (DANE) require TLS, and try again for days; remove it",
+    "MTA-STS": "it is for domains that receive mail: remove it, once a policy with mode: none has replaced the one it "
+    "announces (RFC 8461 section 8.3)",
+    "TLSRPT": "it is for domains that receive mail: remove it",
+    "TLSA": "senders that heed it (DANE) require TLS, and try again for days: remove it",
 }
 
 
@@ -86,7 +86,7 @@ def judge_mx(mx: "MXAnswer", owner: str, *, sends: bool) -> Finding:
         where = "its MX hosts" if mx.records else "its own addresses (RFC 5321 section 5.1)"
         status, words = Status.ADVICE, f"no null MX, so senders connect to {where}"
     publish = "" if sends or status is Status.OK else f"{owner}. IN MX 0 ."
-    found = f"{_shown_mx(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none"
+    found = f"{_shown(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none"
     return Finding("MX", mx.domain, found, status, words, publish)
 
 
@@ -103,9 +103,9 @@ def _mx_fault(mx: "MXAnswer") -> str:
 
 
 class Publications:
-    """What one existing domain publishes about mail, as ``resolver`` finds it. ``sends``: its owner says that it sends.
+    """What one existing domain publishes about mail, as ``resolver`` finds it.
 
-    ``sends`` is True afterwards if the SPF record says so.
+    ``sends``: its owner says that it sends mail; True afterwards if its SPF record says so.
     """
 
     def __init__(self, resolver: "Resolver", domain: str, *, sends: bool) -> None:
@@ -116,37 +116,33 @@ class Publications:
     async def findings(self, mx: "MXAnswer", hosts: Sequence[str]) -> list[Finding]:
         """Return all findings but those on ``mx``. ``hosts``: where mail goes, whose TLSA records matter."""
         domain = self._domain
-        spf = await self._find("SPF", domain, self._spf)  # first: what is right of the others depends on it
-        found = await asyncio.gather(
-            self._find("DMARC", f"_dmarc.{domain}", self._dmarc),
-            self._find("MTA-STS", f"_mta-sts.{domain}", partial(self._leftover, "MTA-STS", "v=STSv1")),
-            self._find("TLSRPT", f"_smtp._tls.{domain}", partial(self._leftover, "TLSRPT", "v=TLSRPTv1")),
-            *(self._find("TLSA", f"_25._tcp.{host}", self._tlsa) for host in hosts[:_MAX_TLSA]),
-            self._find("MX", f"www.{domain}", partial(self._other_mx, mx)),
-            self._find("MX", f"*.{domain}", partial(self._other_mx, mx)),
+        spf = await self._find(self._spf, "SPF", domain)  # first: what is right of the others depends on it
+        others = await asyncio.gather(
+            self._find(self._dmarc, "DMARC", f"_dmarc.{domain}"),
+            self._find(partial(self._text_leftover, "v=STSv1"), "MTA-STS", f"_mta-sts.{domain}"),
+            self._find(partial(self._text_leftover, "v=TLSRPTv1"), "TLSRPT", f"_smtp._tls.{domain}"),
+            *(self._find(self._tlsa, "TLSA", f"_25._tcp.{host}") for host in hosts[:_MAX_TLSA]),
+            self._find(partial(self._other_mx, mx), "MX", f"www.{domain}"),
+            self._find(partial(self._other_mx, mx), "MX", f"*.{domain}"),
         )
-        return [finding for finding in (spf, *found) if finding]
+        return [finding for finding in (spf, *others) if finding]
 
-    async def _find(self, subject: str, name: str, judge: Callable[[str], Awaitable[Finding | None]]) -> Finding | None:
+    async def _find(
+        self, judge: Callable[[str, str], Awaitable[Finding | None]], subject: str, name: str
+    ) -> Finding | None:
         try:
-            return await judge(name)
+            return await judge(subject, name)
         except DNSError as error:
             return Finding(subject, name, "?", Status.UNKNOWN, f"DNS does not answer: {error.reason}")
 
-    async def _spf(self, name: str) -> Finding:
-        owner, texts = await self._texts(name)
-        texts = spf_texts(texts)
+    async def _spf(self, subject: str, name: str) -> Finding:
+        owner, found = await self._texts(name)
+        texts = spf_texts(found)
         policies = [await self._follow_redirects(parse_spf(text)) for text in texts]
-        publish = zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all")
-        if not policies:
-            words = "nothing tells receivers which hosts may send mail as this domain"
-            words += "" if self.sends else " (if it sends mail itself, use --sends)"
-            return Finding("SPF", name, "none", Status.ADVICE, words, publish)
-        status, words = Status.WRONG, "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
-        if len(policies) == 1:
-            status, words = _judge_spf(policies[0], says_sends=self.sends)
+        status, words = _judge_spf(policies, says_sends=self.sends)
+        publish = zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all") if status is not Status.OK else ""
         self.sends = self.sends or any(policy.sends for policy in policies)
-        return Finding("SPF", name, _enumerated(texts), status, words, "" if status is Status.OK else publish)
+        return Finding(subject, name, _quoted(texts) or "none", status, words, publish)
 
     async def _follow_redirects(self, policy: SPF) -> SPF:
         """Return the policy that applies in the end; a redirect that leads nowhere is an error (RFC 7208 §6.1)."""
@@ -154,48 +150,46 @@ class Publications:
         for _ in range(_MAX_REDIRECTS):
             if not policy.redirect:
                 return policy._replace(sends=sends or policy.sends)
-            texts = spf_texts((await self._texts(policy.redirect))[1])
-            if len(texts) != 1:
+            _, texts = await self._texts(policy.redirect)
+            if len(texts := spf_texts(texts)) != 1:
                 break
             policy = parse_spf(texts[0])
-        return SPF(f"it redirects to {policy.redirect}, which is no single record", sends, False, "")
+        return SPF(f"it redirects to {policy.redirect}, which has not one record", sends, False, "")
 
-    async def _dmarc(self, name: str) -> Finding:
+    async def _dmarc(self, subject: str, name: str) -> Finding:
         owner, own = await self._dmarc_tags(self._domain)
-        # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
-        publish = zone_txt(owner if own or owner.startswith("_dmarc.") else name, dmarc_text(own[0] if own else {}))
-        if len(own) > 1:
-            words = "receivers ignore all of several records (RFC 7489 section 6.6.3)"
-            return Finding("DMARC", name, f"{len(own)} records", Status.WRONG, words, publish)
         parent, tags = ("", own[0]) if own else await self._inherited_dmarc()
-        policy = dmarc_policy(tags, of_subdomain=not own)
-        below = dmarc_policy(tags, of_subdomain=True)
+        policy, below = dmarc_policy(tags, of_subdomain=not own), dmarc_policy(tags, of_subdomain=True)
         is_partial = tags.get("t") == "y" or tags.get("pct", "100") != "100"
         found = f"policy {policy}" + (f", {below} for subdomains" if below != policy else "") if tags else "none"
         found += (" in part" if is_partial else "") + (f", inherited from {parent}" if parent else "")
-        if policy == below == "reject" and not is_partial:
-            return Finding(
-                "DMARC", name, found, Status.OK, "receivers reject mail that pretends to be from this domain"
-            )
-        if self.sends:
-            return Finding("DMARC", name, found, Status.OK, "for a domain that sends mail this is its owner's choice")
-        words = "receivers should reject all mail that pretends to be from this domain"
-        return Finding("DMARC", name, found, Status.ADVICE, words, publish)
+        status, words = Status.ADVICE, "receivers should reject all mail that pretends to be from this domain"
+        if len(own) > 1:
+            found, status = f"{len(own)} records", Status.WRONG
+            words = "receivers ignore all of several records (RFC 7489 section 6.6.3)"
+        elif policy == below == "reject" and not is_partial:
+            status, words = Status.OK, "receivers reject mail that pretends to be from this domain"
+        elif self.sends:
+            status, words = Status.OK, "for a domain that sends mail this is its owner's choice"
+        # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
+        owner = owner if own or owner.startswith("_dmarc.") else name
+        publish = zone_txt(owner, dmarc_text(own[0] if own else {})) if status is not Status.OK else ""
+        return Finding(subject, name, found, status, words, publish)
 
     async def _inherited_dmarc(self) -> tuple[str, dict[str, str]]:
         """Return the organizational domain that has a record, or the public suffix above it, and the record's tags.
 
-        Without a list of public suffixes: by the DNS tree walk of RFC 9989 §4.10, which RFC 7489 had not.
+        By the DNS tree walk of RFC 9989 §4.10, which needs no list of public suffixes, as RFC 7489 did.
         """
         labels = self._domain.split(".")[-_MAX_WALK:]
         found: tuple[str, dict[str, str]] = "", {}
         for start in range(1, len(labels)):
             name = ".".join(labels[start:])
             _, records = await self._dmarc_tags(name)
-            psd = records[0].get("psd", "").lower() if len(records) == 1 else ""
-            if psd == "y" and found[0] == ".".join(labels[start - 1 :]):
-                break
-            if len(records) == 1:
+            if len(records) != 1:
+                continue
+            psd = records[0].get("psd", "").lower()
+            if psd != "y" or found[0] != ".".join(labels[start - 1 :]):
                 found = name, records[0]
             if psd in {"y", "n"}:
                 break
@@ -205,33 +199,31 @@ class Publications:
         owner, texts = await self._texts(f"_dmarc.{domain}")
         return owner, [tags for text in texts if (tags := parse_dmarc(text))]
 
-    async def _leftover(self, subject: str, version: str, name: str) -> Finding | None:
-        texts = [text for text in (await self._texts(name))[1] if text.startswith(version)]
-        return Finding(subject, name, _enumerated(texts), Status.WRONG, _REMOVE[subject]) if texts else None
+    async def _text_leftover(self, version: str, subject: str, name: str) -> Finding | None:
+        _, texts = await self._texts(name)
+        found = _quoted([text for text in texts if text.startswith(version)])
+        return Finding(subject, name, found, Status.WRONG, _REMOVE[subject]) if found else None
 
-    async def _tlsa(self, name: str) -> Finding | None:
+    async def _tlsa(self, subject: str, name: str) -> Finding | None:
         records = (await self._query(name, "TLSA")).records
-        return Finding("TLSA", name, f"records: {len(records)}", Status.WRONG, _REMOVE["TLSA"]) if records else None
+        return Finding(subject, name, f"records: {len(records)}", Status.WRONG, _REMOVE[subject]) if records else None
 
-    async def _other_mx(self, domain_mx: "MXAnswer", name: str) -> Finding | None:
-        """Judge the MX set of a name below the domain, or of ``*``: it should refuse mail like the domain."""
+    async def _other_mx(self, domain_mx: "MXAnswer", subject: str, name: str) -> Finding | None:
+        """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
         asked = name.replace("*", secrets.token_hex(8))  # a name that only a wildcard can answer for
         mx, *addresses = await asyncio.gather(*(self._query(asked, rdtype) for rdtype in ("MX", "A", "AAAA")))
         records: tuple[Any, ...] = mx.records
         targets = tuple(sorted((record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records))
-        found = (_shown_mx(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else "")
+        found = (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else "")
         publish = f"{mx.name if mx.is_alias else name}. IN MX 0 ."
         if targets == ((0, "."),) or (mx.is_alias and targets and targets == domain_mx.records):
-            return Finding(
-                "MX", name, found, Status.OK, "as the domain's" if targets == domain_mx.records else "a null MX"
-            )
+            return Finding(subject, name, found, Status.OK, "mail to this name is treated as mail to the domain")
         if targets:
-            return Finding(
-                "MX", name, found, Status.WRONG, "mail to this name goes there; let it have a null MX", publish
-            )
+            words = "mail to this name goes there; let it have a null MX"
+            return Finding(subject, name, found, Status.WRONG, words, publish)
         if any(answer.records for answer in addresses):
             words = "mail to this name goes to its address; let it have a null MX"
-            return Finding("MX", name, found, Status.ADVICE, words, publish)
+            return Finding(subject, name, found, Status.ADVICE, words, publish)
         return None
 
     async def _texts(self, name: str) -> tuple[str, list[str]]:
@@ -246,25 +238,30 @@ class Publications:
         return await self._resolver.query(name, rdtype)
 
 
-def _judge_spf(policy: SPF, *, says_sends: bool) -> tuple[Status, str]:
-    if policy.error:
-        return Status.WRONG, f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}"
-    if policy.passes_all:
-        return Status.ADVICE, "every host may send mail as this domain"
-    if policy.sends:
-        return Status.OK, "the domain sends mail: not every host fails"
-    if says_sends:
-        return Status.WRONG, "no host may send mail as this domain, but it sends"
-    return Status.OK, "no host may send mail as this domain"
+def _judge_spf(policies: Sequence[SPF], *, says_sends: bool) -> tuple[Status, str]:
+    if len(policies) > 1:
+        return Status.WRONG, "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
+    if not policies:
+        hint = "" if says_sends else " (if it sends mail itself, use --sends)"
+        return Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"
+    (policy,) = policies
+    rules = (
+        (policy.error, Status.WRONG, f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}"),
+        (policy.passes_all, Status.ADVICE, "every host may send mail as this domain"),
+        (policy.sends, Status.OK, "the domain sends mail: not every host fails"),
+        (says_sends, Status.WRONG, "no host may send mail as this domain, but it sends"),
+        (True, Status.OK, "no host may send mail as this domain"),
+    )
+    return next((status, words) for applies, status, words in rules if applies)
 
 
-def _shown_mx(records: Sequence[tuple[int, str]]) -> str:
+def _shown(records: Sequence[tuple[int, str]]) -> str:
     """Return an MX set on one line."""
     shown = ", ".join(f"{preference} {target}" for preference, target in records[:_MAX_RECORDS_SHOWN])
     more = len(records) - _MAX_RECORDS_SHOWN
     return f"{len(records)} records, {shown} and {more} more" if more > 0 else shown
 
 
-def _enumerated(texts: Sequence[str]) -> str:
-    """Return TXT records on one line, quoted."""
+def _quoted(texts: Sequence[str]) -> str:
+    """Return TXT records on one line."""
     return ", ".join(quoted(text.encode("latin-1")) for text in texts)

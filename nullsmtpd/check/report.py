@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nullsmtpd.check.outcome import Probe
+from nullsmtpd.check.probe import Probe
 
 if TYPE_CHECKING:  # imported only for --domain
     from nullsmtpd.check.domain import DomainReport, HostReport

@@ -14,15 +14,23 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from nullsmtpd.check.domain import DomainReport
-    from nullsmtpd.check.outcome import Probe
+    from nullsmtpd.check.probe import Probe
 
-__all__ = ["options", "run"]
+__all__ = ["make_parser", "run"]
 
 _GOOD, _BAD, _USAGE = 0, 1, 2
 
 _SMTP_PORT = 25
 _MAX_PORT = 65535
 _T = TypeVar("_T")
+
+_TIMEOUT = (
+    f"for one address, and for one DNS query (default: {TIMEOUT:g}; as a health check {BUDGET:g} for all addresses)"
+)
+_MODE = "how HOST should refuse: close (the default), session or mail; as a health check that of NULLSMTPD_MODE"
+_DOMAIN = "domains to check; needs the extra [relay] of the distribution"
+_ALLOW_PRIVATE = "treat private, loopback and other addresses that are not on the public Internet like all others"
+_RESOLVER = "the name server for --domain (default: those of /etc/resolv.conf)"
 
 _DESCRIPTION = """\
 Connect to each address of HOST, and check that it refuses mail properly: one
@@ -50,14 +58,12 @@ The output has no vertical bar, where performance data would begin.
 def run(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Check, report on stdout, and return the exit status, see --help."""
     try:
-        if not arguments:
-            return _report_each(check_health(environment))
-        return _run(arguments, environment)
+        return _run(arguments, environment) if arguments else _report_each(check_health(environment))
     except ValueError as error:  # an invalid environment
-        return _print(STDERR, f"nullsmtpd check: {error}", _USAGE)
+        return _print(f"nullsmtpd check: {error}", _USAGE, STDERR)
     except (OSError, RuntimeError) as error:  # out of file descriptors, threads or memory
         reason = getattr(error, "strerror", None) or error
-        return _print(STDERR, f"nullsmtpd check: cannot run: {reason}; see the limits of this process", _BAD)
+        return _print(f"nullsmtpd check: cannot run: {reason}; see the limits of this process", _BAD, STDERR)
 
 
 def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
@@ -65,11 +71,11 @@ def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
     from nullsmtpd.cli.arguments import UsageError
     from nullsmtpd.nullmx import MissingExtraError, need_extra
 
-    parser = _parser()
+    parser = make_parser()
     if {"-h", "--help"} & set(arguments):
-        return _print(STDOUT, parser.format_help().rstrip(), _GOOD)
+        return _print(parser.format_help().rstrip(), _GOOD)
     if "--version" in arguments:
-        return _print(STDOUT, f"nullsmtpd {__version__}", _GOOD)
+        return _print(f"nullsmtpd {__version__}", _GOOD)
     try:
         options = parser.parse_intermixed_args(arguments)
         _reject_unused_flags(options)
@@ -77,12 +83,22 @@ def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
         if options.domain:
             need_extra()
     except (UsageError, MissingExtraError) as error:
-        return _print(STDERR, f"nullsmtpd check: {error}", _USAGE)
+        return _print(f"nullsmtpd check: {error}", _USAGE, STDERR)
+    if not options.json and not options.domain:
+        return _report_each(probes)
+    from nullsmtpd.check.report import as_json, domain_lines
+
+    probes, reports = list(probes), []
+    if not options.json:
+        _report_each(probes)
+    for report in _check_domains(options) if options.domain else ():
+        reports.append(report)
+        if not options.json:
+            _print("\n".join(domain_lines(report, strict=options.strict)), _GOOD)
+    is_good = all(seen.is_good for seen in probes) and all(report.passes(strict=options.strict) for report in reports)
     if options.json:
-        reports = list(_check_domains(options)) if options.domain else []
-        return _report_json(list(probes), reports, strict=options.strict)
-    status = _report_each(probes)
-    return max(status, _report_domains(_check_domains(options), strict=options.strict)) if options.domain else status
+        _print(as_json(probes, reports, is_good=is_good, strict=options.strict).replace("|", "\\u007c"), _GOOD)
+    return _GOOD if is_good else _BAD
 
 
 def _probe(options: "Namespace", environment: Mapping[str, str]) -> "Iterable[Probe]":
@@ -101,59 +117,33 @@ def _probe(options: "Namespace", environment: Mapping[str, str]) -> "Iterable[Pr
 
 def _check_domains(options: "Namespace") -> "Iterator[DomainReport]":
     import asyncio
+    from functools import partial
 
     from nullsmtpd.check.domain import check_domain
 
-    for descriptor in (
-        *os.pipe(),
-        *os.pipe(),
-    ):  # an event loop takes 3, and prints a traceback if there are fewer
+    for descriptor in os.pipe() + os.pipe():  # an event loop takes three, and prints a traceback if there are fewer
         os.close(descriptor)
+    check = partial(check_domain, port=options.port or _SMTP_PORT, timeout=options.timeout or TIMEOUT)
     with asyncio.Runner() as runner:
         for domain in dict.fromkeys(options.domain):
-            yield runner.run(
-                check_domain(
-                    domain,
-                    port=options.port or _SMTP_PORT,
-                    resolver=options.resolver,
-                    timeout=options.timeout or TIMEOUT,
-                    sends=options.sends,
-                    allow_private=options.allow_private,
-                )
-            )
+            report = check(domain, resolver=options.resolver, sends=options.sends, allow_private=options.allow_private)
+            yield runner.run(report)
 
 
 def _report_each(probes: "Iterable[Probe]") -> int:
     """Print each result as soon as it is known: when a check that hangs is killed, those before it remain."""
     status = _GOOD
     for seen in probes:
-        status = _print(STDOUT, str(seen), status if seen.is_good else _BAD)
+        status = _print(str(seen), status if seen.is_good else _BAD)
     return status
 
 
-def _report_domains(reports: "Iterable[DomainReport]", *, strict: bool) -> int:
-    from nullsmtpd.check.report import domain_lines
-
-    status = _GOOD
-    for report in reports:
-        status = status if report.passes(strict=strict) else _BAD
-        _print(STDOUT, "\n".join(domain_lines(report, strict=strict)), status)
-    return status
-
-
-def _report_json(probes: "list[Probe]", reports: "list[DomainReport]", *, strict: bool) -> int:
-    from nullsmtpd.check.report import as_json
-
-    is_good = all(seen.is_good for seen in probes) and all(report.passes(strict=strict) for report in reports)
-    text = as_json(probes, reports, is_good=is_good, strict=strict)
-    return _print(STDOUT, text.replace("|", "\\u007c"), _GOOD if is_good else _BAD)
-
-
-def _parser() -> "ArgumentParser":
+def make_parser() -> "ArgumentParser":
     """Return a parser that raises `UsageError`."""
     from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
     from nullsmtpd.cli.arguments import UsageError, positive_seconds, shown
+    from nullsmtpd.nullmx import domain_of, resolver_address
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -170,44 +160,26 @@ def _parser() -> "ArgumentParser":
         return checked
 
     parser = Parser(
-        prog="nullsmtpd check",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        *("nullsmtpd check", None, _DESCRIPTION, _EPILOG),
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
     add = parser.add_argument
     add("hosts", metavar="HOST[:PORT]", nargs="*", help="what to connect to: a name, an IPv4 or an IPv6 address")
-    seconds = (
-        f"for connecting and the dialogue at one address, and for one DNS query (default: {TIMEOUT:g}; as a health "
-    )
-    seconds += f"check {BUDGET:g} for all addresses together)"
-    add("--timeout", metavar="SECONDS", type=typed(positive_seconds), help=seconds)
+    add("--timeout", metavar="SECONDS", type=typed(positive_seconds), help=_TIMEOUT)
     add("--early", action="store_true", help="send EHLO and MAIL before the greeting; the same reply is due")
-    mode = "how HOST should refuse: close (the default), session or mail; as a health check that of NULLSMTPD_MODE"
-    add("--mode", metavar="MODE", type=typed(known_mode), help=mode)
+    add("--mode", metavar="MODE", type=typed(known_mode), help=_MODE)
     add("--json", action="store_true", help="print one line of JSON")
-    domain = "domains to check; needs the extra [relay] of the distribution"
-    add("--domain", metavar="NAME", nargs="+", action="extend", type=typed(_domain), help=domain)
+    add("--domain", metavar="NAME", nargs="+", action="extend", type=typed(domain_of), help=_DOMAIN)
     add("--sends", action="store_true", help="the domains send mail, even if no SPF record says so")
     add("--strict", action="store_true", help="advice about a domain makes it bad, too")
-    private = "connect to private, loopback and other addresses of a domain that are not on the public Internet, too"
-    add("--allow-private", action="store_true", help=private)
-    port = f"for --domain, and for each HOST without one (default: {_SMTP_PORT})"
-    add("--port", metavar="PORT", type=typed(_port), help=port)
-    resolver = "the name server for --domain (default: those of /etc/resolv.conf)"
-    add("--resolver", metavar="ADDR[:PORT]", type=typed(_resolver), help=resolver)
+    add("--allow-private", action="store_true", help=_ALLOW_PRIVATE)
+    add("--port", metavar="PORT", type=typed(_port), help="for --domain and each HOST without a port (default: 25)")
+    add("--resolver", metavar="ADDR[:PORT]", type=typed(resolver_address), help=_RESOLVER)
     add("--version", action="store_true", help="print the version and exit")
     add("-h", "--help", action="store_true", help="print this and exit")
     return parser
-
-
-def options() -> dict[str, str]:
-    """Return the options in the order of --help, each with what stands for its value there; booleans have ``""``."""
-    actions = _parser()._actions  # noqa: SLF001 - argparse has no other way to list them
-    names = {action.option_strings[-1].removeprefix("--"): action for action in actions if action.option_strings}
-    return {name: str(action.metavar or "") for name, action in names.items() if name not in {"version", "help"}}
 
 
 def _reject_unused_flags(options: "Namespace") -> None:
@@ -221,20 +193,6 @@ def _reject_unused_flags(options: "Namespace") -> None:
         if other and getattr(options, name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} is for {other} only; give that too, or leave {flag} out")
-
-
-def _domain(text: str) -> str:
-    from nullsmtpd.nullmx import domain_of
-
-    if "@" in text:
-        raise ValueError("is an address; give the domain after the @")
-    return domain_of(text)
-
-
-def _resolver(text: str) -> tuple[str, int]:
-    from nullsmtpd.nullmx import resolver_address
-
-    return resolver_address(text)
 
 
 def _port(text: str) -> int:
@@ -259,6 +217,6 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
     return host, port
 
 
-def _print(descriptor: int, text: str, status: int) -> int:
+def _print(text: str, status: int, descriptor: int = STDOUT) -> int:
     """Print a line without "|", which begins performance data in the output of a Nagios plugin; return the status."""
     return print_line(descriptor, text.replace("|", "\\x7c"), status)

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, require_tools
+from support import PATIENCE, check_options, require_tools
 
-import nullsmtpd.cli.check
 import nullsmtpd.cli.relay
 import nullsmtpd.cli.responder
 from nullsmtpd.cli.arguments import Option
@@ -21,7 +20,7 @@ PIP_PATIENCE = 120.0  # seconds: a build in an environment of its own
 
 TABLES: dict[str, Mapping[str, Option]] = {
     "The responder": nullsmtpd.cli.responder._TABLE,
-    "check": {name: Option(value, "", "") for name, value in nullsmtpd.cli.check.options().items()},
+    "check": {name: Option(value, "", "") for name, value in check_options().items()},
     "relay": nullsmtpd.cli.relay._TABLE,
 }
 

@@ -1,6 +1,7 @@
 """SPF and DMARC records, and the lines of a zone file that `check` advises."""
 
-import dns.rdataclass
+from typing import Any
+
 import dns.rdatatype
 import dns.zone
 import pytest
@@ -195,6 +196,7 @@ def test_a_line_of_a_zone_file_is_read_as_what_it_says(text: str) -> None:
     assert line.isascii()
     assert line.isprintable()
     zone = dns.zone.from_text(f"$TTL 300\n{line}", origin=".", relativize=False, check_origin=False)
-    ((name, _, record),) = zone.iterate_rdatas(dns.rdatatype.TXT)
+    records: list[Any] = list(zone.iterate_rdatas(dns.rdatatype.TXT))
+    ((name, _, record),) = records
     assert name.to_text() == "_dmarc.example.org."
     assert b"".join(record.strings) == text.encode("latin-1")

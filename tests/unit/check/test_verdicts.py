@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import nullsmtpd
 from nullsmtpd.check.dialogue import Reply
 from nullsmtpd.check.domain import not_public
-from nullsmtpd.check.outcome import FIN, LEFT, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe
+from nullsmtpd.check.probe import FIN, LEFT, NO_FAMILY, REFUSED, RESET, SILENCE, UNREACHABLE, Probe
 from nullsmtpd.check.senders import SENDERS
 from nullsmtpd.check.verdicts import Behaviour, behaviour_of, verdict_on
 
