@@ -1,10 +1,4 @@
-"""Images and containers, by podman: built with or without a mirror, run with the README's options.
-
-As a command it prints the options with which ``podman build`` uses this machine's mirrors; their files are put into the
-directory given, for deploy/image/measure.py:
-
-    python deploy/image/measure.py $(python tests/containers.py DIRECTORY)
-"""
+"""Images and containers, by podman: built where no registry can be reached, run as the README says to run them."""
 
 import contextlib
 import itertools
@@ -12,14 +6,13 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from activation import hand_over
 from support import Daemon, require
 
-__all__ = ["HARDENED", "build_image", "default_suite", "mirror_options", "podman", "running_container"]
+__all__ = ["HARDENED", "build_image", "build_options", "podman", "running_container"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +21,7 @@ _CONFIGURATION = Path(os.environ.get("CONTAINER_TOOLS", ROOT.parent / "shared/co
 if _CONFIGURATION.exists():
     os.environ.setdefault("CONTAINERS_CONF", str(_CONFIGURATION))
 
-#: The README's restrictions, and no place to write to. The user is the image's.
+#: How little the README's container may do and have. Without a place that it could write to; its user is the image's.
 HARDENED = (
     "--read-only",
     "--read-only-tmpfs=false",
@@ -49,29 +42,24 @@ def podman(*arguments: str, prefix: Sequence[str] = ()) -> str:
 
 
 def build_image(tag: str, secrets: Path, *arguments: str, file: str = "Dockerfile") -> str:
-    """Build an image from the repository; return its name. ``secrets`` is an empty directory for `mirror_options`."""
-    suite = default_suite()
+    """Build an image from the repository; return its name. ``secrets`` is a directory for this machine's mirrors."""
+    name = f"localhost/nullsmtpd-test:{tag}"
+    podman("build", *build_options(secrets), f"--tag={name}", f"--file={ROOT / file}", *arguments, str(ROOT))
+    return name
+
+
+def build_options(secrets: Path) -> list[str]:
+    """Return what a build takes on this machine: the format of the health check, and the way to its mirrors."""
+    suite = re.findall(r"^ARG DEBIAN=(\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
     base = f"docker.io/library/debian:{suite}-slim"
     if subprocess.run(["podman", "image", "exists", base], check=False).returncode:
         pulled = subprocess.run(["podman", "pull", "--quiet", base], capture_output=True, check=False)
         require(pulled.returncode == 0, f"the image {base}")
-    name = f"localhost/nullsmtpd-test:{tag}"
-    podman(
-        *("build", "--format=docker", "--network=host", f"--tag={name}", f"--file={ROOT / file}"),
-        *mirror_options(secrets, suite),
-        *(*arguments, str(ROOT)),
-    )
-    return name
+    return ["--format=docker", "--network=host", *_mirrors(secrets, suite)]
 
 
-def default_suite() -> str:
-    """Return the Debian release that the Dockerfile uses."""
-    suites: list[str] = re.findall(r"^ARG DEBIAN=(\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    return suites[0]
-
-
-def mirror_options(directory: Path, suite: str) -> Iterator[str]:
-    """Yield the build secrets, written to ``directory``, with which a build uses this machine's mirrors."""
+def _mirrors(directory: Path, suite: str) -> Iterator[str]:
+    """Yield the secrets that lead a build to Debian and PyPI in the way that this machine takes."""
     sources = Path("/etc/apt/sources.list.d/debian.sources")
     if sources.exists():
         here = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
@@ -118,7 +106,3 @@ def running_container(
     finally:
         podman("rm", "--force", "--ignore", "--time=0", name, prefix=prefix)
         process.wait()
-
-
-if __name__ == "__main__":
-    print(*mirror_options(Path(sys.argv[1]), default_suite()))  # noqa: T201 - its only output

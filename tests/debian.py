@@ -119,7 +119,7 @@ class Chroot:
     def command(self, *command: str, user: str = "root") -> list[str]:
         """Return the command which, run outside, runs this one inside, as one of the users there."""
         home = "/root" if user == "root" else f"/home/{user}"
-        environment = ["env", "--ignore-environment", *_ENVIRONMENT, *_proxies_and_certificates(), f"HOME={home}"]
+        environment = ["env", "--ignore-environment", *ENVIRONMENT, *_proxies_and_certificates(), f"HOME={home}"]
         become = [] if user == "root" else ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
         return [*self._namespaces, "--root", "--wd", "--", *environment, *become, *command]
 
@@ -156,7 +156,7 @@ class Chroot:
         subprocess.run([*self._namespaces, "--", *tar, f"--file={archive}", "."], check=True, timeout=_BUILD_PATIENCE)
 
 
-_ENVIRONMENT = (
+ENVIRONMENT = (
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG=C.UTF-8",
     "DEBIAN_FRONTEND=noninteractive",
