@@ -1,4 +1,10 @@
-"""Images and containers, by podman: built where no registry can be reached, run as the README says to run them."""
+"""Images and containers, by podman: built with or without a mirror, run with the README's options.
+
+As a command it prints the options with which ``podman build`` uses this machine's mirrors; their files are put into the
+directory given, for deploy/image/measure.py:
+
+    python deploy/image/measure.py $(python tests/containers.py DIRECTORY)
+"""
 
 import contextlib
 import itertools
@@ -6,13 +12,14 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from activation import hand_over
 from support import Daemon, require
 
-__all__ = ["HARDENED", "build_image", "build_options", "podman", "running_container"]
+__all__ = ["HARDENED", "build_image", "build_options", "default_suite", "mirror_options", "podman", "running_container"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +28,7 @@ _CONFIGURATION = Path(os.environ.get("CONTAINER_TOOLS", ROOT.parent / "shared/co
 if _CONFIGURATION.exists():
     os.environ.setdefault("CONTAINERS_CONF", str(_CONFIGURATION))
 
-#: How little the README's container may do and have. Without a place that it could write to; its user is the image's.
+#: The README's restrictions, and no place to write to. The user is the image's.
 HARDENED = (
     "--read-only",
     "--read-only-tmpfs=false",
@@ -42,24 +49,30 @@ def podman(*arguments: str, prefix: Sequence[str] = ()) -> str:
 
 
 def build_image(tag: str, secrets: Path, *arguments: str, file: str = "Dockerfile") -> str:
-    """Build an image from the repository; return its name. ``secrets`` is a directory for this machine's mirrors."""
+    """Build an image from the repository; return its name. ``secrets`` is an empty directory for `mirror_options`."""
     name = f"localhost/nullsmtpd-test:{tag}"
     podman("build", *build_options(secrets), f"--tag={name}", f"--file={ROOT / file}", *arguments, str(ROOT))
     return name
 
 
 def build_options(secrets: Path) -> list[str]:
-    """Return what a build takes on this machine: the format of the health check, and the way to its mirrors."""
-    suite = re.findall(r"^ARG DEBIAN=(\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
+    """Return the options of ``podman build`` on this machine, and require the base image. ``secrets``: as above."""
+    suite = default_suite()
     base = f"docker.io/library/debian:{suite}-slim"
     if subprocess.run(["podman", "image", "exists", base], check=False).returncode:
         pulled = subprocess.run(["podman", "pull", "--quiet", base], capture_output=True, check=False)
         require(pulled.returncode == 0, f"the image {base}")
-    return ["--format=docker", "--network=host", *_mirrors(secrets, suite)]
+    return ["--format=docker", "--network=host", *mirror_options(secrets, suite)]
 
 
-def _mirrors(directory: Path, suite: str) -> Iterator[str]:
-    """Yield the secrets that lead a build to Debian and PyPI in the way that this machine takes."""
+def default_suite() -> str:
+    """Return the Debian release that the Dockerfile uses."""
+    suites: list[str] = re.findall(r"^ARG DEBIAN=(\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return suites[0]
+
+
+def mirror_options(directory: Path, suite: str) -> Iterator[str]:
+    """Yield the build secrets, written to ``directory``, with which a build uses this machine's mirrors."""
     sources = Path("/etc/apt/sources.list.d/debian.sources")
     if sources.exists():
         here = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
@@ -106,3 +119,7 @@ def running_container(
     finally:
         podman("rm", "--force", "--ignore", "--time=0", name, prefix=prefix)
         process.wait()
+
+
+if __name__ == "__main__":
+    print(*mirror_options(Path(sys.argv[1]), default_suite()))  # noqa: T201 - its only output
