@@ -48,7 +48,7 @@ def spf_texts(texts: Iterable[str]) -> list[str]:
 def parse_spf(text: str) -> SPF:
     """Parse one SPF record. Includes and hosts are not looked up: who names any wants their mail to pass."""
     modifiers: dict[str, str] = {}
-    passed: list[str] = []  # the qualifiers of the mechanisms that count, all of them up to "all"
+    qualifiers: list[str] = []  # of the mechanisms that count, all of them up to "all"
     ends_in_all = False
     for term in filter(None, text.split(" ")[1:]):
         if found := _MODIFIER.fullmatch(term):
@@ -58,13 +58,15 @@ def parse_spf(text: str) -> SPF:
             modifiers[name] = found["value"]
         elif (found := _MECHANISM.fullmatch(term)) and _is_network(found["ip4"], 4) and _is_network(found["ip6"], 6):
             if not ends_in_all:
-                passed.append(found["qualifier"] or "+")
+                qualifiers.append(found["qualifier"] or "+")
             ends_in_all = ends_in_all or bool(found["all"])
         else:
             return SPF(f"{quoted(term.encode('latin-1'))} is no valid term", False, False, "")
     redirect = "" if ends_in_all else modifiers.get("redirect", "")
-    is_neutral = not ends_in_all and not redirect  # §4.7
-    return SPF("", is_neutral or set(passed) - {"-"} != set(), ends_in_all and passed[-1] == "+", redirect)
+    if "%" in redirect or not (ends_in_all or redirect):  # it depends on the message, or it is neutral (§4.7)
+        return SPF("", True, False, "")
+    sends = any(qualifier != "-" for qualifier in qualifiers)
+    return SPF("", sends, ends_in_all and qualifiers[-1] == "+", redirect)
 
 
 def _is_network(text: str | None, version: int) -> bool:

@@ -21,7 +21,6 @@ __all__ = ["make_parser", "run"]
 _GOOD, _BAD, _USAGE = 0, 1, 2
 
 _SMTP_PORT = 25
-_MAX_PORT = 65535
 _T = TypeVar("_T")
 
 _TIMEOUT = (
@@ -49,8 +48,8 @@ exit status:
   2  invalid options or environment
 
 Nagios and Icinga take 1 for WARNING and 2 for CRITICAL. A command_line that
-has a bad host CRITICAL, with "negate" of the monitoring plugins:
-  negate -w CRITICAL -c UNKNOWN /usr/bin/nullsmtpd check $HOSTADDRESS$
+makes a bad host CRITICAL, with "negate" of the monitoring plugins:
+  negate -w CRITICAL /usr/bin/nullsmtpd check $HOSTADDRESS$
 The output has no vertical bar, where performance data would begin.
 """
 
@@ -196,9 +195,13 @@ def _reject_unused_flags(options: "Namespace") -> None:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(_MAX_PORT)) or not 1 <= int(text) <= _MAX_PORT:
-        raise ValueError(f"is not a port; give a number from 1 to {_MAX_PORT}")
-    return int(text)
+    try:
+        port = parse_address(f":{text}").port
+    except ValueError:
+        port = 0
+    if not port:
+        raise ValueError("is not a port; give a number from 1 to 65535")
+    return port
 
 
 def _host(text: str, default_port: int) -> tuple[str, int]:

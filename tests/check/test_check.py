@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -400,6 +401,21 @@ def test_help_version_and_the_forms_of_a_host(text: str) -> None:
     assert "exit status:" in usage
     assert run_cli("check", "-h").stdout == usage
     assert run_cli("check", "--version").stdout == f"nullsmtpd {nullsmtpd.__version__}\n"
+
+
+def test_nagios_takes_a_bad_host_for_critical_with_the_command_of_the_help(server: Server) -> None:
+    """And nothing of what a server sends is performance data to it: no output has a vertical bar."""
+    negate = Path("/usr/lib/nagios/plugins/negate")
+    require(negate.exists(), "monitoring-plugins-basic")
+    command = re.search(r"^  negate (.*) /usr/bin/nullsmtpd check ", run_cli("check", "--help").stdout, re.MULTILINE)
+    assert command
+    server.deeds = [b"521 a|b=1\r\n", FIN]
+    for options, status in (([], 0), (["--json"], 0), (["--mode", "mail"], 2)):
+        check = [sys.executable, "-m", "nullsmtpd", "check", server.target, *options]
+        done = subprocess.run([negate, *command[1].split(), *check], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done
+        assert "|" not in done.stdout
+        assert re.search(r"521 a\\(x7c|u007c)b=1", done.stdout)
 
 
 def test_several_hosts_are_each_reported_in_their_order(server: Server) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 import dns.zone
 import pytest
 from hosts import Host, open_host
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from misbehaving import FIN, HOLD, LISTEN, Server
 from name_server import name_server
 from support import LINE, PATIENCE, require_root, require_tools, run_cli, starting
@@ -23,7 +25,8 @@ from zones import RESOLVER, resolving
 
 import nullsmtpd
 from nullsmtpd.check.dialogue import ANY
-from nullsmtpd.check.report import domain_lines
+from nullsmtpd.check.domain import not_public
+from nullsmtpd.check.report import as_json, domain_lines
 from nullsmtpd.check.verdicts import Behaviour, behaviour_of
 
 # Where each kind of server is. Nothing that is sent to these addresses leaves the namespace.
@@ -530,6 +533,109 @@ def test_no_domain_takes_more_queries_than_there_may_be(monkeypatch: pytest.Monk
         report = asyncio.run(nullsmtpd.check_domain("plain.example", resolver=dns_server.address))
         assert sum(dns_server.asked.values()) == 5
     assert not report.is_good
+
+
+REJECT, NONE = "v=DMARC1; p=reject", "v=DMARC1; p=none; sp=quarantine"
+
+
+@pytest.mark.parametrize(
+    ("records", "found"),
+    [
+        ({"example": [REJECT]}, "policy reject, inherited from example"),
+        ({"b.example": [NONE], "example": [REJECT]}, "policy reject, inherited from example"),  # the fewest labels
+        ({"b.example": [NONE]}, "policy quarantine, inherited from b.example"),
+        (
+            {"a.b.example": [NONE], "b.example": [f"{REJECT}; psd=n"], "example": [NONE]},
+            "policy reject, inherited from b.e",
+        ),
+        ({"b.example": [REJECT], "example": [f"{NONE}; psd=y"]}, "policy reject, inherited from b.example"),
+        ({"a.b.example": [NONE], "example": [f"{REJECT}; psd=Y"]}, "policy reject, inherited from example"),
+        ({"b.example": [REJECT, REJECT], "example": [NONE]}, "policy quarantine, inherited from example"),
+        ({"x.a.b.example": [NONE], "example": [REJECT]}, "policy none, quarantine for subdomains"),
+        ({"x.a.b.example": [f"{REJECT}; t=y"]}, "policy reject in part"),
+        ({"x.a.b.example": ["v=spf1 -all"]}, "none"),
+    ],
+)
+def test_rfc9989_4_10_the_policy_of_the_organizational_domain_is_inherited(
+    records: dict[str, list[str]], found: str
+) -> None:
+    """The record with the fewest labels, or that which psd= marks; the domain's own comes first."""
+    with name_server() as dns_server:
+        dns_server.mx["x.a.b.example"] = ["0 ."]
+        dns_server.texts = {f"_dmarc.{name}": [f'"{text}"' for text in texts] for name, texts in records.items()}
+        report = asyncio.run(nullsmtpd.check_domain("x.a.b.example", resolver=dns_server.address))
+    (dmarc,) = (finding for finding in report.findings if finding.subject == "DMARC")
+    assert dmarc.found.startswith(found)
+    assert dmarc.status == ("ok" if found.startswith("policy reject, inherited") else "advice")
+
+
+def test_rfc9989_4_10_a_tree_walk_takes_eight_queries() -> None:
+    """Of a domain with more labels only the last seven are looked at."""
+    with name_server() as dns_server:
+        domain = ".".join("abcdefghijk") + ".example"
+        dns_server.mx[domain] = ["0 ."]
+        asyncio.run(nullsmtpd.check_domain(domain, resolver=dns_server.address))
+        asked = {name.removeprefix("_dmarc.") for name, _ in dns_server.asked if name.startswith("_dmarc.")}
+    assert asked == {domain, *(".".join("fghijk"[n:]) + ".example" for n in range(6)), "example"}
+
+
+def test_a_name_that_is_too_long_is_not_looked_up() -> None:
+    """Below the longest domain there is nothing, and that is no failure of DNS."""
+    with name_server() as dns_server:
+        domain = ".".join(["x" * 63] * 3 + ["y" * 61])
+        dns_server.mx[domain] = ["0 ."]
+        report = asyncio.run(nullsmtpd.check_domain(domain, resolver=dns_server.address))
+    assert len(domain) == 253
+    assert report.is_good
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ({"null.example": "v=spf1 redirect=null.example"}, "redirects to null.example"),
+        ({"null.example": "v=spf1 redirect=gone.example"}, "redirects to gone.example"),
+        ({"null.example": "v=spf1 redirect=b.example", "b.example": "v=spf1 foo"}, "'foo' is no valid term"),
+    ],
+)
+def test_rfc7208_6_1_a_redirect_that_leads_nowhere_is_an_error(texts: dict[str, str], words: str) -> None:
+    """Receivers ignore such a record, and a domain without a valid one is not good."""
+    with name_server() as dns_server:
+        dns_server.texts = {name: [f'"{text}"'] for name, text in texts.items()}
+        report = asyncio.run(nullsmtpd.check_domain("null.example", resolver=dns_server.address))
+    (spf,) = (finding for finding in report.findings if finding.subject == "SPF")
+    assert words in spf.words
+    assert not report.is_good
+
+
+def escaped(octets: bytes) -> str:
+    return "".join(f"\\{octet:03d}" for octet in octets)
+
+
+LABELS = st.binary(min_size=1, max_size=8).map(escaped)
+
+
+@given(
+    texts=st.dictionaries(
+        st.sampled_from(
+            ["x.example", "_dmarc.x.example", "_mta-sts.x.example", "_smtp._tls.x.example", "_dmarc.example"]
+        ),
+        st.lists(
+            st.tuples(st.sampled_from([b"", b"v=spf1 ", b"v=DMARC1;", b"v=STSv1;"]), st.binary(max_size=40)), max_size=3
+        ).map(lambda records: [f'"{escaped(b"".join(record))}"' for record in records]),
+    ),
+    mx=st.lists(st.builds("{} {}.".format, st.integers(0, 65535), st.just("") | LABELS), max_size=3, unique=True),
+    addresses=st.lists(st.ip_addresses().map(str), max_size=3, unique=True),
+)
+@settings(max_examples=30)
+def test_no_zone_makes_the_check_fail(texts: dict[str, list[str]], mx: list[str], addresses: list[str]) -> None:
+    """Invariant: whatever a domain publishes, there is a report of printable lines, and it can be JSON."""
+    with name_server() as dns_server:
+        dns_server.mx["x.example"], dns_server.texts = mx, texts
+        dns_server.addresses["x.example"] = [address for address in addresses if not_public(address)]
+        report = asyncio.run(nullsmtpd.check_domain("x.example", resolver=dns_server.address))
+    assert all(line.isascii() and line.isprintable() for line in domain_lines(report))
+    assert json.loads(as_json([], [report], is_good=False, strict=False))
+    assert not any(host.probes for host in report.hosts)
 
 
 def test_without_dnspython_one_line_says_what_to_install() -> None:

@@ -82,6 +82,7 @@ DMARC_TEXTS = st.lists(
         ("v=spf1 +all", True, True, ""),
         ("v=spf1 all", True, True, ""),
         ("v=spf1 mx redirect=x.example", True, False, "x.example"),
+        ("v=spf1 redirect=%{d}.example", True, False, ""),
     ],
 )
 def test_rfc7208_4_6_what_a_record_permits(text: str, *, sends: bool, passes_all: bool, redirect: str) -> None:
