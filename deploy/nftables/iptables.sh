@@ -3,7 +3,7 @@
 #
 # Running it again replaces its own rules, which come first; no other rule is touched. Differences from nftables:
 # - Each family has a common limit of its own.
-# - When a flood from forged addresses has filled the table of hashlimit, further sources are dropped; nft lets them pass.
+# - When a flood from forged addresses has filled the table of hashlimit, new sources are dropped; nft lets them pass.
 # - A stateful firewall needs these rules, the second one if its output chain drops by default:
 #     -A INPUT -p tcp --dport 25 -m conntrack --ctstate NEW,UNTRACKED -j ACCEPT
 #     -A OUTPUT -p tcp --sport 25 -m conntrack --ctstate UNTRACKED -j ACCEPT
@@ -48,8 +48,8 @@ fragments() {
 	RULES
 }
 
-# $1: iptables or ip6tables; $2: table; $3: chain; $4: the built-in chain with a jump to it, if any. A load that failed, or
-# somebody's flush, may have left only some of them, so nothing that is missing is an error.
+# $1: iptables or ip6tables; $2: table; $3: chain; $4: the built-in chain with a jump to it, if any. A load that failed,
+# or somebody's flush, may have left only some of them, so nothing that is missing is an error.
 remove_chain() {
 	"$1" -w -t "$2" -S "$3" >/dev/null 2>&1 || return 0
 	[ -z "${4-}" ] || "$1" -w -t "$2" -D "$4" -j "$3" 2>/dev/null || :

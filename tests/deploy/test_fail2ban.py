@@ -1,6 +1,7 @@
 """deploy/fail2ban with the real fail2ban: the daemon's lines match in every kind of log, and clients are banned."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -271,3 +272,16 @@ def test_a_banned_client_is_refused(start: Start, ban: Ban, port: int) -> None:
 REDIRECTION = (
     "table ip engine { chain nat { type nat hook prerouting priority dstnat; tcp dport 25 redirect to :2525; }; }"
 )
+
+
+def test_fail2ban_accepts_the_configuration_as_it_is_installed(tmp_path: Path) -> None:
+    """With Debian's own jail for sshd on a host without rsyslog, and the line of deploy/README.md for it."""
+    require_tools("fail2ban-client")
+    shutil.copytree(INSTALLED, configuration := tmp_path / "fail2ban")
+    shutil.copytree(DEPLOY, configuration, dirs_exist_ok=True)
+    readme = (DEPLOY.parent / "README.md").read_text()
+    (sshd,) = re.findall(r"^printf '(.*)' \| sudo tee /etc/fail2ban/jail.d/sshd.local$", readme, re.MULTILINE)
+    (configuration / "jail.d" / "sshd.local").write_text(sshd.replace("\\n", "\n"))
+    command = ("fail2ban-client", "-c", str(configuration), "--test")
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "configuration test is successful" in checked.stdout, checked.stderr
