@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -139,21 +139,25 @@ class Machine:
             with self.clients(host) as client:
                 assert outcomes(client) == {"whole line": 1}, self.journal()
 
+    def write(self, path: str, text: str) -> None:
+        """Write a file in the machine."""
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && printf %s "$1" > "$0"', path, text)
+
     @contextlib.contextmanager
-    def drop_in(self, text: str) -> Iterator[None]:
-        """Run the service with a drop-in for the length of the block."""
-        directory = "/run/units/nullsmtpd.service.d"
-        self.run("sh", "-c", 'mkdir "$0" && printf %s "$1" > "$0/test.conf"', directory, text)
+    def drop_in(self, text: str, *, unit: str = "nullsmtpd.service", restart: Sequence[str] = ()) -> Iterator[None]:
+        """Have a drop-in for a unit for the length of the block; restart the unit, or others, before and after it."""
+        directory = f"/run/units/{unit}.d"
+        self.write(f"{directory}/test.conf", text)
         try:
-            self._restart()
+            self._restart(restart or [unit])
             yield
         finally:
             self.run("rm", "-r", directory)
-            self._restart()
+            self._restart(restart or [unit])
 
-    def _restart(self) -> None:
+    def _restart(self, units: Sequence[str]) -> None:
         self.run("systemctl", "daemon-reload")
-        self.run("systemctl", "restart", "nullsmtpd.service")
+        self.run("systemctl", "restart", *units)
 
 
 def outcomes(clients: subprocess.Popen[str]) -> dict[str, int]:
