@@ -1,6 +1,5 @@
-"""The dashboard in deploy/grafana: drawn from what the daemon really serves, as Prometheus itself reads it."""
+"""The dashboard in deploy/grafana: every panel shows something of the real daemon, by a real Prometheus."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools
+from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require_tools
 
 DASHBOARD = Path(__file__).parents[2] / "deploy/grafana/nullsmtpd.json"
 METRIC = re.compile(r"\b(?:nullsmtpd|process)_\w+")
 
-# What Grafana puts into a query.
+# What Grafana replaces in a query.
 VARIABLES = {"$__rate_interval": "1m", "$__range": "1m", "$instance": ".+"}
 
 
@@ -40,9 +39,8 @@ def queries() -> list[str]:
 
 @pytest.fixture
 def daemon(start: Start) -> Daemon:
-    """Return a daemon of two workers that serves its numbers and has answered a client."""
-    require(importlib.util.find_spec("prometheus_client"), "prometheus-client")
-    daemon = start("--metrics", "127.0.0.1:0", "--workers", "2")
+    """Return a daemon that serves metrics and has answered a client."""
+    daemon = start("--metrics", "127.0.0.1:0")
     with connect(daemon.address) as client:
         assert read_all(client) == LINE
     return daemon
@@ -59,11 +57,18 @@ def get(url: str) -> str:
 
 
 def test_every_metric_is_one_that_the_daemon_serves(daemon: Daemon) -> None:
-    """No panel asks for a name that is not there, and no number of the responder's own is left without a panel."""
+    """No panel asks for a metric that does not exist, and each of the responder's own has a panel."""
     served = set(METRIC.findall(re.sub("(?m)^#.*", "", get(f"http://{metrics_address(daemon)}/metrics"))))
     asked = set(METRIC.findall(" ".join(queries())))
     assert asked <= served
     assert {name for name in served if name.startswith("nullsmtpd_")} <= asked
+
+
+def test_every_metric_is_documented(daemon: Daemon) -> None:
+    """deploy/README.md lists the responder's own, and no other."""
+    served = set(METRIC.findall(re.sub("(?m)^#.*", "", get(f"http://{metrics_address(daemon)}/metrics"))))
+    table = "".join(re.findall(r"^\| `nullsmtpd_.*", (DASHBOARD.parents[1] / "README.md").read_text(), re.MULTILINE))
+    assert set(METRIC.findall(table)) == {name for name in served if name.startswith("nullsmtpd_")}
 
 
 def test_panels_do_not_overlap() -> None:
@@ -76,8 +81,8 @@ def test_panels_do_not_overlap() -> None:
     assert len(set(cells)) == len(cells)
 
 
-def test_nothing_in_it_belongs_to_one_grafana() -> None:
-    """Every data source is the one that the reader chooses; ids within are unique, and it has none of a database."""
+def test_it_can_be_imported_anywhere() -> None:
+    """Every data source is the one that the user selects; panel ids are unique, and there is no id of a database."""
     sources = re.findall(r'"uid": "([^"]*)"', json.dumps(dashboard()))
     assert set(sources) == {"${datasource}", dashboard()["uid"]}
     assert "id" not in dashboard()
@@ -113,38 +118,38 @@ def unused_port() -> int:
     return port
 
 
-def answer(prometheus: str, query: str) -> list[Any]:
-    """Return what Prometheus makes of a query, nothing as long as it has not started; a mistake is an exception."""
+def result_of(prometheus: str, query: str) -> list[Any]:
+    """Return the result of a query, nothing until Prometheus has started; raise an exception if it is invalid."""
     for variable, value in VARIABLES.items():
         query = query.replace(variable, value)
     try:
-        said = json.loads(get(f"http://{prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": query})))
+        reply = json.loads(get(f"http://{prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": query})))
     except urllib.error.HTTPError as error:
         if error.code == 503:  # starting
             return []
         raise AssertionError(f"{query}: {error.read().decode()}") from None
     except urllib.error.URLError:
         return []
-    result: list[Any] = said["data"]["result"]
+    result: list[Any] = reply["data"]["result"]
     return result
 
 
-def wait_for_answers(prometheus: str, waiting: list[str]) -> None:
-    """Ask every query until it has an answer."""
+def wait_for_results(prometheus: str, waiting: list[str]) -> None:
+    """Repeat every query until it has a result."""
     deadline = time.monotonic() + PATIENCE
-    while waiting := [query for query in waiting if not answer(prometheus, query)]:
+    while waiting := [query for query in waiting if not result_of(prometheus, query)]:
         assert time.monotonic() < deadline, waiting
         time.sleep(0.1)
 
 
 def test_every_panel_shows_something(prometheus: str) -> None:
-    """A real Prometheus that scrapes the daemon has an answer to every query."""
-    wait_for_answers(prometheus, queries())
+    """A Prometheus that scrapes the daemon has a result for every query."""
+    wait_for_results(prometheus, queries())
 
 
 def test_a_mistaken_query_would_be_noticed(prometheus: str) -> None:
-    """What Prometheus cannot parse fails the test above, and what nothing matches has no answer."""
-    wait_for_answers(prometheus, ["nullsmtpd_workers"])
+    """An invalid query fails the test above, and a query that matches nothing has no result."""
+    wait_for_results(prometheus, ["nullsmtpd_lingering"])
     with pytest.raises(AssertionError, match="parse error"):
-        answer(prometheus, "sum(nullsmtpd_workers")
-    assert answer(prometheus, "nullsmtpd_workerz") == []
+        result_of(prometheus, "sum(nullsmtpd_lingering")
+    assert result_of(prometheus, "nullsmtpd_lingerings") == []

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: valid to the letter, as confined as the Pod Security Standards have it, and of one piece."""
+"""deploy/kubernetes: valid, confined as the Pod Security Standards demand, and consistent."""
 
 import copy
 import subprocess
@@ -15,7 +15,7 @@ import nullsmtpd
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 DAEMONSET, DEPLOYMENT = FOLDER / "daemonset.yaml", FOLDER / "deployment.yaml"
 
-#: The first that has preStop's sleep without being asked for it, and the newest of which there are schemas.
+#: The first with preStop's sleep enabled by default, and the newest of which there are schemas.
 VERSIONS = ("1.30", "1.37")
 
 Object = dict[str, Any]
@@ -24,7 +24,7 @@ each_file = pytest.mark.parametrize("path", [DAEMONSET, DEPLOYMENT], ids=lambda 
 
 
 def validate(path: Path, version: str) -> subprocess.CompletedProcess[str]:
-    """Check every document of a file against the schemas of a version, with no key but those that it knows."""
+    """Check every document of a file against the schemas of a version, in which unknown keys are errors."""
     command = (sys.executable, "-m", "kubernetes_validate", "--strict", "-k", version, str(path))
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -35,7 +35,7 @@ def objects(path: Path) -> dict[str, Object]:
 
 
 def pod_template(path: Path) -> Object:
-    """Return the template of the pods that a file makes."""
+    """Return the pod template of a file."""
     found = objects(path)
     template = (found.get("DaemonSet") or found["Deployment"])["spec"]["template"]
     assert isinstance(template, dict)
@@ -45,7 +45,7 @@ def pod_template(path: Path) -> Object:
 @each_file
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_document_is_valid(path: Path, version: str) -> None:
-    """All of them, strictly, by the schemas of the oldest version that is meant and of the newest."""
+    """All of them, strictly, by the schemas of the oldest supported version and of the newest."""
     checked = validate(path, version)
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.count(" passed for resource ") == len(list(yaml.safe_load_all(path.read_text())))
@@ -62,7 +62,7 @@ def test_every_document_is_valid(path: Path, version: str) -> None:
     ],
 )
 def test_mistake_is_found_by_the_schemas(right: str, wrong: str, tmp_path: Path) -> None:
-    """A key with a typing mistake, or a value of the wrong type, is an error to this check, in whichever document."""
+    """The check above notices a misspelt key or a value of the wrong type, in every document."""
     text = DEPLOYMENT.read_text()
     assert right in text
     (path := tmp_path / "deployment.yaml").write_text(text.replace(right, wrong))
@@ -72,8 +72,8 @@ def test_mistake_is_found_by_the_schemas(right: str, wrong: str, tmp_path: Path)
 def violations(pod: Object) -> set[str]:
     """Return which rules of the Pod Security Standard "restricted", "baseline" included, a pod's spec breaks.
 
-    https://kubernetes.io/docs/concepts/security/pod-security-standards/, but for what only a spec can break that sets
-    what these do not set at all: sysctls, AppArmor, SELinux. No volumes are allowed here.
+    https://kubernetes.io/docs/concepts/security/pod-security-standards/, without the rules for sysctls, AppArmor and
+    SELinux, which these specs do not set. No volumes are allowed here.
     """
     context = pod.get("securityContext", {})
     broken = {name for name in ("hostNetwork", "hostPID", "hostIPC", "volumes") if pod.get(name)}
@@ -93,8 +93,8 @@ def violations(pod: Object) -> set[str]:
     return broken
 
 
-def test_pods_keep_to_the_restricted_standard_but_for_the_host_port() -> None:
-    """The namespace of each says so: what enforces "restricted" gets no pod that breaks it."""
+def test_pods_meet_the_restricted_standard_except_for_the_host_port() -> None:
+    """The label of each namespace says so: one that enforces "restricted" gets no pod that breaks it."""
     assert violations(pod_template(DEPLOYMENT)["spec"]) == set()
     assert violations(pod_template(DAEMONSET)["spec"]) == {"hostPort"}
     for path, level in ((DEPLOYMENT, "restricted"), (DAEMONSET, "privileged")):
@@ -114,16 +114,16 @@ BREAKING: dict[str, Callable[[Object], object]] = {
 
 
 @pytest.mark.parametrize("rule", BREAKING)
-def test_each_breach_of_the_standard_is_seen(rule: str) -> None:
-    """The check above finds what it is there for."""
+def test_each_breach_of_the_standard_is_noticed(rule: str) -> None:
+    """The check above finds the rule that a spec breaks."""
     pod = copy.deepcopy(pod_template(DEPLOYMENT)["spec"])
     BREAKING[rule](pod)
     assert violations(pod) == {rule}
 
 
 @each_file
-def test_pods_have_bounds_probes_and_nothing_that_they_do_not_need(path: Path) -> None:
-    """No token, no variables of services, nothing to write; the line keeps them alive, the port makes them ready."""
+def test_pods_have_limits_and_probes_and_no_more_than_they_need(path: Path) -> None:
+    """No token, no variables of services, nothing to write; liveness is the line, readiness the port."""
     spec = pod_template(path)["spec"]
     (container,) = spec["containers"]
     assert spec["automountServiceAccountToken"] is False
@@ -138,10 +138,11 @@ def test_pods_have_bounds_probes_and_nothing_that_they_do_not_need(path: Path) -
 
 @each_file
 def test_everything_selects_these_pods_and_this_port(path: Path) -> None:
-    """Selectors, spread, policy and service name the labels and the port that the pods have."""
+    """Selectors, spread, policy and service use the labels and ports of the pods."""
     template = pod_template(path)
     labels = template["metadata"]["labels"]
-    port = template["spec"]["containers"][0]["ports"][0]
+    (container,) = template["spec"]["containers"]
+    port, metrics = container["ports"]
     found = objects(path)
     namespace = found.pop("Namespace")["metadata"]["name"]
     assert {each["metadata"]["namespace"] for each in found.values()} == {namespace}
@@ -152,7 +153,10 @@ def test_everything_selects_these_pods_and_this_port(path: Path) -> None:
     policy = found["NetworkPolicy"]["spec"]
     assert policy["podSelector"] == {"matchLabels": labels}
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": port["name"]}]}]
+    assert policy["ingress"] == [
+        {"ports": [{"protocol": "TCP", "port": port["name"]}]},
+        {"from": [MONITORING], "ports": [{"protocol": "TCP", "port": metrics["name"]}]},
+    ]
     assert "egress" not in policy
     if service := found.get("Service"):
         assert service["spec"]["selector"] == labels
@@ -160,10 +164,16 @@ def test_everything_selects_these_pods_and_this_port(path: Path) -> None:
     else:
         assert port["hostPort"] == 25
     assert port["containerPort"] == 2525
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(metrics["containerPort"])
+    assert container["env"] == [{"name": "NULLSMTPD_METRICS", "value": f"0.0.0.0:{metrics['containerPort']}"}]
+
+
+#: Where Prometheus is.
+MONITORING = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 
 @each_file
 def test_image_is_this_version(path: Path) -> None:
-    """A tag says which code runs; "latest" would say when the node happened to pull it."""
+    """A tag identifies the code that runs; "latest" would be whatever the node happened to pull."""
     (container,) = pod_template(path)["spec"]["containers"]
     assert container["image"].endswith(f"/nullsmtpd:{nullsmtpd.__version__}")
