@@ -99,6 +99,7 @@ class Machine:
     """A running systemd, by the process id of its process 1 as seen from here."""
 
     def __init__(self, pid: str) -> None:
+        self._pid = pid
         self._prefix = ("nsenter", f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
     def command(self, *command: str) -> list[str]:
@@ -129,9 +130,9 @@ class Machine:
 
     def clients(self, host: str, count: int = 1) -> subprocess.Popen[str]:
         """Let clients that speak first connect, 16 at a time."""
-        arguments = (host, "25", "says_quit_first", str(count), str(min(count, 16)))
-        command = self.command("/opt/nullsmtpd/bin/python", "-c", CLIENTS.read_text(), *arguments)
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        arguments = (host, "25", "says_quit_first", str(count), str(min(count, 16)), "30")
+        command = ("nsenter", f"--target={self._pid}", "--net", "--", *CLIENTS, *arguments)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def answers(self, *hosts: str) -> None:
         """Check that a client of each address gets the line."""
