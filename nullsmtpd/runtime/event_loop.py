@@ -1,9 +1,10 @@
-"""uvloop, imported without three modules that it names and a server without TLS never uses.
+"""uvloop, imported without modules that it and asyncio name and a server without TLS never uses.
 
-uvloop imports `ssl`, `inspect` and `subprocess`, and reads a few names of each. OpenSSL alone is a fifth of an idle
-server's memory, and loading the three is a fifth of the time to start. So stand-ins with those few names are in
-`sys.modules` while asyncio and uvloop are imported, and at no other time: a later import of `ssl`, by any code, gets
-the real module. asyncio does without `ssl`, as on an interpreter that was built without OpenSSL.
+uvloop imports `ssl`, `inspect` and `subprocess`, and reads a few names of each; asyncio imports `textwrap` and
+`tokenize` by way of `traceback`, for the source lines in a traceback. OpenSSL alone is a fifth of an idle server's
+memory, and loading them all is a fifth of the time to start. So stand-ins with those few names are in `sys.modules`
+while asyncio and uvloop are imported, and at no other time: a later import of `ssl`, by any code, gets the real module.
+asyncio does without `ssl`, as on an interpreter that was built without OpenSSL.
 
 The consequence: neither uvloop nor asyncio offers TLS in a process that called `import_uvloop` before it imported
 `ssl`. Only the commands call it, so nothing changes for a program that imports nullsmtpd as a library. A module that
@@ -33,13 +34,13 @@ def new_event_loop() -> "asyncio.AbstractEventLoop":
 
 
 def import_uvloop() -> None:
-    """Import asyncio and uvloop, and of `ssl`, `inspect` and `subprocess` only what was imported before.
+    """Import asyncio and uvloop, and none of the modules above that was not imported before.
 
     To have an effect this comes before the first import of asyncio. Raises `ImportError` when there is no uvloop.
     """
     if "uvloop" in sys.modules:
         return
-    with _in_sys_modules(_inspect(), _subprocess()):
+    with _in_sys_modules(_inspect(), _subprocess(), _StandIn("textwrap"), _StandIn("tokenize")):
         with _importing_fails("ssl"):
             import asyncio  # noqa: F401
         # An unknown version of uvloop may do what a stand-in cannot do. Then it is imported once more, without any.
@@ -54,7 +55,7 @@ def import_uvloop() -> None:
 class _StandIn(ModuleType):
     """A module with a few names of a real one, which is imported when any other of its names is read.
 
-    asyncio keeps references to `inspect` and `subprocess`; by them its functions reach the real modules when they run.
+    asyncio and `traceback` keep references to stand-ins; by them their functions reach the real modules when they run.
     """
 
     def __init__(self, name: str, **attributes: object) -> None:

@@ -33,9 +33,9 @@ def run_python(code: str, *, path: Path | None = None) -> str:
 
 
 def test_openssl_is_not_loaded() -> None:
-    """A process with a running loop has neither the three modules nor any part of OpenSSL."""
+    """A process with an event loop has neither the modules that were deferred nor any part of OpenSSL."""
     code = f"""{LOOP}
-print([name for name in ("ssl", "_ssl", "_hashlib", "inspect", "subprocess") if name in sys.modules])
+print([name for name in ("ssl", "_ssl", "_hashlib", "inspect", "subprocess", "textwrap") if name in sys.modules])
 maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
 print("libssl" in maps or "libcrypto" in maps)
 """
@@ -57,12 +57,20 @@ print(ssl.create_default_context().verify_mode.name)
 import inspect
 print(inspect.signature(new_event_loop))
 asyncio.new_event_loop().close()
+
+import traceback
+
+try:
+    exec(compile("1 +", "", "exec"))
+except SyntaxError as error:
+    print(traceback.format_exception(ExceptionGroup("a group", [error]))[-2])
 """
-    started, answers, verify_mode, signature = run_python(code).splitlines()
+    started, answers, verify_mode, signature, *group = run_python(code).splitlines()
     assert started == "started"
     assert answers == "True StackSummary"
     assert verify_mode == "CERT_REQUIRED"
     assert signature.startswith("() -> ")
+    assert group == ["    | SyntaxError: invalid syntax"]
 
 
 def test_tls_works_when_ssl_was_imported_first() -> None:

@@ -1,4 +1,4 @@
-"""The import of uvloop with stand-ins for three modules, tried with packages of that name that do what a uvloop may."""
+"""The import of uvloop with stand-ins for modules, tried with packages of that name that do what a uvloop may."""
 
 import contextlib
 import functools
