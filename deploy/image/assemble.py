@@ -5,7 +5,8 @@
 SITE is the directory that pip installed the program and its dependencies in, ROOT the directory to make.
 """
 
-import py_compile
+import importlib.util
+import marshal
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
+from types import CodeType
 
 from metadata import Component, add_debian_packages, add_distributions, bill_of_materials
 from modules import needed_modules
@@ -67,10 +69,23 @@ def _add_module(source: Path, site: Path, root: Path) -> None:
         shutil.copyfile(source, target)
         if own:  # Debian's are stripped
             subprocess.run(["strip", "--strip-unneeded", target], check=True)
-    else:  # without docstrings and assertions; where the source would be, so there is nothing to compare it with
-        compiled = str(target.with_suffix(".pyc"))
-        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-        py_compile.compile(str(source), compiled, str(path), doraise=True, optimize=2, invalidation_mode=mode)
+    else:  # without docstrings and assertions
+        text = source.read_bytes()
+        code = compile(text, str(path), "exec", dont_inherit=True, optimize=2)
+        header = importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + importlib.util.source_hash(text)  # PEP 552, unchecked
+        target.with_suffix(".pyc").write_bytes(header + marshal.dumps(code if own else _without_lines(code)))
+
+
+def _without_lines(code: CodeType) -> CodeType:
+    """Return code with the line of its function only: 0.3 MB less for the standard library.
+
+    The format of the table is in Objects/locations.md of CPython: an entry with code 13 (no columns) is a first octet,
+    which has the number of instructions that it is for, 8 at most, and the difference to the line before.
+    """
+    size = len(code.co_code) // 2
+    table = b"".join(bytes([0x80 | 13 << 3 | min(size - start, 8) - 1, 0]) for start in range(0, size, 8))
+    constants = (_without_lines(value) if isinstance(value, CodeType) else value for value in code.co_consts)
+    return code.replace(co_linetable=table, co_consts=tuple(constants))
 
 
 def _linked_libraries(binaries: Iterable[Path]) -> set[Path]:

@@ -1,6 +1,7 @@
 """The packages that an image's files come from: their metadata where scanners look for it, and a bill of materials."""
 
 import email
+import filecmp
 import json
 import platform
 import re
@@ -85,10 +86,20 @@ def add_debian_packages(root: Path) -> Iterator[Component]:
         present = (line for line in sums if _is_file(root / line.split(maxsplit=1)[1].rstrip()))
         (directory / f"{name}.md5sums").write_text("".join(present))
         copyright_file = Path("/usr/share/doc", name, "copyright")
-        (root / "usr/share/doc" / name).mkdir(parents=True)
-        shutil.copyfile(copyright_file, root / "usr/share/doc" / name / "copyright")
+        _add_copyright(copyright_file, root)
         purl = f"pkg:deb/debian/{name}@{quote(version, safe='')}?arch={architecture}&distro=debian-{release}"
         yield Component(name, version, purl, debian_licences(copyright_file.read_text(), f"see {copyright_file}"))
+
+
+def _add_copyright(file: Path, root: Path) -> None:
+    """Copy a copyright file, or make it a link to one with the same content: those of Python's packages are equal."""
+    copy = root / file.relative_to("/")
+    copy.parent.mkdir(parents=True)
+    equal = (path for path in sorted(copy.parents[1].glob("*/copyright")) if filecmp.cmp(path, file, shallow=False))
+    if first := next(equal, None):
+        copy.symlink_to(Path("..", first.parent.name, first.name))
+    else:
+        shutil.copyfile(file, copy)
 
 
 def _is_file(path: Path) -> bool:

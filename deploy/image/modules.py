@@ -1,28 +1,32 @@
-"""Which Python modules the program needs: those that importing it loads, and those that functions may import later.
+"""Which Python modules the program needs: those that importing it loads, and those that its functions import later.
 
 Following every import statement would end with most of the standard library: each platform's branch, each module's
-own self-test. So what a module imports at its top is found by importing it, and only the imports inside functions are
-read from the source.
+own self-test. So what a module imports at its top is found by importing it, and the imports inside functions are read
+from the source of the program and its dependencies. The few that functions of the standard library do are listed.
 """
 
 import ast
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["needed_modules"]
 
-#: Needed although no import statement names them.
+#: Needed beside what import statements of the program and its dependencies name.
 _ALSO = {
     "encodings.ascii": "text streams look codecs up by name",
     "encodings.idna": "socket looks it up for host names",
     "encodings.latin_1": "text streams look codecs up by name",
-    "encodings.punycode": "the idna codec and nullmx.py decode labels with it",
+    "encodings.punycode": "the idna codec and nullmx.py look it up",
     "inspect": "asyncio, when event_loop.py has not deferred the import, and in messages about unexpected exceptions",
+    "locale": "gettext, when the environment names a language",
     "runpy": "python -m",
+    "shutil": "argparse, for the width of the terminal",
     "subprocess": "asyncio, when event_loop.py has not deferred the import",
+    "textwrap": "argparse and traceback",
+    "tokenize": "linecache, for traceback",
 }
 
 #: A package whose modules are imported by computed names: dnspython's classes for record types.
@@ -30,19 +34,6 @@ _BY_COMPUTED_NAME = "dns.rdtypes"
 
 #: Extension modules without which the standard library works. They bring OpenSSL and libraries for archives.
 _ABSENT = ("_bz2", "_hashlib", "_lzma", "_ssl", "zlib")
-
-#: What functions of the standard library may import and never do in a server. Each brings many more modules.
-_NEVER_IMPORTED = {
-    "calendar": "dates in certificates",
-    "concurrent.futures.process": "process pools; asyncio uses threads",
-    "importlib.metadata": "lists of distributions",
-    "importlib.readers": "data files in packages",
-    "pickle": "log records for other processes",
-    "tracemalloc": "where memory was allocated, if asked to trace that",
-}
-
-#: Functions of the standard library that run only when a module is started as a program.
-_PROGRAMS = {"main", "_main", "_test", "_test_generator"}
 
 # Prints the name and the file of every module that importing those named as arguments loads; `None` for those in the
 # interpreter. A name that cannot be imported here is not needed in the image either: it is an attribute, a module for
@@ -82,11 +73,7 @@ def needed_modules(program: str, site: Path) -> dict[str, Path | None]:
                 if name == _BY_COMPUTED_NAME:
                     files = (file.relative_to(site).with_suffix("") for file in path.parent.rglob("*.py"))
                     wanted |= {".".join(file.parts) for file in files if file.name != "__init__"}
-    # Of the standard library one step: a second one would bring pydoc, unittest and a compiler for Python 2.
-    library = {name: path for name, path in found.items() if path and not path.is_relative_to(site)}
-    late = {one for name, path in library.items() for one in _late_imports(name, path, skip=_PROGRAMS)}
-    avoided = tuple(f"{name}." for name in _NEVER_IMPORTED)
-    return found | _load({name for name in late if not f"{name}.".startswith(avoided)}, site, found)
+    return found
 
 
 def _load(names: Iterable[str], site: Path, known: Iterable[str]) -> dict[str, Path | None]:
@@ -97,13 +84,11 @@ def _load(names: Iterable[str], site: Path, known: Iterable[str]) -> dict[str, P
     return {name: Path(path) if path else None for name, path in loaded.items() if name not in known}
 
 
-def _late_imports(name: str, path: Path, skip: Container[str] = ()) -> Iterator[str]:
+def _late_imports(name: str, path: Path) -> Iterator[str]:
     """Yield the names of the modules, and of what may be modules, that functions of a module import."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for function in ast.walk(ast.parse(path.read_bytes() if path.suffix == ".py" else b"")):
-        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or function.name in skip:
-            continue
-        for node in ast.walk(function):
+        for node in ast.walk(function) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) else ():
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

@@ -476,6 +476,7 @@ def test_a_missing_extra_or_an_invalid_value_is_one_line(arguments: tuple[str, .
 
 
 #: Options of check, and what each adds to the report. ``port`` is that of a responder in mode mail.
+_HOST_EXAMPLE = ("--domain", "host.example", "--resolver", "{resolver}", "--port", "{port}", "--allow-private")
 CHECKS = {
     "timeout": (("127.0.0.1:{port}", "--mode", "mail", "--timeout", "19"), "good: "),
     "early": (("127.0.0.1:{port}", "--mode", "mail", "--early"), "good: "),
@@ -483,6 +484,9 @@ CHECKS = {
     "json": (("127.0.0.1:{port}", "--mode", "mail", "--json"), '{"good": true, '),
     "port": (("127.0.0.1", "--mode", "mail", "--port", "{port}"), ":{port} good: "),
     "domain": (("--domain", "null.example", "--resolver", "{resolver}"), "null.example good: "),
+    "sends": ((*_HOST_EXAMPLE, "--sends"), "host.example good: "),
+    "strict": ((*_HOST_EXAMPLE, "--strict"), "host.example good: "),
+    "allow-private": (_HOST_EXAMPLE, "host.example 127.0.0.1:{port} good: "),
     "resolver": (("--domain", "null.example", "--resolver", "{resolver}"), "null.example MX: 0 . "),
 }
 
@@ -490,10 +494,11 @@ CHECKS = {
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_option_of_check_works_in_the_image(name: str, start: Start, request: pytest.FixtureRequest) -> None:
     """A host that refuses mail and a domain with a null MX pass."""
-    image = request.getfixturevalue("relay_image" if name in {"domain", "resolver"} else "image")
+    image = request.getfixturevalue("relay_image" if "--domain" in CHECKS[name][0] else "image")
     _, port = start("--mode", "mail", "--hostname", "host.example").address
     arguments, shown = CHECKS[name]
     with name_server() as server:
+        server.addresses["host.example"], server.texts["host.example"] = ["127.0.0.1"], ['"v=spf1 a -all"']
         done = run_once(image, "check", *(one.format(port=port, resolver=server.flag) for one in arguments))
     assert (done.returncode, done.stderr) == (0, "")
     assert shown.replace("{port}", str(port)) in done.stdout
