@@ -21,17 +21,15 @@ if TYPE_CHECKING:
     from nullsmtpd.responder.access_log import AccessLog
     from nullsmtpd.responder.session import Sessions
 
-__all__ = ["BURST_RATE", "CAPACITY_PAUSE", "Acceptor"]
+__all__ = ["BURST_RATE", "CAPACITY_PAUSE", "POLL_INTERVAL", "SHUTDOWN_POLL_INTERVAL", "Acceptor"]
 
 #: Connections a second from which on a poll timer replaces epoll: one wake-up costs about as much as one answer, so
 #: from here on it saves more than the timer costs (bench/README.md). Below, a client never waits for a timer.
 BURST_RATE = 2000
 
-#: Seconds between two polls during a burst: doubled when fewer than `MIN_ACCEPT_BATCH` connections were waiting, halved
-#: when twice as many were. To a sender 4 ms are nothing beside the round trip.
-MIN_POLL_INTERVAL = 0.001
-MAX_POLL_INTERVAL = 0.004
-MIN_ACCEPT_BATCH = 16
+#: Seconds between two polls during a burst: ten connections or more each time, and to a sender nothing beside the round
+#: trip.
+POLL_INTERVAL = 0.002
 
 #: Connections answered per listener and poll: about 4 ms of work, so that signals and timers stay prompt.
 MAX_ACCEPT_BATCH = 256
@@ -106,7 +104,6 @@ class Acceptor:
         self._on_failure = on_failure
         self._answers = {listener: self._answer_function(listener, sessions, access_log) for listener in listeners}
         self._timer: asyncio.TimerHandle | None = None  # of a pause or a poll: epoll is not used meanwhile
-        self._poll_interval = MIN_POLL_INTERVAL
         self._is_polling = False
         self._is_draining = False
         self._logged_at: dict[tuple[str, int | None], float] = {}
@@ -171,7 +168,11 @@ class Acceptor:
         while (elapsed := self._loop.time() - start) < limit:
             if self._accept_batch():
                 await asyncio.sleep(0)
-            elif close_port and (elapsed < HANDSHAKE_GRACE or self._has_waiting() or pending_handshakes(ports)):
+            elif close_port and (
+                elapsed < HANDSHAKE_GRACE
+                or any(accept_queue_len(listener, default=0) for listener in self._answers)
+                or pending_handshakes(ports)
+            ):
                 await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
             else:
                 break
@@ -181,37 +182,26 @@ class Acceptor:
                     listener.shutdown(socket.SHUT_RDWR)  # other processes may have a copy, which close() would leave
             listener.close()
 
-    def _has_waiting(self) -> bool:
-        return any(accept_queue_len(listener, default=0) for listener in self._answers)
-
     def _on_sweep(self, arrivals_per_second: float) -> None:
         """Start or end polling, by the rate of connections since the last sweep of the linger queue."""
         if arrivals_per_second >= BURST_RATE and self._timer is None and not self._is_draining:
             self._is_polling = True
-            self._poll_in(MIN_POLL_INTERVAL)
+            self._poll_in(POLL_INTERVAL)
         elif arrivals_per_second < BURST_RATE / 2:
             self._is_polling = False
 
     def _on_poll_timer(self) -> None:
         """Answer the accept queues; return to epoll after a pause, or when the burst has ended."""
         self._timer = None
-        answered = 0
         try:
-            answered = self._accept_batch()
+            self._accept_batch()
             self._linger.close_finished()
         finally:  # also after an error of our own, which the loop logs: otherwise nothing would ever be accepted again
             if self._timer is None:
                 if self._is_polling:
-                    self._timer = self._loop.call_later(self._next_interval(answered), self._on_poll_timer)
+                    self._timer = self._loop.call_later(POLL_INTERVAL, self._on_poll_timer)
                 else:
                     self._resume_readers()
-
-    def _next_interval(self, answered: int) -> float:
-        if answered < MIN_ACCEPT_BATCH:
-            self._poll_interval = min(2 * self._poll_interval, MAX_POLL_INTERVAL)
-        elif answered >= 2 * MIN_ACCEPT_BATCH:
-            self._poll_interval = max(self._poll_interval / 2, MIN_POLL_INTERVAL)
-        return self._poll_interval
 
     def _accept_batch(self) -> int:
         """Answer the connections that wait now, up to `MAX_ACCEPT_BATCH` per listener; return how many there were."""
