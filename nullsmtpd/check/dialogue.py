@@ -52,16 +52,11 @@ def script_for(mode: str, codes: list[str], *, may_be_full: bool) -> Script:
     ``may_be_full``: a responder at its --max-sessions, which replies as in mode close, is accepted too.
     """
     if mode == ANY:
-        if codes[:1] != ["220"]:
-            return MODES["session"]
-        return _with_helo(codes[1]) if codes[1:] and codes[1][0] == "5" else MODES["mail"]
+        mode = "mail" if codes[:1] == ["220"] else "session"
+        if mode == "mail" and codes[1:] and codes[1][0] == "5":  # EHLO is refused: clients try HELO (RFC 5321 §3.2)
+            greeting, (ehlo, due), *rest = MODES["mail"]
+            return (greeting, (ehlo, codes[1]), (_HELO, due), *rest)
     return MODES["close"] if mode == "mail" and codes[:1] == ["521"] and may_be_full else MODES[mode]
-
-
-def _with_helo(refusal: str) -> Script:
-    """Return the script for a server that refuses EHLO: clients then try HELO (RFC 5321 §3.2)."""
-    greeting, (ehlo, due), *rest = MODES["mail"]
-    return (greeting, (ehlo, refusal), (_HELO, due), *rest)
 
 
 def early_commands(mode: str) -> list[str]:

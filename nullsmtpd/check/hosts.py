@@ -36,7 +36,13 @@ async def check_host(
 
 def probe_hosts(hosts: Iterable[tuple[str, int]], prober: Prober = probe) -> list[Probe]:
     """Return what is seen at each address of each host, in this order; a literal address has one."""
-    return run_all([task for host, port in hosts for task in _tasks(host, port, prober)])
+    tasks: list[Callable[[], Probe]] = []
+    for host, port in hosts:
+        try:
+            tasks += [partial(probe_address, host, address, port, prober) for address in _addresses_of(host)]
+        except OSError as error:
+            tasks.append(partial(unresolved, host, port, error))
+    return run_all(tasks)
 
 
 def run_all(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
@@ -50,13 +56,6 @@ def run_all(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
             return list(threads.map(lambda task: task(), tasks))
     except RuntimeError:  # no thread can be started: run them in turn
         return [task() for task in tasks]
-
-
-def _tasks(host: str, port: int, prober: Prober) -> list[Callable[[], Probe]]:
-    try:
-        return [partial(probe_address, host, address, port, prober) for address in _addresses_of(host)]
-    except OSError as error:
-        return [partial(unresolved, host, port, error)]
 
 
 def probe_address(host: str, address: str, port: int, prober: Prober) -> Probe:

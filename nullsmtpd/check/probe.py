@@ -100,7 +100,7 @@ class Probe:
 def _fault_of(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> str:
     """Return what keeps this from being a proper refusal in ``mode``, on one line, or ``""``.
 
-    ``text``: what the 521 has to say; `None` if anything will do. ``may_be_full`` as for `script_for`.
+    ``text``: the text that the 521 must have; `None` if any will do. ``may_be_full`` as for `script_for`.
     """
     if seen.connected is None:
         words = "{reason}" if seen.reason else "no answer to the SYN within {timeout:g} s"
@@ -157,7 +157,7 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
     """Connect to a literal ``address`` and see whether it refuses mail the way the responder does in ``mode``.
 
     ``mode``: one of `MODES`, or `ANY` to go by the greeting. ``early``: send all commands before the greeting, in one
-    go. ``text``: what the 521 has to say, if that matters. ``may_be_full``: one 521 and a FIN are good in each mode,
+    go. ``text``: the text that the 521 must have, if any. ``may_be_full``: one 521 and a FIN are good in each mode,
     the reply of a responder at its --max-sessions. ``timeout``: seconds, for all of it; this blocks until then at most.
     Faults of the network and of the server are in the result. Raises `ValueError` for an unknown ``mode``, and an
     ``address`` that is no literal one.

@@ -141,21 +141,6 @@ def verdict_on(
     ``groups``: those that a sender would try, a set for each preference, the most preferred first. ``is_known``:
     whether DNS answered for all of them; ``left_out``: how many addresses were not probed.
     """
-    name = str(_name_of(mx, own, groups, is_known=is_known, left_out=left_out))
-    words = _WORDS[name]
-    if name == "unknown-in-part":
-        words += _WORDS[_common([group - {Behaviour.UNKNOWN} for group in groups])]
-    return Verdict(name, name in {"null-mx", Behaviour.REFUSES_AT_MAIL}, words)
-
-
-def _name_of(
-    mx: "MXAnswer | None",
-    own: AbstractSet[Behaviour],
-    groups: Sequence[AbstractSet[Behaviour]],
-    *,
-    is_known: bool,
-    left_out: int,
-) -> str:
     everywhere = set().union(*groups)
     is_null_mx = mx is not None and mx.is_null_mx
     unknowns = {Behaviour.UNKNOWN} & everywhere
@@ -172,7 +157,11 @@ def _name_of(
         ("dns-fails-in-part", not is_known),
         ("unknown-in-part", unknowns and everywhere != unknowns),
     )
-    return next((name for name, applies in names if applies), "") or _common(groups)
+    name = str(next((name for name, applies in names if applies), "") or _common(groups))
+    words = _WORDS[name]
+    if name == "unknown-in-part":
+        words += _WORDS[_common([group - unknowns for group in groups])]
+    return Verdict(name, name in {"null-mx", Behaviour.REFUSES_AT_MAIL}, words)
 
 
 def _common(groups: Sequence[AbstractSet[Behaviour]]) -> str:
