@@ -33,7 +33,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY nullsmtpd nullsmtpd
 COPY deploy/image/*.py ./
 # no_debug_ranges: byte code with lines and without columns
-RUN tools/bin/pip install -q --no-cache-dir --no-deps --no-index --no-build-isolation --no-compile --target site . \
+RUN tools/bin/pip install -q --no-cache-dir --no-deps --no-index --no-build-isolation --no-compile \
+        --upgrade --target site . \
     && python3 -X no_debug_ranges assemble.py site /image
 ARG VERSION
 RUN test "$(chroot /image /usr/bin/nullsmtpd --version)" = "nullsmtpd $VERSION"
