@@ -5,6 +5,9 @@ import sys
 
 def main() -> int:
     """Run the command of this process's arguments; return its exit status."""
+    if sys.platform != "linux":
+        sys.stderr.write("bench: only on Linux: what a process costs is read from /proc\n")
+        return 1
     try:
         from bench.command import run
 

@@ -7,14 +7,14 @@ the whole line and then the FIN, and what happened to the others.
 
 import asyncio
 import json
+import resource
 import socket
 import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
 
-from bench import system
-from bench.servers import LINE
+from bench.outcomes import LINE
 
 #: The outcome of a client that has read the whole line and the FIN.
 WHOLE = "whole line"
@@ -113,7 +113,7 @@ async def one_client(address: tuple[str, int], name: str, timeout: float) -> str
             return "refused"
         except OSError as error:
             return f"{type(error).__name__} after {received!r}"
-    return WHOLE if received == LINE.encode() + b"\r\n" else f"FIN after {received!r}"
+    return WHOLE if received == LINE else f"FIN after {received!r}"
 
 
 async def _take(loop: asyncio.AbstractEventLoop, connection: socket.socket, step: Step) -> bytes:
@@ -144,6 +144,7 @@ async def _run(address: tuple[str, int], name: str, count: int, concurrency: int
 
 
 if __name__ == "__main__":
-    system.need_files()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     host, port, behaviour, count, concurrency, timeout = sys.argv[1:]
     print(json.dumps(asyncio.run(_run((host, int(port)), behaviour, int(count), int(concurrency), float(timeout)))))

@@ -274,9 +274,9 @@ class _Run:
         return Ending.FIN
 
     def _converse(self, connection: _Connection) -> None:
-        """Send the next command once the reply is whole; octets after the last reply stay, and are wrong."""
+        """Send the next command once the reply is whole."""
         commands, number = self._plan.commands, len(connection.replies)
-        if number <= len(commands) and is_whole(connection.data):
+        if is_whole(connection.data):
             connection.replies += (connection.data,)
             connection.data = b""
             if number < len(commands):

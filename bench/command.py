@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_load(add("load", load.load, "Open connections to a server and report how it answers."))
     _add_compare(add("compare", compare.compare, "Measure what a connection costs nullsmtpd and other servers."))
-    _add_sweep(add("sweep", sweep.sweep, "Raise the rate until one, or several, instances of nullsmtpd are slow."))
+    _add_sweep(add("sweep", sweep.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port."))
     _add_footprint(add("footprint", footprint.footprint, "Measure memory and start beside an empty uvloop server."))
     _add_soak(add("soak", soak.soak, "Send clients of every behaviour; fail on a lost line or on growth."))
     _add_relay(add("relay", relay.relay, "Measure what a lookup costs `nullsmtpd relay`."))
@@ -93,9 +93,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rates", type=_several(_rate), metavar="R,R", help="a second, or `closed`; without, 50,200,1000,4000,closed"
     )
-    parser.add_argument("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
-    parser.add_argument("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
-    parser.add_argument("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
+    _add_rounds(parser)
     parser.add_argument("--dialogue", action="store_true", help="instead, EHLO, MAIL and QUIT: --mode mail, smtp-sink")
     arms = f"of {','.join(servers.ARMS)}; with --dialogue, of {','.join(servers.DIALOGUES)}; without, all"
     parser.add_argument("--arms", type=_several(str), metavar="A,B", help=arms)
@@ -115,10 +113,15 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         "--instances", type=_several(_FEW), default=[1, 2], metavar="N,N", help="numbers of processes on one port"
     )
     parser.add_argument("--first-rate", type=_POSITIVE, default=500.0, metavar="R", help="connections a second")
-    parser.add_argument("--factor", type=_POSITIVE, default=1.4, metavar="X", help="from one rate to the next")
-    parser.add_argument("--steps", type=_FEW, default=20, metavar="N", help="the most rates to offer")
-    parser.add_argument("--seconds", type=_POSITIVE, default=5.0, metavar="S", help="of each rate")
-    parser.set_defaults(clients=64)
+    parser.add_argument("--factor", type=_FACTOR, default=2.0, metavar="X", help="from one rate to the next")
+    parser.add_argument("--steps", type=_FEW, default=6, metavar="N", help="how many rates")
+    _add_rounds(parser)
+
+
+def _add_rounds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
+    parser.add_argument("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
+    parser.add_argument("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
 
 
 def _add_footprint(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +212,7 @@ _COUNT = _number(f"a whole number from 1 to {HIGHEST}", int, lambda value: 1 <= 
 _NATURAL = _number(f"a whole number from 0 to {HIGHEST}", int, lambda value: 0 <= value <= HIGHEST)
 _FEW = _number("a whole number from 1 to 64", int, lambda value: 1 <= value <= 64)  # noqa: PLR2004
 _POSITIVE = _number(f"a number above 0, at most {HIGHEST}", float, lambda value: 0 < value <= HIGHEST)
+_FACTOR = _number("a number above 0, at most 10", float, lambda value: 0 < value <= 10)  # noqa: PLR2004
 _FROM_0 = _number(f"a number from 0 to {HIGHEST}", float, lambda value: 0 <= value <= HIGHEST)
 
 

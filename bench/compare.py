@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench import load, measure, report, servers, system
 from bench.client import IP_BIND_ADDRESS_NO_PORT, Plan
@@ -23,50 +23,63 @@ _CLOSED_LOOP_CONNECTIONS = 20_000
 
 _WARM_UP = 500  # connections
 
+Rounds = dict[tuple[float, str], list[measure.Round]]
+
 
 def compare(options: argparse.Namespace) -> Report:
-    """Measure each server at each rate in interleaved rounds.
+    """Measure each server at each rate, in a terminal, and as a chart if that is asked for.
 
-    All servers run all the time, on the first CPU; an idle one costs nothing. The clients have the other CPUs.
-    Raises `ValueError` for what cannot be measured, `RuntimeError` if a server does not come up, or does not keep its
-    idle clients.
+    Raises `ValueError` for what cannot be measured.
     """
     arms, base = select(options)
     rates = options.rates or (DIALOGUE_RATES if options.dialogue else RATES)
+    rounds, found = measured(arms, base, rates, options)
+    if options.chart:
+        facts = system.describe()
+        title = f"CPU time to answer one {'dialogue' if options.dialogue else 'connection'}, µs, by rate"
+        note = f"nullsmtpd {facts['commit']}, {facts['kernel']}, {facts['cpu']}, Python {facts['python']}"
+        series: dict[str, dict[float, Spread]] = {}
+        for (rate, name), one in rounds.items():
+            if cpu := spread([each.cpu_us for each in one]):
+                series.setdefault(name, {})[rate] = cpu
+        options.chart.write_text(report.chart(title, note, series))
+    return found
+
+
+def measured(
+    arms: Sequence[servers.Arm], base: str, rates: Sequence[float], options: argparse.Namespace
+) -> tuple[Rounds, Report]:
+    """Measure each server at each rate in interleaved rounds; return the rounds, by rate and server, and the report.
+
+    All servers run all the time, on the first CPUs; an idle one costs nothing. The clients have the other CPUs.
+    Raises `RuntimeError` if a server does not come up, or does not keep its idle clients, and KeyboardInterrupt if
+    Ctrl-C comes before the first measurement.
+    """
     missing = {arm.name: why for arm in arms if (why := servers.missing(arm))}
-    rounds: dict[tuple[float, str], list[measure.Round]] = {}
+    most = max(arm.instances for arm in arms)
+    seen: Rounds = {}
     with contextlib.ExitStack() as stack:
         up = [stack.enter_context(_prepared(arm)) for arm in arms if arm.name not in missing]
         if not up:
             raise RuntimeError("; ".join(["nothing to measure", *missing.values()]))
-        stack.enter_context(system.pinned(system.client_cpus()))
+        stack.enter_context(system.pinned(system.client_cpus(most)))
 
         def one(what: tuple[float, servers.Server]) -> None:
             rate, server = what
-            measured = measure.measure(server, plan(rate, options))
-            rounds.setdefault((rate, server.arm.name), []).append(measured)
+            seen.setdefault((rate, server.arm.name), []).append(measure.measure(server, _plan(rate, options)))
 
-        warm_up = plan(CLOSED, options)._replace(connections=_WARM_UP)
+        warm_up = _plan(CLOSED, options)._replace(connections=_WARM_UP)
         interrupted = measure.interleave([up], 1, lambda server: measure.measure(server, warm_up), "warm-up")
         groups = [[(rate, server) for server in up] for rate in rates]
         interrupted = interrupted or measure.interleave(groups, options.rounds, one)
-    if not rounds:
+    if not seen:
         raise KeyboardInterrupt
-    order = [(rate, arm.name) for rate in rates for arm in arms if (rate, arm.name) in rounds]
+    rounds = {(rate, arm.name): seen[rate, arm.name] for rate in rates for arm in arms if (rate, arm.name) in seen}
     bases = {rate: rounds.get((rate, base), []) for rate in rates}
-    facts = system.describe()
-    if options.chart:
-        title = f"CPU time to answer one {'dialogue' if options.dialogue else 'connection'}, µs, by rate"
-        note = f"nullsmtpd {facts['commit']}, {facts['kernel']}, {facts['cpu']}, Python {facts['python']}"
-        series: dict[str, dict[float, Spread]] = {}
-        for rate, name in order:
-            if cpu := spread([one.cpu_us for one in rounds[rate, name]]):
-                series.setdefault(name, {})[rate] = cpu
-        options.chart.write_text(report.chart(title, note, series))
-    lost = {f"{name} at {label(rate)}": sum(one.lost for one in rounds[rate, name]) for rate, name in order}
-    return Report(
+    lost = {f"{name} at {_label(rate)}": sum(one.lost for one in series) for (rate, name), series in rounds.items()}
+    return rounds, Report(
         head=["rate", "server", *measure.HEAD],
-        rows=[[label(rate), name, *measure.row(rounds[rate, name], bases[rate])] for rate, name in order],
+        rows=[[_label(rate), name, *measure.row(series, bases[rate])] for (rate, name), series in rounds.items()],
         notes=[
             f"rate: connections a second, or a closed loop of {options.clients} clients.",
             "CPU: user and system time of the server for one connection.",
@@ -74,15 +87,15 @@ def compare(options: argparse.Namespace) -> Report:
             f"CPU, ratio: median (quartiles) of {options.rounds} rounds of {options.seconds:g} s.",
             "p50, p99: from the scheduled start of a connection to the FIN.",
             "lost: connections without the whole line.",
-            *_generator_notes(rounds),
+            *_cpu_notes(rounds, most),
             *(f"Missing: {name}: {why}." for name, why in missing.items()),
         ],
         record={
             "base": base,
             "missing": missing,
             "results": [
-                {"rate": label(rate), "server": name} | measure.summary(rounds[rate, name], bases[rate])
-                for rate, name in order
+                {"rate": _label(rate), "server": name} | measure.summary(series, bases[rate])
+                for (rate, name), series in rounds.items()
             ],
         },
         left=2,
@@ -109,13 +122,11 @@ def select(options: argparse.Namespace) -> tuple[list[servers.Arm], str]:
     return arms, base
 
 
-def label(rate: float) -> str:
-    """Return what a table calls this rate."""
-    return f"{rate:,g}" if rate else "closed"
+def _label(rate: float) -> str:
+    return f"{rate:,.0f}" if rate else "closed"
 
 
-def plan(rate: float, options: argparse.Namespace) -> Plan:
-    """Return the load at this rate, targets left out."""
+def _plan(rate: float, options: argparse.Namespace) -> Plan:
     return Plan(
         targets=(),
         clients=0 if rate else options.clients,
@@ -126,12 +137,12 @@ def plan(rate: float, options: argparse.Namespace) -> Plan:
     )
 
 
-def _generator_notes(rounds: dict[tuple[float, str], list[measure.Round]]) -> list[str]:
-    if system.client_cpus() == system.server_cpus():
-        return ["Only one CPU: servers and clients had to share it, which makes every figure worse."]
+def _cpu_notes(rounds: Rounds, most: int) -> list[str]:
+    cpus, client_cpus = system.server_cpus(most), system.client_cpus(most)
+    notes = [f"CPUs: {len(cpus)} for the servers, {len(client_cpus - cpus) or 'the same'} for the clients."]
     busy = {rate for (rate, _), series in rounds.items() if any(one.generator_cpu > load.BUSY for one in series)}
-    where = ", ".join(label(rate) for rate in sorted(busy, key=lambda rate: rate or float("inf")))
-    return [f"The generator's CPU was the limit, and p50 and p99 are its own, at: {where}."] if busy else []
+    where = ", ".join(_label(rate) for rate in sorted(busy, key=lambda rate: rate or float("inf")))
+    return [*notes, f"The generator was the limit, and p50 and p99 are its own, at: {where}."] if busy else notes
 
 
 @contextlib.contextmanager

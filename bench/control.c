@@ -6,9 +6,9 @@
  * clients have closed first. The listening socket is corked: line and FIN leave as one segment.
  */
 #define _GNU_SOURCE
+#include <err.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -18,32 +18,24 @@ enum { KEEP = 64 }; /* the number of clients in bench compare's closed loop */
 
 static const char line[] = "521 Host does not accept mail\r\n";
 
-static int fail(const char *what)
-{
-    perror(what);
-    return 1;
-}
-
 int main(int argc, char **argv)
 {
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s PORT BACKLOG\n", argv[0]);
-        return 2;
-    }
+    if (argc != 3)
+        errx(2, "usage: control PORT BACKLOG");
     int on = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(argv[1]))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(listener, IPPROTO_TCP, TCP_CORK, &on, sizeof on);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0)
-        return fail("bind");
+        err(1, "bind");
     if (listen(listener, atoi(argv[2])) < 0)
-        return fail("listen");
+        err(1, "listen");
 
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN};
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event) < 0)
-        return fail("epoll_ctl");
+        err(1, "epoll_ctl");
 
     int kept[KEEP], oldest = 0;
     for (int i = 0; i < KEEP; i++)

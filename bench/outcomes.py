@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 
+#: The reply of nullsmtpd by default, and of every server that is measured.
+LINE = b"521 Host does not accept mail\r\n"
+
 
 class Ending(StrEnum):
     """What ended the connection."""

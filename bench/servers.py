@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 from bench import system
 from bench.client import DIALOGUE
-
-LINE = "521 Host does not accept mail"
+from bench.outcomes import LINE
 
 #: The default of nullsmtpd, and of every other server here, so that none is given more room than another.
 BACKLOG = 4096
@@ -25,6 +24,7 @@ BACKLOG = 4096
 #: Open files of a server beside those of its idle clients: those of the clients that are measured, and its own.
 ROOM = 2048
 
+_TEXT = LINE.decode().rstrip()
 _HOST = "127.0.0.1"
 _PORTS = range(20000, 32000)  # below the kernel's default range for clients, net.ipv4.ip_local_port_range
 _START_TIMEOUT = 20.0
@@ -130,7 +130,7 @@ error_log stderr;
 events {{ worker_connections 8192; multi_accept on; }}
 stream {{
     access_log off;
-    server {{ listen {_HOST}:{ports[0]} backlog={BACKLOG}; return "{LINE}\\r\\n"; }}
+    server {{ listen {_HOST}:{ports[0]} backlog={BACKLOG}; return "{_TEXT}\\r\\n"; }}
 }}
 """
     )
@@ -140,7 +140,7 @@ stream {{
 def _smtp_sink(ports: Sequence[int], directory: Path) -> list[str]:
     # -m: as many clients at once as the others take. -a to -p: of the extensions, announce no more than nullsmtpd does.
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    refuse = ["-h", "mail.bench.example", "-f", "MAIL", "-B", f"521 5.3.2 {LINE[4:]}"]
+    refuse = ["-h", "mail.bench.example", "-f", "MAIL", "-B", f"521 5.3.2 {_TEXT[4:]}"]
     options = ["-m", str(BACKLOG), "-a", "-C", "-F", "-N", "-p", *refuse]
     return [tool("smtp-sink", "postfix"), *user, *options, f"{_HOST}:{ports[0]}", str(BACKLOG)]
 

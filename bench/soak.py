@@ -111,8 +111,8 @@ def _failures(found: _Soak, arm: str) -> list[str]:
         failures.append(f"open files grew from {found.open_files[0]} to {found.open_files[1]}")
     elif found.status and arm == "nullsmtpd":
         failures.append(f"SIGTERM ended it with status {found.status}")
-    grown = growth(found.rss) or 0
-    if grown > max(ALLOWED_KIB, ALLOWED_SHARE * found.rss[len(found.rss) // 2]):
+    grown = growth(found.rss)
+    if grown is not None and grown > max(ALLOWED_KIB, ALLOWED_SHARE * found.rss[len(found.rss) // 2]):
         failures.append(f"memory grew by {grown} KiB from the second quarter to the last")
     return failures
 

@@ -12,7 +12,7 @@ from support import PATIENCE
 if sys.platform != "linux":
     pytest.skip("needs Linux: what a process costs is read from /proc", allow_module_level=True)
 
-__all__ = ["ROOT", "TINY", "bench"]
+__all__ = ["ROOT", "TINY", "accept_queues", "bench"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,3 +35,13 @@ def bench(*arguments: str, status: int = 0, json_path: Path | None = None) -> tu
     assert "Traceback" not in done.stderr
     assert "[Errno" not in done.stderr
     return done.stdout + done.stderr, json.loads(json_path.read_text()) if json_path and json_path.exists() else {}
+
+
+def accept_queues(port: int) -> list[int]:
+    """Return how many connections wait at each socket that listens on this port of 127.0.0.1.
+
+    Of a listening socket (state 0A) the receive queue in /proc/net/tcp is the length of its accept queue, proc(5).
+    """
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    found = [row[4] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"]
+    return [int(queue.partition(":")[2], 16) for queue in found]

@@ -3,11 +3,12 @@
 import itertools
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from benching import bench
+from benching import accept_queues, bench
 from misbehaving import LISTEN, serving
 from support import require_tools
 
@@ -24,28 +25,19 @@ def bench_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_sweep_raises_the_rate_for_each_number_of_instances(tmp_path: Path) -> None:
     """`sweep` offers rising rates to one process, and to two that share a port; both answer."""
-    bounds = ("--first-rate", "50", "--factor", "2", "--steps", "2", "--seconds", "0.4")
+    bounds = ("--first-rate", "50", "--factor", "4", "--steps", "2", "--seconds", "0.2", "--rounds", "1")
     text, found = bench("sweep", *bounds, json_path=tmp_path / "sweep.json")
-    offered = [(one["offered"], one["server"]) for one in found["results"]]
-    assert offered[:2] == [(50, "1 instance"), (50, "2 instances")]
-    assert all(one["started"] > 0 and one["lost"] == 0 and one["cpu_us"] > 0 for one in found["results"])
+    arms = ("instances: 1", "instances: 2")
+    assert [(one["rate"], one["server"]) for one in found["results"]] == list(itertools.product(("50", "200"), arms))
+    assert all(one["started"] > 0 and one["lost"] == 0 for one in found["results"])
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_two_instances_share_a_port() -> None:
-    """Both processes listen before the first connection is measured, and both get some."""
-    arm = servers.nullsmtpd("--reuse-port")._replace(instances=2)
-    with servers.running(arm) as server:
-        address = server.targets[0]
-        for _ in range(200):
-            with socket.create_connection(address) as client:
-                client.recv(512)
-        logs = []
-        for process in server.processes:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
-            logs.append(process.pid)
-    assert len(set(logs)) == 2
+def test_instances_that_share_a_port_all_listen_when_the_first_connection_comes() -> None:
+    """What is measured is several instances, not the first one alone."""
+    with servers.running(servers.nullsmtpd("--reuse-port")._replace(instances=3)) as server:
+        assert len(set(server.pids)) == 3
+        assert len(accept_queues(server.targets[0][1])) == 3
 
 
 def test_footprint_compares_with_an_empty_uvloop_server(tmp_path: Path) -> None:
@@ -103,6 +95,33 @@ def test_soak_fails_a_server_that_ends_by_itself(
     assert "uvloop ended by itself" in capsys.readouterr().err
 
 
+LEAK = """
+import contextlib, socket, sys
+listener, kept = socket.create_server(("127.0.0.1", int(sys.argv[1]))), []
+while True:
+    kept.append(listener.accept()[0])
+    with contextlib.suppress(OSError):  # who only tries whether it listens has gone
+        kept[-1].send(b"521 Host does not accept mail\\r\\n")
+        kept[-1].shutdown(socket.SHUT_WR)
+"""
+
+
+def test_soak_fails_a_server_that_keeps_files_open(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that closes no connection is found out, although no client lost its line."""
+    monkeypatch.setattr(soak, "_CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(behaviours, "BEHAVIOURS", {"blasts_1_mib": (), "waits_its_turn": ()})
+    monkeypatch.setattr(soak, "BEHAVIOURS", {"waits_its_turn": ()})
+
+    def leak(ports: Sequence[int], directory: Path) -> list[str]:
+        return [sys.executable, "-c", LEAK, str(ports[0])]
+
+    monkeypatch.setitem(servers.ARMS, "uvloop", servers.ARMS["uvloop"]._replace(command=leak))
+    assert bench_here(monkeypatch, "soak", "--duration", "0.2", "--rate", "10", "--arm", "uvloop") == 1
+    assert "bench: open files grew from " in capsys.readouterr().err
+
+
 def test_lookups_are_measured_cached_and_uncached_beside_a_fixed_reply(tmp_path: Path) -> None:
     """`relay` checks every reply, and compares with a server that gives a fixed one."""
     require_tools("dnsmasq")
@@ -120,7 +139,7 @@ def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
     """Figures of a server that answers wrongly, or not to the end, are none."""
     with serving(reply, LISTEN) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         arm = servers.Server(servers.nullsmtpd(), [], [])
-        lookups = relay.Lookups(arm, [client], itertools.repeat("a.example"), b"9:NOTFOUND ,")
+        lookups = relay.Lookups(arm, [client], itertools.repeat("a.example"), b"9:NOTFOUND ")
         with pytest.raises(RuntimeError, match="instead of"):
             relay.exchange(lookups, 1)
 
@@ -130,7 +149,8 @@ def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
     [
         (("sweep", "--instances", "0"), "--instances: '0' is not a whole number from 1 to 64"),
         (("sweep", "--first-rate", "x"), "--first-rate: 'x' is not a number above 0"),
-        (("sweep", "--factor", "0"), "--factor: '0' is not a number above 0"),
+        (("sweep", "--factor", "11"), "--factor: '11' is not a number above 0, at most 10"),
+        (("sweep", "--factor", "10", "--steps", "64"), "--steps 64: the last rate would be 5e+65"),
         (("sweep", "--steps", "0"), "--steps: '0' is not a whole number"),
         (("sweep", "--seconds", "0"), "--seconds: '0' is not a number above 0"),
         (("footprint", "--starts", "0"), "--starts: '0' is not a whole number"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benching import ROOT, bench
+from benching import ROOT, accept_queues, bench
 from misbehaving import FIN, HOLD, LISTEN, RESET, serving
 from support import LINE, PATIENCE, Daemon, Start
 
@@ -90,11 +90,7 @@ class Resume(threading.Thread):
         deadline = time.monotonic() + PATIENCE
         while self.queue < 1000 and time.monotonic() < deadline:
             time.sleep(0.01)
-            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
-            port = f":{self._daemon.address[1]:04X}"
-            # proc(5): the receive queue of a listening socket (0A) is the length of its accept queue
-            queue = next(row[4] for row in rows if row[1].endswith(port) and row[3] == "0A")
-            self.queue = int(queue.partition(":")[2], 16)
+            self.queue = sum(accept_queues(self._daemon.address[1]))
         self._daemon.process.send_signal(signal.SIGCONT)
 
 
@@ -130,12 +126,21 @@ def two_clients(*deeds: bytes | str, **plan: Any) -> Counter[Outcome]:  # noqa: 
         ((RESET,), "incomplete, RST"),
         ((LINE, RESET), "answered, RST"),
         ((HOLD,), "timed out"),
-        ((b"5" * 100_000, FIN), "wrong octets"),
     ],
 )
 def test_load_tells_outcomes_apart(deeds: tuple[bytes | str, ...], outcome: str) -> None:
     """Whatever a server does wrong has an outcome of its own."""
     assert list(two_clients(*deeds)) == [outcome]
+
+
+def test_what_never_ends_is_given_up() -> None:
+    """Octets without end are wrong, and neither fill the memory nor take until the time limit."""
+    with serving(b"5" * 100_000, HOLD) as server:
+        tally = client.run(
+            Plan((("127.0.0.1", server.port),), clients=1, connections=1, seconds=3600, timeout=PATIENCE)
+        )
+    assert tally.outcomes == {Outcome.WRONG: 1}
+    assert tally.window < PATIENCE * 1e9
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,18 @@
 import json
 import random
 import re
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from benching import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import report, soak, sweep
-from bench.measure import Round
+from bench import report, soak
 from bench.report import Report
 from bench.stats import Spread, percentile, ratio, spread
 
-BENCH = Path(__file__).parents[3] / "bench"
+BENCH = ROOT / "bench"
 
 
 @given(st.lists(st.floats(0.001, 1e6), min_size=1), st.floats(0.001, 1e3))
@@ -60,16 +59,6 @@ def test_growth_of_memory_is_seen() -> None:
     assert soak.growth([1000 + 100 * n for n in range(40)]) == 2000
     assert soak.growth([1000 + min(n, 5) for n in range(40)]) == 0
     assert soak.growth([1000] * 8) is None
-
-
-def test_the_knee_has_a_reason() -> None:
-    """The generator's own limit comes before what the server did; a first step has no p99 to be compared with."""
-    step = Round(cpu_us=20, p50_ms=0.05, p99_ms=0.1, per_second=990, started=1000, lost=0)
-    assert sweep.knee(step, 1000, None) is None
-    assert "11.0 times" in (sweep.knee(step._replace(p99_ms=1.1), 1000, 0.1) or "")
-    assert "90.0%" in (sweep.knee(step._replace(per_second=900), 1000, 0.1) or "")
-    assert "no connection" in (sweep.knee(step._replace(p99_ms=None), 1000, 0.1) or "")
-    assert "generator" in (sweep.knee(step._replace(per_second=900, generator_cpu=0.95), 1000, 0.1) or "")
 
 
 CELLS = st.lists(st.text("abc 123", max_size=8), min_size=2, max_size=2)

@@ -45,6 +45,7 @@ def test_every_cut_of_a_dialogue_is_told_from_the_whole(lines: list[str], data: 
     assert classify(replies, b"", Ending.FIN, expect) is Outcome.ANSWERED
     assert classify(replies, b"", Ending.RESET, expect) is Outcome.ANSWERED_RESET
     assert classify(replies, b"2", Ending.FIN, expect) is Outcome.WRONG
+    assert classify([*replies, b"250 more\r\n"], b"", Ending.FIN, expect) is Outcome.WRONG
     sent = data.draw(st.integers(0, 3))
     rest = replies[sent][: data.draw(st.integers(0, len(replies[sent]) - 1))]
     assert classify(replies[:sent], rest, Ending.FIN, expect) is Outcome.INCOMPLETE
