@@ -64,10 +64,10 @@ def _poll_so_error(connection: socket.socket) -> None:
 #: What each client does once it is connected: octets are sent, a float is a pause in seconds, an integer a number of
 #: octets to read, and a function is called. Then it reads to the end; but `LEAVE` ends it.
 BEHAVIOURS: dict[str, tuple[Step, ...]] = {
-    "waits_its_turn": (),  # RFC 5321 §3.1
+    "waits_for_the_line": (),  # RFC 5321 §3.1
     "quits_after_the_line": (_READ, _QUIT),  # as most senders do, although the server has half-closed
-    "says_quit_first": (_QUIT,),
-    "says_ehlo_first": (_EHLO, _PAUSE),
+    "sends_quit_first": (_QUIT,),
+    "sends_ehlo_first": (_EHLO, _PAUSE),
     "sends_a_message_at_once": (_MESSAGE,),  # some spam programs
     "starts_tls_at_once": (_CLIENT_HELLO,),  # as for port 465
     "writes_twice": (_EHLO, _PAUSE, _MAIL, _PAUSE),  # a reset is noticed by the second write

@@ -130,7 +130,7 @@ class Machine:
 
     def clients(self, host: str, count: int = 1) -> subprocess.Popen[str]:
         """Let clients that speak first connect, 16 at a time."""
-        arguments = (host, "25", "says_quit_first", str(count), str(min(count, 16)), "30")
+        arguments = (host, "25", "sends_quit_first", str(count), str(min(count, 16)), "30")
         command = ("nsenter", f"--target={self._pid}", "--net", "--", *CLIENTS, *arguments)
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 

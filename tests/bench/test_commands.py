@@ -111,8 +111,8 @@ def test_soak_fails_a_server_that_keeps_files_open(
 ) -> None:
     """A server that closes no connection is found out, although no client lost its line."""
     monkeypatch.setattr(soak, "_CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(behaviours, "BEHAVIOURS", {"blasts_1_mib": (), "waits_its_turn": ()})
-    monkeypatch.setattr(soak, "BEHAVIOURS", {"waits_its_turn": ()})
+    monkeypatch.setattr(behaviours, "BEHAVIOURS", {"blasts_1_mib": (), "waits_for_the_line": ()})
+    monkeypatch.setattr(soak, "BEHAVIOURS", {"waits_for_the_line": ()})
 
     def leak(ports: Sequence[int], directory: Path) -> list[str]:
         return [sys.executable, "-c", LEAK, str(ports[0])]

@@ -44,7 +44,7 @@ def test_connections_beyond_the_time_wait_buckets_lose_nothing(host: Host, start
     """With room for ten sockets in TIME_WAIT, two thousand clients that speak first still read the whole line."""
     host.run("sysctl", "--quiet", "net.ipv4.tcp_max_tw_buckets=10")
     daemon = start(prefix=host.prefix)
-    outcomes = run_clients(daemon.address, "says_quit_first", 2000, 50, prefix=host.prefix)
+    outcomes = run_clients(daemon.address, "sends_quit_first", 2000, 50, prefix=host.prefix)
     assert outcomes == {"whole line": 2000}
     overflows = host.run("nstat", "-asz", "TcpExtTCPTimeWaitOverflow").split()[-2]
     assert int(overflows) > 1000

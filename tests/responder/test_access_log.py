@@ -155,7 +155,7 @@ def test_a_flood_leaves_a_bounded_log_and_a_count_of_the_rest(start: Start) -> N
     """Every connection is either a line or counted, and a line says how many were left out."""
     daemon = start("--access-log")
     crowd = BURST_LINES + 1000
-    assert run_clients(daemon.address, "waits_its_turn", crowd, 200) == {"whole line": crowd}
+    assert run_clients(daemon.address, "waits_for_the_line", crowd, 200) == {"whole line": crowd}
     daemon.wait_for(lambda: daemon.lines("access-left-out"), "a line about what was left out")
     stats = daemon.stats()
     assert len(daemon.lines("connection")) + int(stats["access_left_out"]) == int(stats["connections"]) == crowd
@@ -168,7 +168,7 @@ def test_workers_share_the_log_and_no_line_is_torn(start: Start) -> None:
     """Two processes write at the same time: each line is whole, and lines and what was left out are all there is."""
     daemon = start("--access-log", "--workers", "2")
     crowd = BURST_LINES + 2000
-    assert run_clients(daemon.address, "says_quit_first", crowd, 200) == {"whole line": crowd}
+    assert run_clients(daemon.address, "sends_quit_first", crowd, 200) == {"whole line": crowd}
     daemon.wait_for(lambda: logged_or_counted(daemon) == crowd, "a line or a count for each")
     whole = r"\S+Z connection peer=127\.0\.0\.1:\d+ local=\S+ mode=close spoke_first=(yes|no)"
     assert all(re.fullmatch(whole, line) for line in daemon.log.splitlines() if "peer=" in line)

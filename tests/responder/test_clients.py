@@ -91,7 +91,7 @@ def namespace() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-@pytest.mark.parametrize("behaviour", ["waits_its_turn", "writes_twice", "polls_so_error", "blasts_64_kib"])
+@pytest.mark.parametrize("behaviour", ["waits_for_the_line", "writes_twice", "polls_so_error", "blasts_64_kib"])
 def test_lost_segments_lose_no_line(start: Start, namespace: str, behaviour: str, host: str) -> None:
     """With one in ten of the server's segments dropped on its way, every client still reads the whole line."""
     inside = ["ip", "netns", "exec", namespace]

@@ -29,7 +29,7 @@ from nullsmtpd.runtime.sockets import bind, parse_address
 from nullsmtpd.runtime.tcp import waiting
 
 
-@pytest.mark.parametrize("behaviour", ["waits_its_turn", "says_quit_first", "polls_so_error"])
+@pytest.mark.parametrize("behaviour", ["waits_for_the_line", "sends_quit_first", "polls_so_error"])
 def test_with_64_descriptors_hundreds_at_once_all_get_the_line(start: Start, behaviour: str) -> None:
     """Soft and hard limit 64, 400 clients at a time: all are answered, nothing spins, one line says what happened."""
     daemon = start(nofile=64)
@@ -51,7 +51,7 @@ def test_descriptors_taken_by_something_else_delay_clients_only(start: Start) ->
     daemon.wait_for(lambda: daemon.stats()["lingering"] == "30", "30 lingering clients")
     limit_descriptors(daemon.pid, daemon.descriptors())
     try:
-        assert run_clients(address, "waits_its_turn", 300, 100) == {"whole line": 300}
+        assert run_clients(address, "waits_for_the_line", 300, 100) == {"whole line": 300}
     finally:
         for client in idle:
             client.close()

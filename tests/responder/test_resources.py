@@ -82,10 +82,10 @@ def test_it_is_one_thread_and_does_not_wake_up_while_idle(start: Start) -> None:
 def test_100_000_connections_leave_nothing_behind(start: Start) -> None:
     """Memory has grown by no more than noise, and the descriptors are those of the start."""
     daemon = start()
-    assert run_clients(daemon.address, "waits_its_turn", 10_000, 200) == {"whole line": 10_000}
+    assert run_clients(daemon.address, "waits_for_the_line", 10_000, 200) == {"whole line": 10_000}
     daemon.wait_for(lambda: daemon.stats()["lingering"] == "0", "no one lingering")
     descriptors, memory = daemon.descriptors(), daemon.memory()
-    for behaviour in ("waits_its_turn", "says_quit_first"):
+    for behaviour in ("waits_for_the_line", "sends_quit_first"):
         assert run_clients(daemon.address, behaviour, 50_000, 200) == {"whole line": 50_000}
     daemon.wait_for(lambda: daemon.stats()["lingering"] == "0", "no one lingering")
     assert daemon.stats()["connections"] == "110000"

@@ -209,7 +209,7 @@ def test_a_manager_that_goes_away_later_does_no_harm(start: Start, tmp_path: Pat
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("behaviour", ["says_ehlo_first", "writes_twice"])
+@pytest.mark.parametrize("behaviour", ["sends_ehlo_first", "writes_twice"])
 def test_being_stopped_under_load_costs_nobody_the_line(start: Start, behaviour: str) -> None:
     """SIGSTOP for a second, longer than the linger time, and on again, twice, while clients come: all are answered."""
     daemon = start("--linger", "0.5")
