@@ -23,14 +23,29 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["ACK", "ATOMIC", "DESTINATION", "HOP_BY_HOP", "ROUTING", "SYN", "Piece", "Plan", "Request", "open_client"]
+__all__ = [
+    "ACK",
+    "ATOMIC",
+    "CWR",
+    "DESTINATION",
+    "ECE",
+    "HOP_BY_HOP",
+    "PSH",
+    "ROUTING",
+    "SYN",
+    "URG",
+    "Piece",
+    "Plan",
+    "Request",
+    "open_client",
+]
 
 LINE = b"521 Host does not accept mail\r\n"
 PORT = 25
 CLOSED_PORT = 27
 DEADLINE = 20.0  # seconds until a reply that must come is missed
 
-FIN, SYN, RST, ACK = 1, 2, 4, 16
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 
 # Numbers of headers (IANA, "Assigned Internet Protocol Numbers"). ATOMIC is not one of them: it stands for a fragment
 # header on a packet that is whole (RFC 6946).
@@ -62,7 +77,7 @@ class Plan:
 
     ``before`` are the IPv6 extension headers in front of the fragment header, ``behind`` those behind it, which are
     fragmented together with the segment; each of them is ``units`` times 8 octets long. ``options`` and ``payload`` are
-    the lengths in octets of the segment's own options and of its data.
+    the lengths in octets of the segment's own options and of its data; ``flags`` are its flags besides SYN.
     """
 
     pieces: tuple[Piece, ...] = ()
@@ -71,6 +86,7 @@ class Plan:
     units: int = 1
     options: int = 0
     payload: int = 0
+    flags: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +180,7 @@ def chain(kinds: Iterable[int], upper: int, units: int, identifier: int) -> tupl
 def packets(flow: Flow, plan: Plan, sequence: int, identifier: int) -> list[bytes]:
     """Return the packets of a SYN."""
     kind, headers = chain(plan.behind, socket.IPPROTO_TCP, plan.units, identifier)
-    whole = headers + flow.segment(SYN, sequence, options=plan.options, payload=plan.payload)
+    whole = headers + flow.segment(SYN | plan.flags, sequence, options=plan.options, payload=plan.payload)
     if not plan.pieces:
         first, before = chain(plan.before, kind, plan.units, identifier)
         return [flow.packet(before + whole, first)]

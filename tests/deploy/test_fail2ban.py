@@ -79,9 +79,9 @@ def test_the_filter_finds_them_in_the_journal_too(start: Start, tmp_path: Path) 
     require(JOURNAL_REMOTE.exists(), "systemd-journal-remote")
     export = "".join(
         f"__REALTIME_TIMESTAMP={time.time_ns() // 1000 + number}\n__MONOTONIC_TIMESTAMP={number + 1}\n"
-        f"_BOOT_ID={'1' * 32}\n_HOSTNAME=host\n_SYSTEMD_UNIT={unit}\nSYSLOG_IDENTIFIER=nullsmtpd\n_PID=12\n"
-        f"MESSAGE={line}\n\n"
-        for unit in ("nullsmtpd.service", "other.service")
+        f"_BOOT_ID={'1' * 32}\n_HOSTNAME=host\n_SYSTEMD_UNIT={unit}\n_SYSTEMD_SLICE={slice_}\n"
+        f"SYSLOG_IDENTIFIER=nullsmtpd\n_PID=12\nMESSAGE={line}\n\n"
+        for unit, slice_ in SERVICES
         for number, line in enumerate(log_of_hasty_and_polite_clients(start).splitlines())
     )
     subprocess.run(
@@ -91,7 +91,15 @@ def test_the_filter_finds_them_in_the_journal_too(start: Start, tmp_path: Path) 
         check=True,
         timeout=PATIENCE,
     )
-    assert matched(f"systemd-journal[journalfiles={tmp_path / 'x.journal'}]") == ["127.0.0.1", "::1"]
+    assert matched(f"systemd-journal[journalfiles={tmp_path / 'x.journal'}]") == ["127.0.0.1"] * 2 + ["::1"] * 2
+
+
+#: The units of entries in a journal, with their slices: the service, an instance, and another one that is not read.
+SERVICES = (
+    ("nullsmtpd.service", "system.slice"),
+    ("nullsmtpd@1.service", "system-nullsmtpd.slice"),
+    ("other.service", "system.slice"),
+)
 
 
 STAMP = "2026-11-23T20:00:00.000Z"

@@ -12,7 +12,22 @@ from types import MappingProxyType
 import pytest
 from firewalls import BURST, IPTABLES, NFT, RATE, REDIRECT, TRACKER, Net, load, tracked, without_redirection
 from firewalls import net as net  # noqa: PLC0414 - a fixture
-from fragments import ACK, ATOMIC, DESTINATION, HOP_BY_HOP, ROUTING, SYN, Piece, Plan, Request, open_client
+from fragments import (
+    ACK,
+    ATOMIC,
+    CWR,
+    DESTINATION,
+    ECE,
+    HOP_BY_HOP,
+    PSH,
+    ROUTING,
+    SYN,
+    URG,
+    Piece,
+    Plan,
+    Request,
+    open_client,
+)
 from hosts import INTERFACE, SERVER_4, SERVER_6, Host, connected_hosts
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -41,6 +56,13 @@ FRAGMENTED = {
     "with data": Plan((Piece(0, 3), Piece(3, None)), payload=512),
 }
 
+#: Flags that change nothing about a SYN: those of ECN (RFC 3168), and others that make no sense in it.
+FLAGGED = {
+    "ECN": Plan(flags=ECE | CWR),
+    "ECN, 8 + rest": Plan((Piece(0, 1), Piece(1, None)), flags=ECE | CWR),
+    "all but ACK, RST and FIN": Plan(payload=5, flags=PSH | URG | ECE | CWR),
+}
+
 #: Whole packets, with headers between IPv6's and TCP's.
 EXTENDED = {
     "hop-by-hop options": Plan(before=(HOP_BY_HOP,)),
@@ -58,15 +80,15 @@ FRAGMENTED_HEADERS = {
 }
 
 CASES = [
-    *((SERVER_4, name, plan) for name, plan in FRAGMENTED.items()),
-    *((SERVER_6, name, plan) for name, plan in (FRAGMENTED | EXTENDED | FRAGMENTED_HEADERS).items()),
+    *((SERVER_4, name, plan) for name, plan in (FRAGMENTED | FLAGGED).items()),
+    *((SERVER_6, name, plan) for name, plan in (FRAGMENTED | FLAGGED | EXTENDED | FRAGMENTED_HEADERS).items()),
 ]
 
 #: What Linux drops without any rule. Overlapping fragments (RFC 5722, also in IPv4). A second fragment at the place of
 #: the first is ignored, so the segment is not a SYN to port 25. Over IPv6, first fragments without the whole TCP header
 #: (RFC 8200 section 4.5); but Linux does not notice if the chain of extension headers continues in the next fragment.
 _OVERLAPPING = ("overlapping", "overlapping backwards", "other port, then 25", "ACK, then SYN")
-_TRUNCATED = ("8 + rest", "16 + rest", "8 each", "last first", "20 octets")
+_TRUNCATED = ("8 + rest", "16 + rest", "8 each", "last first", "20 octets", "ECN, 8 + rest")
 _WITHOUT_TCP_HEADER = {1: (1, 2, 3), 2: (2, 3, 4), 3: (3, 4, 5)}
 DROPPED_BY_LINUX = {
     *((to, name) for to in (SERVER_4, SERVER_6) for name in _OVERLAPPING),
@@ -216,7 +238,8 @@ def plans(draw: st.DrawFn, *, extension_headers: bool) -> Plan:
         )
         repeated = st.sampled_from(pieces)
         pieces = draw(st.permutations(pieces + draw(st.lists(piece | repeated, max_size=3))))
-    return Plan(tuple(pieces), before, behind, units, options, payload)
+    flags = draw(st.sampled_from((0, PSH, URG, ECE | CWR)))
+    return Plan(tuple(pieces), before, behind, units, options, payload, flags)
 
 
 #: A limit that is the same however long an example takes: three connections from one source.

@@ -1,4 +1,4 @@
-"""The kernel settings in deploy/, tried in network namespaces, each of which has its own."""
+"""The kernel settings in deploy/, in network namespaces, each of which has its own."""
 
 import re
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ def host() -> Iterator[Host]:
         yield opened
 
 
-def test_the_kernel_takes_every_setting(host: Host) -> None:
-    """Each is accepted without a word, and reads back as it was written."""
+def test_the_kernel_accepts_every_setting(host: Host) -> None:
+    """Each is accepted without a message, and reads back as it was written."""
     wanted = re.findall(r"^(\S+) = (\d+)$", SETTINGS.read_text(), re.MULTILINE)
     assert len(wanted) == 4
     host.run("sysctl", "--quiet", "--load", str(SETTINGS))

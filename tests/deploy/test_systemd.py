@@ -1,6 +1,7 @@
 """The units in deploy/: systemd-analyze finds no fault with them, and they do what they are for under a systemd."""
 
 import contextlib
+import json
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ import pytest
 from systemd_machine import ROOT, UNITS, Machine, complaints, exposure, outcomes
 
 METRICS = ROOT / "deploy" / "nullsmtpd-metrics.conf"
+FILTER = ROOT / "deploy" / "fail2ban" / "filter.d" / "nullsmtpd.conf"
 TEMPLATES = [ROOT / "deploy" / name for name in ("nullsmtpd@.socket", "nullsmtpd@.service")]
 
 #: Reads from a URL, in the machine.
@@ -231,6 +233,15 @@ def kill_and_wait(instances: Machine) -> None:
     instances.run("systemctl", "kill", "--signal=KILL", "nullsmtpd@1.service")
     instances.wait_for(lambda: int(stats(instances, 2)["connections"]) > answered, "clients of the second instance")
     instances.wait_for(lambda: int(instances.run(*restarted)) > restarts, "the restart")
+
+
+def test_the_journal_of_instances_is_what_fail2ban_reads(instances: Machine) -> None:
+    """The filter's match finds the lines of every instance."""
+    (match,) = re.findall(r"^journalmatch = (.*)$", FILTER.read_text(), re.MULTILINE)
+    lines = instances.run("journalctl", "--no-pager", "--output=json", "--output-fields=_SYSTEMD_UNIT", *match.split())
+    assert {f"nullsmtpd@{number}.service" for number in (1, 2)} <= {
+        json.loads(line).get("_SYSTEMD_UNIT") for line in lines.splitlines()
+    }
 
 
 def test_an_instance_is_added_under_load(instances: Machine) -> None:
