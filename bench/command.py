@@ -31,7 +31,10 @@ _T = TypeVar("_T")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and examples as they are written."""
+    """Shows defaults that are numbers, and examples as they are written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if type(action.default) in {int, float} else action.help
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +88,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=_COUNT, default=HIGHEST, metavar="N", help="the most to start")
     parser.add_argument("--dialogue", action="store_true", help="EHLO, MAIL and QUIT, each after a reply: one unit")
     parser.add_argument("--timeout", type=_POSITIVE, default=10.0, metavar="S", help="seconds for one connection")
-    parser.add_argument("--expect", type=_ascii, default="521", metavar="TEXT", help="what the reply begins with")
+    parser.add_argument("--expect", type=_ascii, default="521", metavar="TEXT", help="beginning of the reply, 521")
     parser.add_argument("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
 
 
@@ -110,7 +113,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--instances", type=_several(_FEW), default=[1, 2], metavar="N,N", help="numbers of processes on one port"
+        "--instances", type=_several(_FEW), default=[1, 2], metavar="N,N", help="processes on one port; without, 1,2"
     )
     parser.add_argument("--first-rate", type=_POSITIVE, default=500.0, metavar="R", help="connections a second")
     parser.add_argument("--factor", type=_FACTOR, default=2.0, metavar="X", help="from one rate to the next")
@@ -132,7 +135,7 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
 def _add_soak(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--duration", type=_POSITIVE, default=300.0, metavar="S", help="seconds")
     parser.add_argument("--rate", type=_POSITIVE, default=500.0, metavar="R", help="clients a second")
-    parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="which server")
+    parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="instead of nullsmtpd")
 
 
 def _add_relay(parser: argparse.ArgumentParser) -> None:

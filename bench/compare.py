@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import socket
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 
@@ -140,9 +141,15 @@ def _plan(rate: float, options: argparse.Namespace) -> Plan:
 def _cpu_notes(rounds: Rounds, most: int) -> list[str]:
     cpus, client_cpus = system.server_cpus(most), system.client_cpus(most)
     notes = [f"CPUs: {len(cpus)} for the servers, {len(client_cpus - cpus) or 'the same'} for the clients."]
-    busy = {rate for (rate, _), series in rounds.items() if any(one.generator_cpu > load.BUSY for one in series)}
-    where = ", ".join(_label(rate) for rate in sorted(busy, key=lambda rate: rate or float("inf")))
-    return [*notes, f"The generator was the limit, and p50 and p99 are its own, at: {where}."] if busy else notes
+    limits = []
+    for rate in dict.fromkeys(rate for rate, _ in rounds):
+        every = [one for (at, _), series in rounds.items() if at == rate for one in series]
+        share, late = (statistics.median(getattr(one, name) for one in every) for name in ("generator_cpu", "late_ms"))
+        if share > load.BUSY or late > load.LATE_MS:
+            limits.append(f"{_label(rate)} ({share:.0%}, {late:.1f} ms)")
+    if limits:
+        notes.append(f"p50 and p99 are the generator's (its CPU, p99 of its late starts) at {', '.join(limits)}.")
+    return notes
 
 
 @contextlib.contextmanager

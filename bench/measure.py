@@ -31,8 +31,8 @@ class Round(NamedTuple):
     per_second: float
     started: int
     lost: int
-    server_cpu: float = 0.0  # share of a CPU
-    generator_cpu: float = 0.0
+    generator_cpu: float = 0.0  # share of a CPU
+    late_ms: float = 0.0  # open loop: 1 % of the connections started this late or later
 
 
 def measure(server: Server, plan: Plan) -> Round:
@@ -55,8 +55,8 @@ def measure(server: Server, plan: Plan) -> Round:
         per_second=tally.in_window / (tally.window / 1e9),
         started=tally.started,
         lost=tally.lost,
-        server_cpu=used / tally.window,
         generator_cpu=tally.cpu_share,
+        late_ms=(percentile(sorted(tally.late), 99) or 0) / 1e6,
     )
 
 
@@ -104,6 +104,6 @@ def summary(series: Sequence[Round], base: Sequence[Round]) -> dict[str, object]
 
 
 def _spreads(series: Sequence[Round], base: Sequence[Round]) -> dict[str, Spread | None]:
-    names = ("cpu_us", "p50_ms", "p99_ms", "per_second", "generator_cpu")
+    names = ("cpu_us", "p50_ms", "p99_ms", "per_second", "generator_cpu", "late_ms")
     found = {name: spread([value for one in series if (value := getattr(one, name)) is not None]) for name in names}
     return found | {"ratio": ratio([one.cpu_us for one in series], [one.cpu_us for one in base])}
