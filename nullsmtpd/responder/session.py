@@ -4,7 +4,6 @@ Commands: RFC 5321 §4.1.1; the replies of a host that accepts no mail: RFC 7504
 """
 
 import asyncio
-import contextlib
 import functools
 import socket
 from collections.abc import Callable
@@ -84,13 +83,11 @@ class SessionProtocol(asyncio.Protocol):
         self._last_input = self._loop.time()
         self._deadline = self._last_input + SESSION_TIMEOUT
         self._check_timeout()
-        with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
-            self._transport.write(self._dialogue.greeting)
+        self._send(self._dialogue.greeting)
 
     def data_received(self, data: bytes) -> None:
         """Answer the lines that end in ``data``; their replies leave together."""
-        transport = self._transport
-        if transport is None:
+        if self._transport is None:
             return  # the final reply was sent
         self._last_input = self._loop.time()
         *ended, rest = data.split(b"\n")
@@ -108,8 +105,7 @@ class SessionProtocol(asyncio.Protocol):
                 return
         self._head, self._length = _head(head, rest), length + len(rest)
         if replies:
-            with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
-                transport.write(b"".join(replies))
+            self._send(b"".join(replies))
 
     def eof_received(self) -> bool:
         """Let the transport close: replies in its buffer are sent first."""
@@ -153,6 +149,13 @@ class SessionProtocol(asyncio.Protocol):
         else:
             self._timer = None
             self._end(self._dialogue.timeout)
+
+    def _send(self, replies: bytes) -> None:
+        assert self._transport is not None
+        try:  # not contextlib.suppress, which costs as much as the rest
+            self._transport.write(replies)
+        except (OSError, RuntimeError):
+            pass  # the client has gone already
 
     def _end(self, final_reply: bytes) -> None:
         """Send the final reply and half-close; further input is discarded."""
@@ -221,7 +224,9 @@ class Sessions:
 
     def _finish(self, transport: asyncio.Transport, final_reply: bytes) -> None:
         connection = cast("SocketTransport", transport).detach()
-        with contextlib.suppress(OSError):  # the client has gone, or does not read
+        try:  # not contextlib.suppress, which costs as much as the rest
             connection.send(final_reply, _DONTWAIT_MORE)  # reply and FIN leave as one segment
             connection.shutdown(_SHUT_WR)
+        except OSError:
+            pass  # the client has gone, or does not read
         self._linger.add(connection)
