@@ -52,22 +52,19 @@ class Report(NamedTuple):
         return f"{table}\n\n{textwrap.fill(' '.join(self.notes), 120)}\n"
 
 
-def number(value: float | None, digits: int | None = None) -> str:
-    """Write a number with three significant digits, or ``digits`` after the point; a dash for None."""
+def number(value: float | None, most: int = 9) -> str:
+    """Write a number with three significant digits, but at most ``most`` after the point; a dash for None."""
     if value is None:
         return "-"
-    if digits is None:
-        digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:,.{digits}f}"
+    digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{min(max(digits, 0), most)}f}"
 
 
-def with_spread(value: Spread | None, digits: int | None = None) -> str:
-    """Write a median with its quartiles, as precisely as `number`: ``31.4 (30.9-32.0)``."""
+def with_spread(value: Spread | None, most: int = 9) -> str:
+    """Write a median with its quartiles, each as `number` does: ``31.4 (30.9-32.0)``."""
     if value is None:
         return "-"
-    if digits is None:
-        digits = len(number(value.median).partition(".")[2])
-    return f"{value.median:,.{digits}f} ({value.low:,.{digits}f}-{value.high:,.{digits}f})"
+    return f"{number(value.median, most)} ({number(value.low, most)}-{number(value.high, most)})"
 
 
 def progress(text: str) -> None:

@@ -52,6 +52,7 @@ def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     """What a table shows is as precise as what was measured."""
     assert report.number(value) == text
     assert report.with_spread(Spread(value, value, value, 3)) == f"{text} ({text}-{text})"
+    assert report.number(value, 1) == f"{value:,.{min(1, len(text.partition('.')[2]))}f}"
 
 
 def test_growth_of_memory_is_seen() -> None:
