@@ -24,6 +24,9 @@ MAX_READERS = 4
 #: Seconds that one reader may take; Prometheus itself gives up after ten.
 READER_TIMEOUT = 5.0
 
+#: Seconds without accepting after an accept has failed.
+ACCEPT_PAUSE = 0.1
+
 #: Octets of a request: Prometheus sends some hundred. RFC 9110 §5.4 lets a server refuse larger ones.
 MAX_REQUEST_OCTETS = 8192
 
@@ -110,13 +113,35 @@ async def serve_metrics(
     """
     process = _ProcessMetrics() if sys.platform == "linux" else None
     readers: dict[_Reader, None] = {}
+    tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
 
     def render() -> str:
-        return _exposition([*collect(), *(process.families() if process else ())])
+        families = collect()
+        if process is not None:
+            with contextlib.suppress(OSError):  # no file descriptor left to read /proc with
+                families += process.families()
+        return _exposition(families)
+
+    # Not create_server(): without file descriptors libuv would close connections unanswered, or be busy failing.
+    def accept(listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # that reader waits in the accept queue, or has gone
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_PAUSE, loop.add_reader, listener, accept, listener)
+            return
+        task = loop.create_task(attach(connection))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def attach(connection: socket.socket) -> None:
+        try:
+            await loop.connect_accepted_socket(lambda: _Reader(render, readers), connection)
+        except OSError:  # the reader has gone, or no memory for a transport
+            connection.close()
 
     for listener in listeners:
-        # The backlog is passed because the loop calls listen(2) again.
-        await loop.create_server(lambda: _Reader(render, readers), sock=listener, backlog=socket.SOMAXCONN)
+        loop.add_reader(listener, accept, listener)
 
 
 class _Reader(asyncio.Protocol):
