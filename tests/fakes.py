@@ -1,14 +1,13 @@
 """Stand-ins for what a test cannot wait for or provoke: an event loop with its own clock, a listener, transports."""
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from socket import SocketType
 from typing import Any, cast
 
-from nullsmtpd.responder.drain import Drains
-
-__all__ = ["FakeDrains", "FakeLoop", "FakeTransport", "FaultyListener"]
+__all__ = ["FakeConnection", "FakeLoop", "FakeTransport", "FaultyListener"]
 
 
 class FakeLoop:
@@ -32,6 +31,15 @@ class FakeLoop:
     def until_next(self) -> float:
         """Return the seconds until the next timer, of which there must be one."""
         return round(min(due for due, _ in self.timers) - self.now, 3)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Make it the loop that `asyncio.get_running_loop` returns."""
+        asyncio._set_running_loop(self.as_loop())
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(None)
 
     def as_loop(self) -> asyncio.AbstractEventLoop:
         return cast("asyncio.AbstractEventLoop", self)
@@ -69,6 +77,55 @@ class FakeLoop:
             self.now = max(self.now, timer[0])
             timer[1]._run()
         self.now = end
+
+
+class FakeConnection:
+    """A connection that was answered and half-closed; its client is the test.
+
+    ``was_reset``: it was closed with unread input, for which the kernel sends RST.
+    """
+
+    def __init__(self) -> None:
+        self.unread = 0
+        self.looks = 0  # at whether the client has closed
+        self.is_closed = False
+        self.was_reset = False
+        self._has_ended = False
+
+    def as_socket(self) -> SocketType:
+        return cast("SocketType", self)
+
+    def client_sends(self, octets: int) -> None:
+        self.unread += octets
+
+    def client_closes(self) -> None:
+        self._has_ended = True
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("192.0.2.25", 25)
+
+    def getsockopt(self, level: int, option: int, length: int) -> bytes:
+        """Return the first octet of TCP_INFO: TCP_CLOSE once the client has closed too, else TCP_FIN_WAIT2."""
+        assert not self.is_closed
+        self.looks += 1
+        return b"\x07" if self._has_ended else b"\x05"
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        assert not self.is_closed
+        if not self.unread and not self._has_ended:
+            raise BlockingIOError
+        octets = b"x" * min(size, self.unread)
+        if not flags & socket.MSG_PEEK:
+            self.unread -= len(octets)
+        return octets
+
+    def recv_into(self, buffer: bytearray, size: int = 0, flags: int = 0) -> int:
+        return len(self.recv(size or len(buffer), flags))
+
+    def close(self) -> None:
+        assert not self.is_closed, "closed twice"
+        self.is_closed = True
+        self.was_reset = self.unread > 0 and not self._has_ended
 
 
 class FaultyListener(socket.socket):
@@ -109,32 +166,11 @@ class FakeTransport(asyncio.Transport):
 
     def write_eof(self) -> None:
         self.calls.append("write_eof")
+        if not self._can_eof:
+            raise NotImplementedError
 
     def close(self) -> None:
         self.calls.append("close")
 
     def abort(self) -> None:
         self.calls.append("abort")
-
-
-class FakeDrains(Drains):
-    """Takes over ``limit`` connections and keeps them."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.total = 0
-        self.taken: list[SocketType] = []
-
-    def __len__(self) -> int:
-        return len(self.taken)
-
-    def try_add(self, connection: SocketType) -> bool:
-        if len(self.taken) >= self.limit:
-            return False
-        self.taken.append(connection)
-        return True
-
-    def close(self) -> None:
-        for connection in self.taken:
-            connection.close()
-        self.taken.clear()

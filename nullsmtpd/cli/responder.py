@@ -164,7 +164,7 @@ def help_text() -> str:
     lines = [
         "usage: nullsmtpd [-h] [--version] [--listen ADDR] [--mode MODE] [options]",
         "       nullsmtpd check [HOST[:PORT]] ...    does a host refuse mail properly?",
-        "       nullsmtpd relay [options]            tell relays which domains accept no mail",
+        "       nullsmtpd relay [options]            which domains accept no mail?",
         "",
         "Answer every connection with one line that says this host does not accept mail",
         "(RFC 7504), and close it. check and relay have a --help of their own.",

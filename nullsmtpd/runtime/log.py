@@ -38,9 +38,8 @@ def _write(line: bytes) -> bool:
         written = os.write(_STDERR, line)
     except OSError:
         return False
-    if written:
-        _line_is_torn = written < len(line)
-    return written == len(line)
+    _line_is_torn = written < len(line)
+    return not _line_is_torn
 
 
 def _quoted(value: str) -> str:

@@ -1,15 +1,15 @@
 import math
-import re
 import string
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullsmtpd.cli.responder import Options, UsageError, help_text, parse_options
-from nullsmtpd.runtime.sockets import Address, parse_address
+from nullsmtpd.cli.arguments import UsageError
+from nullsmtpd.cli.responder import help_text, parse_options
+from nullsmtpd.responder.options import Options
+from nullsmtpd.runtime.sockets import Address
 
-PORTS = st.integers(0, 65535)
 DEFAULTS = Options(
     listen=(Address(None, 25),),
     mode="close",
@@ -20,7 +20,7 @@ DEFAULTS = Options(
     max_sessions=1000,
     timeout=300.0,
     backlog=4096,
-    workers=1,
+    reuse_port=False,
     user=None,
     group=None,
     access_log=False,
@@ -28,8 +28,9 @@ DEFAULTS = Options(
 )
 FLAGS = [
     *("listen", "mode", "text", "hostname", "linger", "max-lingering", "max-sessions", "timeout", "backlog"),
-    *("workers", "user", "group", "metrics"),
+    *("user", "group", "metrics"),
 ]
+SWITCHES = ["reuse-port", "access-log"]
 
 
 def variable(name: str) -> str:
@@ -71,73 +72,10 @@ def test_variables_of_a_kubernetes_service_of_our_name_are_left_alone(service: s
 
 
 def test_listen_may_be_repeated_and_duplicates_count_once() -> None:
-    """Each --listen adds an address; in the environment commas part them."""
+    """Each --listen adds an address; in the environment they are separated by commas."""
     wanted = (Address("127.0.0.1", 1), Address("::1", 2))
     assert parse_options(["--listen", "127.0.0.1:1", "--listen=[::1]:2", "--listen=[::1]:2"], {}).listen == wanted
     assert parse_options([], {"NULLSMTPD_LISTEN": "127.0.0.1:1,[::1]:2"}).listen == wanted
-
-
-@given(host=st.sampled_from(["127.0.0.1", "0.0.0.0", "localhost", "mail.example.org", "a_b"]), port=PORTS)  # noqa: S104
-def test_host_and_port_are_read_and_written_alike(host: str, port: int) -> None:
-    """Invariant: what parse_address reads, str() writes."""
-    assert parse_address(f"{host}:{port}") == Address(host, port)
-    assert str(parse_address(f"{host}:{port}")) == f"{host}:{port}"
-
-
-@given(address=st.ip_addresses(v=6), port=PORTS)
-def test_ipv6_addresses_are_read_in_brackets_only(address: object, port: int) -> None:
-    """Invariant: [v6]:PORT is read and written alike, and v6:PORT is refused with a hint at the brackets."""
-    assert str(parse_address(f"[{address}]:{port}")) == f"[{address}]:{port}"
-    with pytest.raises(ValueError, match="brackets"):
-        parse_address(f"{address}:{port}")
-
-
-@given(st.text())
-def test_any_text_is_an_address_or_a_clear_refusal(text: str) -> None:
-    """Invariant: parse_address returns what str() writes back into itself, or raises ValueError with a hint."""
-    try:
-        address = parse_address(text)
-    except ValueError as error:
-        assert re.search("give|not an IPv", str(error))
-    else:
-        assert 0 <= address.port <= 65535
-        assert parse_address(str(address)) == address
-
-
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("", "no port"),
-        ("2525", "no port"),
-        ("localhost", "no port"),
-        ("127.0.0.1:", "the port ''"),
-        ("127.0.0.1:65536", "0 to 65535"),
-        ("127.0.0.1:-1", "0 to 65535"),
-        ("127.0.0.1:٢٥", "0 to 65535"),
-        ("127.0.0.1:0025000", "0 to 65535"),
-        ("127.0.0.1:smtp", "0 to 65535"),
-        ("::1:25", "brackets"),
-        ("[::1]", "the port"),
-        ("[::g]:25", "not an IPv6 address"),
-        ("[fe80::1%]:25", "not an IPv6 address"),
-        ("[fe80::1%ü]:25", "not an IPv6 address"),
-        ("[fe80::1%a\nb]:25", "not an IPv6 address"),
-        ("[127.0.0.1]:25", "not an IPv6 address"),
-        ("[]:25", "not an IPv6 address"),
-        ("256.0.0.1:25", "not an IPv4 address"),
-        ("127.1:25", "not an IPv4 address"),
-        ("1.2.3:25", "not an IPv4 address"),
-        ("exa mple:25", "the host"),
-        ("bücher.example:25", "the host"),
-        ("-a:25", "the host"),
-        ("a..b:25", "the host"),
-        (" 127.0.0.1:25", "the host"),
-    ],
-)
-def test_mistakes_in_an_address_are_named(text: str, hint: str) -> None:
-    """Each kind of mistake has a message of its own."""
-    with pytest.raises(ValueError, match=re.escape(hint)):
-        parse_address(text)
 
 
 @given(st.floats(0, 3600))
@@ -253,7 +191,7 @@ def test_a_flag_without_its_value_says_what_is_missing(name: str) -> None:
 @given(st.text(string.printable, min_size=1))
 def test_unknown_arguments_are_refused(argument: str) -> None:
     """Invariant: nothing but the documented flags is taken, not even an abbreviation of one."""
-    if argument.partition("=")[0] in {f"--{name}" for name in FLAGS}:
+    if argument.partition("=")[0] in {f"--{name}" for name in FLAGS + SWITCHES}:
         return
     with pytest.raises(UsageError, match="unknown argument"):
         parse_options([argument], {})
@@ -274,24 +212,11 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: str) -> Non
 def test_help_names_every_option_with_its_default() -> None:
     """--help is made from the same table as the options."""
     text = help_text()
-    for name in FLAGS:
+    for name in FLAGS + SWITCHES:
         assert f"  --{name} " in text
     for default in (":25", "Host does not accept mail", "2", "4096"):
         assert f"(default: {default})" in " ".join(text.split())
-    assert max(map(len, text.splitlines())) <= 100
-
-
-@pytest.mark.parametrize(("text", "workers"), [("1", 1), ("2", 2), ("256", 256), ("auto", None)])
-def test_workers_are_a_number_or_auto(text: str, workers: int | None) -> None:
-    """``auto`` is left open until the CPUs are counted."""
-    assert parse_options(["--workers", text], {}).workers == workers
-
-
-@pytest.mark.parametrize("text", ["", "0", "257", "-1", "1.5", "Auto", "two", "٢", "1 "])
-def test_a_number_of_workers_that_is_none_is_refused(text: str) -> None:
-    """No process at all, or more than any host has use for, is a mistake."""
-    with pytest.raises(UsageError, match=r"^--workers: .* is not a number of processes; give 1 to 256, or auto$"):
-        parse_options(["--workers", text], {})
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ["user", "group"])
@@ -309,16 +234,27 @@ def test_metrics_want_a_host() -> None:
         parse_options(["--metrics", ":9521"], {})
 
 
-def test_a_switch_takes_no_value_as_a_flag_and_a_yes_or_no_as_a_variable() -> None:
-    """--access-log stands alone; NULLSMTPD_ACCESS_LOG may also say no."""
-    assert parse_options(["--access-log"], {"NULLSMTPD_ACCESS_LOG": "0"}).access_log
-    assert [parse_options([], {"NULLSMTPD_ACCESS_LOG": text}).access_log for text in ("1", "TRUE", "no", "off")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    with pytest.raises(UsageError, match=r"^--access-log takes no value; leave 'no' out$"):
-        parse_options(["--access-log=no"], {})
-    with pytest.raises(UsageError, match=r"^NULLSMTPD_ACCESS_LOG: 'maybe' is neither yes nor no; give 1 or 0$"):
-        parse_options([], {"NULLSMTPD_ACCESS_LOG": "maybe"})
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_takes_no_value_as_a_flag_and_yes_or_no_as_a_variable(name: str) -> None:
+    """--access-log stands alone; NULLSMTPD_ACCESS_LOG may also be no."""
+
+    def value(*arguments: str, **environment: str) -> object:
+        return getattr(parse_options(arguments, environment), name.replace("-", "_"))
+
+    assert value(f"--{name}", **{variable(name): "0"}) is True
+    assert value() is False
+    for text in ("1", "yes", "TRUE", "on"):
+        assert value(**{variable(name): text}) is True
+    for text in ("0", "No", "false", "off"):
+        assert value(**{variable(name): text}) is False
+    with pytest.raises(UsageError, match=rf"^--{name} takes no value; leave out 'no'$"):
+        value(f"--{name}=no")
+    with pytest.raises(UsageError, match=rf"^{variable(name)}: 'maybe' is neither yes nor no; give 1 or 0$"):
+        value(**{variable(name): "maybe"})
+
+
+def test_a_long_wrong_value_is_shortened_in_its_message() -> None:
+    """A whole file given by mistake does not fill the terminal, or the journal."""
+    with pytest.raises(UsageError) as raised:
+        parse_options(["--text", "x" * 5000], {})
+    assert len(str(raised.value)) < 300

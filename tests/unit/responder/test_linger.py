@@ -1,280 +1,470 @@
-"""The linger queues against a clock of the test's own and real socket pairs on loopback."""
+"""The linger queue, by a clock of the test's own and with connections whose clients are the test."""
 
-import asyncio
-import socket
-from collections.abc import Callable, Iterator
-from socket import SocketType
-from typing import cast
+from collections.abc import Callable
 
 import pytest
+from fakes import FakeConnection, FakeLoop
 from hypothesis import given
 from hypothesis import strategies as st
-from support import read_all
 
-from nullsmtpd.runtime import tcp
-from nullsmtpd.responder.counters import Counters
-from nullsmtpd.responder.drain import Drains
-from nullsmtpd.responder.linger import FIRST_LOOK, KEPT_AT_LEAST, Lingering
+from nullsmtpd.responder.linger import DRAIN_TIMEOUT, MAX_DRAIN_OCTETS, MIN_LINGER, SWEEP_INTERVAL, LingerQueue
 
 
 class Bench:
-    """A `Lingering` with clients: each is the far end of a connection that was answered and half-closed."""
+    """A `LingerQueue` with a clock, and the accept path's part in it."""
 
-    def __init__(self, seconds: float = 2.0, limit: int = 100, drains: int = 0) -> None:
-        self.clock = Clock()
-        loop = cast("asyncio.AbstractEventLoop", self.clock)
-        self.counters = Counters()
-        self.drains = FakeDrains(drains)
-        self.lingering = Lingering(loop, self.counters, self.drains, seconds, limit)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.open: list[socket.socket] = []
+    def __init__(self, seconds: float = 2.0, limit: int = 100) -> None:
+        self.loop = FakeLoop()
+        self.linger = LingerQueue(self.loop.as_loop(), seconds, limit)
+        self.rates: list[float] = []
+        self.linger.on_sweep = self.rates.append
 
-    def arrive(self, count: int = 1) -> list[socket.socket]:
-        """Add one burst and return its clients."""
-        clients, batch = [], []
+    def arrive(self, count: int = 1) -> list[FakeConnection]:
+        """Do what the accept path does with answered connections."""
+        connections = [FakeConnection() for _ in range(count)]
+        for connection in connections:
+            self.linger.queue.append(connection.as_socket())
+            if self.linger.timer is None:
+                self.linger.start()
+        return connections
+
+    def arrive_one_by_one(self, count: int, interval: float = SWEEP_INTERVAL) -> list[FakeConnection]:
+        """Let a sweep pass between arrivals, so that some have been checked before and some have not."""
+        connections = []
         for _ in range(count):
-            clients.append(socket.create_connection(self.listener.getsockname(), timeout=10))
-            descriptor, _ = self.listener._accept()  # type: ignore[attr-defined]
-            connection = SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
-            connection.send(b"line")
-            connection.shutdown(socket.SHUT_WR)
-            batch.append(connection)
-        self.open += clients
-        self.lingering.add(batch)
-        self.lingering.let_go()
-        return clients
-
-    def close(self) -> None:
-        self.lingering.close_all()
-        for one in (*self.open, self.listener, *self.drains.taken):
-            one.close()
+            connections += self.arrive()
+            self.loop.advance(interval)
+        return connections
 
 
-@pytest.fixture
-def bench() -> Iterator[Callable[..., Bench]]:
-    """Return a function that makes a `Bench`; all are closed afterwards."""
-    made: list[Bench] = []
-
-    def make(*args: float, **options: float) -> Bench:
-        made.append(Bench(*args, **options))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+def open_ones(connections: list[FakeConnection]) -> list[FakeConnection]:
+    return [connection for connection in connections if not connection.is_closed]
 
 
-Make = Callable[..., Bench]
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 2.0, 60.0])
+def test_a_silent_client_is_kept_for_its_time_and_two_sweeps_at_most(seconds: float) -> None:
+    """It is closed after --linger seconds, not before, and at most two sweeps later; then no timer is left."""
+    bench = Bench(seconds)
+    (connection,) = bench.arrive()
+    bench.loop.advance(seconds - 0.001)
+    assert not connection.is_closed
+    bench.loop.advance(0.001 + 2 * min(SWEEP_INTERVAL, seconds / 2))
+    assert connection.is_closed
+    assert bench.loop.timers == []
 
 
-def is_let_go(client: socket.socket) -> bool:
-    """Tell whether the server's descriptor is closed: only then does what the client sends draw a reset."""
-    client.settimeout(0.2)
-    try:
-        for _ in range(3):
-            client.send(b"?")
-    except OSError:
-        return True
-    return bool(client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+@given(st.floats(0.02, 3), st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_no_client_has_less_than_its_time(seconds: float, pauses: list[float]) -> None:
+    """Invariant: whenever a client arrives between sweeps, it is open until its time is up, and closed soon after."""
+    bench = Bench(seconds)
+    arrivals: list[tuple[float, FakeConnection]] = []
+    for pause in pauses:
+        bench.loop.advance(pause)
+        arrivals += [(bench.loop.time(), connection) for connection in bench.arrive()]
+        for arrival, connection in arrivals:
+            age = bench.loop.time() - arrival
+            if age < seconds - 0.002:
+                assert not connection.is_closed
+            elif age > seconds + 2 * SWEEP_INTERVAL + 0.002:
+                assert connection.is_closed
+    bench.loop.advance(seconds + 2 * SWEEP_INTERVAL)
+    assert all(connection.is_closed for _, connection in arrivals)
+    assert len(bench.linger) == 0
+    assert bench.loop.timers == []
 
 
-def test_a_client_that_stays_is_kept_for_the_linger_time_and_no_longer(bench: Make) -> None:
-    """Two seconds are two seconds by the clock, and the only timer ends with them."""
-    b = bench(2.0)
-    b.arrive()
-    b.clock.advance(1.999)
-    assert len(b.lingering) == 1
-    b.clock.advance(0.002)
-    assert len(b.lingering) == 0
-    assert b.clock.timers == []
+def test_a_client_that_has_closed_is_gone_after_two_sweeps() -> None:
+    """Its descriptor is free long before its linger time is over, though older clients stay."""
+    bench = Bench(60.0)
+    (stays,) = bench.arrive()
+    bench.loop.advance(1)
+    (closes,) = bench.arrive()
+    closes.client_closes()
+    bench.loop.advance(2 * SWEEP_INTERVAL)
+    assert closes.is_closed
+    assert not stays.is_closed
+    assert len(bench.linger) == 1
 
 
-def test_a_client_that_has_closed_is_let_go_at_the_first_look(bench: Make) -> None:
-    """The first look comes by itself after a quarter of a second."""
-    b = bench(2.0)
-    b.arrive()[0].close()
-    b.clock.advance(FIRST_LOOK)
-    assert len(b.lingering) == 0
-    assert b.clock.timers == []
+def test_without_linger_time_a_connection_is_closed_at_once() -> None:
+    """--linger 0 keeps nothing and needs no timer; what the client has sent is read first."""
+    bench = Bench(0.0)
+    connection = FakeConnection()
+    connection.client_sends(10)
+    bench.linger.queue.append(connection.as_socket())
+    bench.linger.start()
+    assert connection.is_closed
+    assert not connection.was_reset
+    assert (len(bench.linger), bench.linger.connections) == (0, 1)
+    assert bench.loop.timers == []
 
 
-def test_a_client_that_has_closed_is_let_go_when_the_next_one_comes(bench: Make) -> None:
-    """Under load nobody waits for a timer."""
-    b = bench(2.0)
-    b.arrive()[0].close()
-    b.arrive()
-    assert len(b.lingering) == 1
+def test_an_empty_queue_has_no_timer() -> None:
+    """Between clients nothing wakes up the process; the next client starts the timer again."""
+    bench = Bench()
+    assert bench.loop.timers == []
+    for _ in range(2):
+        bench.arrive()[0].client_closes()
+        assert bench.linger.timer is not None
+        bench.loop.advance(2 * SWEEP_INTERVAL)
+        assert bench.linger.timer is None
+        assert bench.loop.timers == []
 
 
-def test_a_slow_client_does_not_hold_up_those_behind_it_for_long(bench: Make) -> None:
-    """One that stays open delays the look at later ones until its own first look, and no longer."""
-    b = bench(2.0)
-    slow = b.arrive()[0]
-    for client in b.arrive(3):
-        client.close()
-    b.clock.advance(0)
-    assert len(b.lingering) == 4
-    b.clock.advance(FIRST_LOOK)
-    b.arrive()[0].close()
-    assert len(b.lingering) == 2
-    assert not is_let_go(slow)
+def test_the_oldest_is_evicted_when_all_places_are_taken() -> None:
+    """One place for one client, and only the one that was evicted counts as cut short."""
+    bench = Bench(60.0, limit=4)
+    connections = bench.arrive_one_by_one(4)
+    assert bench.linger.reserve()
+    assert [connection.is_closed for connection in connections] == [True, False, False, False]
+    assert bench.linger.cut_short == 1
+    assert bench.linger.room - len(bench.linger.queue) == 1
 
 
-def test_without_linger_a_connection_is_closed_at_once(bench: Make) -> None:
-    """--linger 0 keeps nothing and needs no timer."""
-    b = bench(0.0)
-    client = b.arrive()[0]
-    assert len(b.lingering) == 0
-    assert b.clock.timers == []
-    assert read_all(client) == b"line"
+def test_a_client_younger_than_the_minimum_is_not_evicted() -> None:
+    """There is no room before `MIN_LINGER` has passed, and there is afterwards."""
+    bench = Bench(60.0, limit=4)
+    connections = bench.arrive(4)
+    assert not bench.linger.reserve()
+    bench.loop.advance(MIN_LINGER / 2)
+    assert not bench.linger.reserve()
+    assert open_ones(connections) == connections
+    bench.loop.advance(2 * MIN_LINGER)
+    assert bench.linger.reserve()
+    assert bench.linger.cut_short == 1
 
 
-def test_when_full_the_oldest_make_room(bench: Make) -> None:
-    """As many of the oldest as there is no room for are closed, counted, and the rest stay."""
-    b = bench(2.0, limit=8)
-    clients = [b.arrive()[0] for _ in range(4)] + b.arrive(4)
-    b.clock.advance(KEPT_AT_LEAST)
-    assert b.lingering.make_room(3) == 3
-    assert len(b.lingering) == 5
-    assert b.counters.cut_short == 3
-    assert [is_let_go(client) for client in clients] == [True] * 3 + [False] * 5
+def test_at_shutdown_a_client_of_any_age_is_evicted() -> None:
+    """The accept queue has to be answered before the process ends."""
+    bench = Bench(60.0, limit=4)
+    connections = bench.arrive(4)
+    assert not bench.linger.reserve()
+    bench.linger.allow_immediate_eviction()
+    assert bench.linger.reserve()
+    assert [connection.is_closed for connection in connections] == [True, False, False, False]
 
 
-def test_nobody_is_cut_short_before_having_had_a_chance(bench: Make) -> None:
-    """While all are young the next ones wait in the backlog; when the process ends there is no more waiting."""
-    b = bench(2.0, limit=4)
-    b.arrive(3)
-    assert b.lingering.make_room(2) == 1
-    b.arrive()
-    assert b.lingering.make_room(1) == 0
-    assert b.counters.cut_short == 0
-    b.lingering.hurry()
-    assert b.lingering.make_room(1) == 1
-    assert b.counters.cut_short == 1
+@pytest.mark.parametrize("shedding", [False, True])
+@pytest.mark.parametrize("checked", [0, 4, 8])
+def test_finished_clients_make_room_before_anyone_is_cut_short(checked: int, *, shedding: bool) -> None:
+    """Wherever in the queue they are: neither the eviction of one nor shedding closes an open client before them."""
+    bench = Bench(60.0, limit=8)
+    connections = bench.arrive_one_by_one(checked) + bench.arrive(8 - checked)
+    bench.loop.advance(SWEEP_INTERVAL if checked == 8 else 0)
+    for connection in connections[1::2]:
+        connection.client_closes()
+    bench.loop.advance(0.2)
+    if shedding:
+        bench.linger.shed()
+    else:
+        assert bench.linger.reserve()
+    assert open_ones(connections[0::2]) == connections[0::2]
+    assert len(open_ones(connections)) < 8
+    assert bench.linger.cut_short == 0
 
 
-def test_clients_that_have_finished_make_room_first(bench: Make) -> None:
-    """Nobody is cut short while closed clients fill the queue."""
-    b = bench(2.0, limit=8)
-    stays = b.arrive()[0]
-    for client in b.arrive(7):
-        client.close()
-    assert b.lingering.make_room(4) == 4
-    assert b.counters.cut_short == 0
-    assert not is_let_go(stays)
+def test_evictions_in_a_row_do_not_look_at_everyone_again() -> None:
+    """A flood of silent clients costs one look at all of them in `MIN_LINGER`, not one for each that is evicted."""
+    bench = Bench(60.0, limit=100)
+    connections = bench.arrive(100)
+    bench.loop.advance(3 * SWEEP_INTERVAL)
+    before = sum(connection.looks for connection in connections)
+    for _ in range(50):
+        assert bench.linger.reserve()
+        connections += bench.arrive()
+    assert sum(connection.looks for connection in connections) - before < 100 + 3 * 50
+    assert bench.linger.cut_short == 50
 
 
-def test_a_burst_takes_half_of_the_room_at_most(bench: Make) -> None:
-    """However many wait, there is room for one at least, and for no more than half of the limit at once."""
-    assert bench(limit=8).lingering.make_room(4000) == 4
-    assert bench(limit=1).lingering.make_room(4000) == 1
+def test_a_client_that_closes_just_before_its_eviction_is_not_counted() -> None:
+    """`cut_short` counts clients that had not closed; between two looks at all of them one may have."""
+    bench = Bench(60.0, limit=2)
+    first, second = bench.arrive_one_by_one(2)
+    bench.loop.advance(SWEEP_INTERVAL)
+    assert bench.linger.reserve()  # after a look at all of them
+    bench.arrive()
+    second.client_closes()
+    assert bench.linger.reserve()
+    assert first.is_closed
+    assert second.is_closed
+    assert bench.linger.cut_short == 1
 
 
-def test_a_client_that_is_cut_short_reads_the_line_all_the_same(bench: Make) -> None:
-    """What it has sent is read before the close, so that no reset overtakes the line."""
-    b = bench(2.0, limit=2)
-    client = b.arrive()[0]
-    client.sendall(b"EHLO client.example\r\n")
-    b.arrive()
-    b.clock.advance(KEPT_AT_LEAST)
-    b.lingering.make_room(1)
-    assert read_all(client) == b"line"
+@pytest.mark.parametrize("count", range(9))
+@pytest.mark.parametrize("checked", [False, True])
+def test_shedding_keeps_the_newer_half_rounded_down(count: int, *, checked: bool) -> None:
+    """With an odd number the larger part goes: of a single client that nothing remains frees one descriptor."""
+    bench = Bench(60.0)
+    connections = bench.arrive_one_by_one(count) if checked else bench.arrive(count)
+    bench.linger.shed()
+    assert open_ones(connections) == connections[count - count // 2 :]
+    assert bench.linger.cut_short == count - count // 2
 
 
-def test_a_client_that_is_still_sending_goes_to_be_drained(bench: Make) -> None:
-    """Unread input when the time is up means a client that may be writing still."""
-    b = bench(2.0, drains=1)
-    b.arrive()[0].sendall(b"x" * 1000)
-    b.clock.advance(3)
-    assert len(b.drains.taken) == 1
-    assert len(b.lingering) == 0
+def evict(bench: Bench) -> None:
+    bench.linger.allow_immediate_eviction()
+    assert bench.linger.reserve()
 
 
-def test_without_a_free_drain_a_sending_client_lingers_on(bench: Make) -> None:
-    """It gets another linger time instead of a reset; once silent, it is let go at its end."""
-    b = bench(2.0, drains=0)
-    b.arrive()[0].sendall(b"x" * 1000)
-    b.clock.advance(2.5)
-    assert len(b.lingering) == 1
-    b.clock.advance(2.5)
-    assert len(b.lingering) == 0
+def shed(bench: Bench) -> None:
+    bench.linger.shed()
 
 
-def test_a_client_that_stays_does_not_put_off_the_look_at_the_next(bench: Make) -> None:
-    """One that came later and has closed is let go at its first look, though the one before it has an hour left."""
-    b = bench(3600.0)
-    b.arrive()
-    b.clock.advance(2 * FIRST_LOOK)
-    b.arrive()[0].close()
-    b.clock.advance(2 * FIRST_LOOK)
-    assert len(b.lingering) == 1
+def close_all(bench: Bench) -> None:
+    bench.linger.close_all()
 
 
-def test_a_look_that_is_due_in_less_than_a_millisecond_hinders_no_other(bench: Make) -> None:
-    """Where an arrival and a quarter of a second add up to the least bit more than the clock shows a quarter later."""
-    b = bench(2.0)
-    odd = (ms / 1000 for ms in range(1 << 20) if ms / 1000 + FIRST_LOOK > (ms + 1000 * FIRST_LOOK) / 1000)
-    for b.clock.now in (next(odd), next(odd)):
-        b.arrive()
-        b.clock.advance(FIRST_LOOK)
-        b.arrive()[0].close()
-        b.clock.advance(FIRST_LOOK)
-        assert len(b.lingering) == 1
-        b.clock.advance(2)
-        assert len(b.lingering) == 0
-        assert b.clock.timers == []
+@pytest.mark.parametrize("close", [evict, shed, close_all])
+@pytest.mark.parametrize("checked", [False, True])
+def test_unread_input_is_read_before_a_client_is_closed(close: Callable[[Bench], None], *, checked: bool) -> None:
+    """So that no reset overtakes the line."""
+    bench = Bench(60.0, limit=2)
+    connections = bench.arrive(2)
+    for connection in connections:
+        connection.client_sends(1 << 15)
+    if checked:
+        bench.loop.advance(2 * SWEEP_INTERVAL)
+    close(bench)
+    closed = [connection for connection in connections if connection.is_closed]
+    assert closed
+    assert not any(connection.was_reset for connection in closed)
 
 
-def test_shedding_closes_the_older_half(bench: Make) -> None:
-    """When descriptors have run out, half of what lingers makes room."""
-    b = bench(2.0)
-    clients = [b.arrive()[0] for _ in range(6)]
-    b.lingering.shed()
-    assert [is_let_go(client) for client in clients] == [True] * 3 + [False] * 3
-    assert b.counters.cut_short == 3
+def test_a_client_that_is_still_sending_at_its_deadline_is_drained() -> None:
+    """Unread input when the time is up means a client that may be writing still; a silent one is closed."""
+    bench = Bench(2.0)
+    talking, silent = bench.arrive(2)
+    talking.client_sends(1000)
+    bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
+    assert (bench.linger.draining, bench.linger.drained, len(bench.linger)) == (1, 1, 0)
+    assert silent.is_closed
+    talking.client_sends(MAX_DRAIN_OCTETS // 2)
+    bench.loop.advance(1)
+    assert not talking.is_closed
+    assert talking.unread < MAX_DRAIN_OCTETS // 2
+    talking.client_closes()
+    bench.loop.advance(1)
+    assert talking.is_closed
+    assert (bench.linger.draining, bench.linger.drained, bench.linger.cut_short) == (0, 1, 0)
+    assert bench.loop.timers == []
 
 
-@given(st.lists(st.sampled_from(["arrive", "burst", "close", "send", "pass", "room"]), max_size=30))
-def test_the_count_is_right_after_any_history(events: list[str]) -> None:
-    """Invariant: never more than the limit, the count equals the sockets held, and all are let go in the end."""
-    b = Bench(2.0, limit=6, drains=1)
-    try:
-        waiting: list[socket.socket] = []
-        for event in events:
-            if event in {"arrive", "burst"}:
-                if room := b.lingering.make_room(1 if event == "arrive" else 3):
-                    waiting += b.arrive(room)
-            elif event == "close" and waiting:
-                waiting.pop(0).close()
-            elif event == "send" and waiting:
-                try:
-                    waiting[-1].send(b"x")
-                except OSError:
-                    waiting.pop()
-            elif event == "pass":
-                b.clock.advance(0.3)
-            elif event == "room":
-                b.lingering.make_room(2)
-            held = sum(len(batch) for queue in (b.lingering._fresh, b.lingering._slow) for _, batch in queue)
-            assert held == len(b.lingering)
-            assert len(b.lingering) + len(b.drains) <= 6
-        b.clock.advance(10)
-        assert len(b.lingering) == 0
-    finally:
-        b.close()
+def draining(bench: Bench) -> FakeConnection:
+    """Return a connection that is drained from now on."""
+    (connection,) = bench.arrive()
+    connection.client_sends(1)
+    while not bench.linger.draining:
+        bench.loop.advance(0.01)
+    return connection
 
 
-@pytest.mark.parametrize("closes", [False, True])
-def test_the_portable_look_agrees_with_the_kernel(*, closes: bool) -> None:
-    """Where TCP_INFO is missing, a peek tells a client that stays from one that has closed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname())
-        server, _ = listener.accept()
-        server.shutdown(socket.SHUT_WR)
-        connection = SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, server.detach())
-        if closes:
-            client.close()
-        assert tcp._has_ended(connection) is closes
-        assert tcp.is_finished(connection) is closes
-        connection.close()
-        client.close()
+def test_a_client_is_drained_for_its_time_and_no_longer() -> None:
+    """Though it sends little."""
+    bench = Bench(2.0)
+    connection = draining(bench)
+    for _ in range(10):
+        connection.client_sends(1)
+        bench.loop.advance(DRAIN_TIMEOUT / 10 - 0.001)
+        assert not connection.is_closed
+    bench.loop.advance(0.2)
+    assert connection.is_closed
+    assert bench.loop.timers == []
+
+
+def test_a_client_is_drained_for_its_octets_and_no_more() -> None:
+    """Though its time is not up."""
+    bench = Bench(2.0)
+    connection = draining(bench)
+    for _ in range(MAX_DRAIN_OCTETS >> 15):
+        connection.client_sends(1 << 15)
+        bench.loop.advance(0.051)
+        assert not connection.is_closed
+    connection.client_sends(2)  # one was read before it was drained
+    bench.loop.advance(0.051)
+    assert connection.is_closed
+
+
+def test_drains_end_while_clients_go_on_arriving() -> None:
+    """Neither puts off the sweeps of the others."""
+    bench = Bench(2.0)
+    connection = draining(bench)
+    arrived = []
+    while bench.linger.draining:
+        arrived += bench.arrive()
+        bench.loop.advance(0.03)
+    assert connection.is_closed
+    assert len(open_ones(arrived)) <= (2 + 2 * SWEEP_INTERVAL) / 0.03 + 1
+    assert max(bench.rates) <= 1.2 / 0.03
+
+
+def test_a_client_that_sent_and_closed_needs_no_drain() -> None:
+    """At its deadline it is closed, though nobody has read what it sent."""
+    bench = Bench(2.0)
+    (connection,) = bench.arrive()
+    bench.loop.advance(1)
+    connection.client_sends(1000)
+    connection.client_closes()
+    bench.loop.advance(2)
+    assert connection.is_closed
+    assert bench.linger.drained == 0
+
+
+@pytest.mark.parametrize(("limit", "drains"), [(100, 25), (8, 2), (5, 1), (3, 0)])
+def test_a_quarter_of_the_limit_may_be_drained_at_once(limit: int, drains: int) -> None:
+    """The others get a further round of lingering: they are neither closed nor reset."""
+    bench = Bench(2.0, limit)
+    connections = bench.arrive(limit)
+    for connection in connections:
+        connection.client_sends(1)
+    bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
+    assert bench.linger.draining == drains
+    assert open_ones(connections) == connections
+    assert len(bench.linger) == limit - drains
+
+
+def test_a_client_for_which_there_is_no_drain_is_closed_once_it_is_silent() -> None:
+    """At its next deadline; as long as it goes on sending, it lingers."""
+    bench = Bench(2.0, limit=1)
+    (connection,) = bench.arrive()
+    for _ in range(3):
+        connection.client_sends(1000)
+        bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
+        assert not connection.is_closed
+        assert len(bench.linger) == 1
+    bench.loop.advance(2 * (2 + 2 * SWEEP_INTERVAL))
+    assert connection.is_closed
+    assert not connection.was_reset
+    assert (bench.linger.cut_short, bench.linger.drained) == (0, 0)
+
+
+def test_a_drain_that_becomes_free_takes_a_waiting_client() -> None:
+    """After a further round of lingering."""
+    bench = Bench(2.0, limit=4)
+    first, second = bench.arrive(2)
+    for _ in range(2):
+        first.client_sends(1)
+        second.client_sends(1)
+        bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
+        assert bench.linger.drained == 1
+    first.client_closes()
+    second.client_sends(1)
+    bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
+    assert first.is_closed
+    assert bench.linger.drained == 2
+
+
+def test_drained_clients_take_places_too() -> None:
+    """The limit holds for lingering and drained clients together: each has a descriptor."""
+    bench = Bench(0.5, limit=8)
+    for connection in bench.arrive(2):
+        connection.client_sends(1)
+    bench.loop.advance(1.5)
+    assert bench.linger.draining == 2
+    bench.arrive(6)
+    assert not bench.linger.reserve()
+
+
+def test_a_socket_that_had_a_session_lingers_and_is_no_connection_of_its_own() -> None:
+    """`connections` counts what the accept path has appended."""
+    bench = Bench(2.0)
+    connection = FakeConnection()
+    bench.linger.add(connection.as_socket())
+    assert (len(bench.linger), bench.linger.connections) == (1, 0)
+    bench.arrive()
+    bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
+    assert connection.is_closed
+    assert (len(bench.linger), bench.linger.connections) == (0, 1)
+    assert bench.loop.timers == []
+
+
+def test_closing_everything_stops_the_timer() -> None:
+    """At shutdown no client and no timer is left."""
+    bench = Bench(60.0)
+    connections = bench.arrive_one_by_one(2) + bench.arrive(2)
+    drained_one = draining(other := Bench(2.0))
+    bench.linger.close_all()
+    other.linger.close_all()
+    assert open_ones([*connections, drained_one]) == []
+    assert (len(bench.linger), other.linger.draining) == (0, 0)
+    assert bench.linger.connections == 4
+    assert other.loop.timers == []
+    assert bench.linger.timer is None
+    assert bench.loop.timers == []
+
+
+def test_each_sweep_reports_the_rate_of_arrivals_since_the_last_one() -> None:
+    """By which bursts are detected; the first sweep counts from the first client."""
+    bench = Bench(60.0)
+    for count in (1, 500, 0, 3):
+        bench.arrive(count)
+        bench.loop.advance(SWEEP_INTERVAL)
+    assert bench.rates == [count / SWEEP_INTERVAL for count in (1, 500, 0, 3)]
+
+
+def test_an_idle_time_does_not_dilute_the_rate() -> None:
+    """After an hour without clients the first sweep has a quarter of a second to report on, not an hour."""
+    bench = Bench(0.5)
+    bench.arrive()
+    bench.loop.advance(3600)
+    bench.rates.clear()
+    bench.arrive(500)
+    bench.loop.advance(SWEEP_INTERVAL)
+    assert bench.rates == [500 / SWEEP_INTERVAL]
+
+
+def test_an_error_in_a_sweep_does_not_stop_the_sweeps() -> None:
+    """Otherwise no client would ever be closed again."""
+    bench = Bench(0.5)
+    bench.linger.on_sweep = lambda _: 1 // 0  # type: ignore[assignment]
+    (connection,) = bench.arrive()
+    for _ in range(5):
+        if bench.linger.timer is not None:
+            with pytest.raises(ZeroDivisionError):
+                bench.loop.advance(SWEEP_INTERVAL)
+    assert connection.is_closed
+    assert bench.linger.timer is None
+
+
+class History(Bench):
+    """A queue to which anything may happen, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__(2.0, limit=6)
+        self.everyone: list[FakeConnection] = []
+        self.events: dict[str, Callable[[int], object]] = {
+            "arrive": lambda _: self._come(1),
+            "burst": lambda _: self._come(3),
+            "close": lambda number: self._any(number, FakeConnection.client_closes),
+            "send": lambda number: self._any(number, lambda client: client.client_sends(number)),
+            "pass": lambda _: self.loop.advance(0.05),
+            "wait": lambda _: self.loop.advance(0.5),
+            "reserve": lambda _: self.linger.reserve(),
+            "shed": lambda _: self.linger.shed(),
+            "finished": lambda number: self.linger.close_finished(everything=bool(number % 2)),
+        }
+
+    def _come(self, count: int) -> None:
+        for _ in range(count):
+            if len(self.linger.queue) < self.linger.room or self.linger.reserve():
+                self.everyone += self.arrive()
+
+    def _any(self, number: int, act: Callable[[FakeConnection], None]) -> None:
+        if left := open_ones(self.everyone):
+            act(left[number % len(left)])
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(History().events)), st.integers(0, 9)), max_size=40))
+def test_the_numbers_are_right_after_any_history(events: list[tuple[str, int]]) -> None:
+    """Invariant: open = lingering + drained <= limit; `connections` counts arrivals; no reset; nothing is left."""
+    history = History()
+    linger = history.linger
+    for name, number in events:
+        history.events[name](number)
+        assert len(open_ones(history.everyone)) == len(linger) + linger.draining <= 6
+        assert linger.connections == len(history.everyone)
+        assert linger.cut_short + linger.drained <= len(history.everyone)
+        assert linger.timer is not None or len(linger) + linger.draining == 0
+    history.loop.advance(2 * (2 + 2 * SWEEP_INTERVAL) + DRAIN_TIMEOUT + 1)
+    assert open_ones(history.everyone) == []
+    assert not any(connection.was_reset for connection in history.everyone)
+    assert history.loop.timers == []
