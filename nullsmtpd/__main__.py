@@ -51,7 +51,7 @@ def main() -> int:
 
         return run(arguments[1:], os.environ)
     if arguments[:1] == ["relay"]:
-        from nullsmtpd.cli.relay_command import run as run_relay
+        from nullsmtpd.cli.relay import run as run_relay
 
         return run_relay(arguments[1:], os.environ)
     from nullsmtpd.cli.responder import run as run_responder

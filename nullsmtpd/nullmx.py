@@ -9,13 +9,13 @@ The distribution's extra ``relay`` is required: dnspython for DNS messages, idna
 import contextlib
 import errno
 import ipaddress
-import os
 import re
 import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nullsmtpd.runtime.resolv_conf import MAX_TIMEOUT, ResolvConf, read_resolv_conf
 from nullsmtpd.runtime.sockets import parse_address
 
 if TYPE_CHECKING:
@@ -30,15 +30,12 @@ __all__ = [
     "DomainError",
     "MXAnswer",
     "MissingExtraError",
-    "ResolvConf",
     "Resolver",
     "accepts_mail",
     "domain_of",
     "load_extra",
-    "look_up_addresses",
     "look_up_mx",
     "need_extra",
-    "parse_resolv_conf",
     "resolver_address",
 ]
 
@@ -55,27 +52,13 @@ DEAD_SERVER_SECONDS = 60.0
 
 _ROOT = "."
 _DNS_PORT = 53
-_MAX_MESSAGE = 65535  # octets, RFC 1035 §4.2.2
+_LENGTH_OCTETS = 2  # before each message over TCP, RFC 1035 §4.2.2
+_MAX_MESSAGE = _LENGTH_OCTETS + 65535
 
 # RFC 1035 §2.3.4: 63 octets a label. RFC 5321 §2.3.5 allows letters, digits and hyphens; the underscore, which some
 # domains that accept mail contain nevertheless, is for DNS to judge.
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
-
-_RESOLV_CONF = "/etc/resolv.conf"
-_MAX_RESOLV_CONF = 1 << 24  # octets: a symbolic link to /dev/zero must not fill the memory
-# Other errors are persistent, and the same as an empty file.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-# <resolv.h> of glibc: MAXNS, RES_TIMEOUT and RES_MAXRETRANS (seconds), RES_DFLRETRY and RES_MAXRETRY.
-_MAX_SERVERS = 3
-_DEFAULT_TIMEOUT, _MAX_TIMEOUT = 5, 30
-_DEFAULT_ATTEMPTS, _MAX_ATTEMPTS = 2, 5
-# A keyword begins in the first column, and a NUL ends the line, as in C.
-_RESOLV_CONF_LINE = re.compile(rb"^(nameserver|options)[ \t]([^\n\0]*)", re.MULTILINE)
-# glibc compares prefixes ("rotated" is "rotate"), and reads numbers with atoi(), which skips white space before them.
-_RESOLV_CONF_OPTION = re.compile(rb"(?<![^ \t])(?:(timeout|attempts):\s*\+?0*([0-9]{0,9})|(rotate|use-vc))")
-# Both are this host (RFC 1122 §3.2.1.3), but datagrams come back from the loopback address.
-_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to send to
 
 
 class DomainError(ValueError):
@@ -148,16 +131,6 @@ class Answer(NamedTuple):
     is_secure: bool
 
 
-class ResolvConf(NamedTuple):
-    """The part of resolv.conf(5) that is used here; ``timeout`` in seconds."""
-
-    servers: tuple[str, ...]
-    timeout: int = _DEFAULT_TIMEOUT
-    attempts: int = _DEFAULT_ATTEMPTS
-    rotate: bool = False
-    use_vc: bool = False
-
-
 async def accepts_mail(
     domain: str,
     *,
@@ -189,16 +162,6 @@ async def look_up_mx(
     return await Resolver(resolver, timeout).look_up_mx(domain)
 
 
-async def look_up_addresses(
-    name: str,
-    *,
-    resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - divided among the name servers
-) -> tuple[list[str], str]:
-    """Look up the addresses of an ASCII name; see `Resolver.look_up_addresses`. Raises `MissingExtraError`."""
-    return await Resolver(resolver, timeout).look_up_addresses(name)
-
-
 class Resolver:
     """A stub resolver for many queries, which may be concurrent; it caches no answers.
 
@@ -214,7 +177,7 @@ class Resolver:
         self, server: tuple[str, int] | None = None, timeout: float = TIMEOUT, *, max_queries: int | None = None
     ) -> None:
         need_extra()
-        self._conf = ResolvConf((server[0],), timeout=_MAX_TIMEOUT) if server else None
+        self._conf = ResolvConf((server[0],), timeout=MAX_TIMEOUT) if server else None
         self._port = server[1] if server else _DNS_PORT
         self._timeout = timeout
         self._max_queries = max_queries
@@ -229,26 +192,6 @@ class Resolver:
         records: tuple[Any, ...] = answer.records
         mx = sorted(MX(record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records)
         return MXAnswer(domain, tuple(mx), answer.exists, answer.ttl)
-
-    async def look_up_addresses(self, name: str) -> tuple[list[str], str]:
-        """Return the addresses in DNS of an ASCII name, IPv6 first; what /etc/hosts contains plays no part.
-
-        Returns also ``""``, or the reason of the `DNSError` that may have hidden some of the addresses: those of one
-        family are of use when the query for the other fails.
-        """
-        import asyncio  # not above: `nullsmtpd check HOST` does without
-
-        found: list[str] = []
-        reason = ""
-        for answer in await asyncio.gather(self.query(name, "AAAA"), self.query(name, "A"), return_exceptions=True):
-            if isinstance(answer, DNSError):
-                reason = reason or answer.reason
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                records: tuple[Any, ...] = answer.records
-                found += [record.address for record in records]
-        return found, reason
 
     async def query(self, name: str, rdtype: str) -> Answer:
         """Return the records of ``name``, an absolute name in ASCII, of the type ``rdtype`` such as ``"TXT"``.
@@ -265,7 +208,7 @@ class Resolver:
         try:
             # The AD bit asks for the AD bit in the response, RFC 6840 §5.7.
             query = dns.message.make_query(name, rdtype, flags=dns.flags.RD | dns.flags.AD)
-            conf = self._conf or _read_resolv_conf()
+            conf = self._conf or read_resolv_conf()
         except dns.exception.DNSException as error:
             raise DNSError(name, f"not a name ({type(error).__name__})", rdtype) from None
         except OSError as error:
@@ -279,6 +222,8 @@ class Resolver:
         """
         import asyncio
 
+        import dns.flags
+
         deadline = time.monotonic() + self._timeout
         servers = self._in_order(conf)
         attempts = deque((number, server) for number in range(conf.attempts) for server in servers)
@@ -290,6 +235,8 @@ class Resolver:
                 # glibc doubles its timeout with each attempt.
                 async with asyncio.timeout(min(share, conf.timeout << number)):
                     response = await _exchange(query, server, self._port, over_tcp=conf.use_vc)
+                    if response.flags & dns.flags.TC:
+                        response = await _exchange(query, server, self._port, over_tcp=True)
                 self._dead_until.pop(server, None)
                 return _answer(response)
             except OSError as error:  # no response; includes TimeoutError
@@ -335,7 +282,7 @@ def domain_of(text: str) -> str:
             "is not a domain name; give labels of up to 63 letters, digits and hyphens, separated by dots"
         )
     if domain.rpartition(".")[2].isdigit():  # RFC 3696 §2: no top-level domain is a number, so this is an IPv4 address
-        raise DomainError("is an address and not a name, and has no MX")
+        raise DomainError("is an IP address, which has no MX")
     return domain
 
 
@@ -392,123 +339,28 @@ def _a_labels(domain: str) -> str:
     return ".".join(label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii") for label in labels)
 
 
-def parse_resolv_conf(octets: bytes, res_options: bytes = b"") -> ResolvConf:
-    """Parse the contents of /etc/resolv.conf and of the variable RES_OPTIONS, exactly as glibc's res_init.c does.
-
-    Lines that glibc skips are skipped; no contents are an error. Without a usable ``nameserver`` line the server is
-    127.0.0.1. Where glibc would wait 0 seconds or make 0 attempts, the value is 1.
-    """
-    servers = []
-    values = {b"timeout": _DEFAULT_TIMEOUT, b"attempts": _DEFAULT_ATTEMPTS}
-    flags = set()
-    lines = [(line[1], line[2]) for line in _RESOLV_CONF_LINE.finditer(octets)]
-    for keyword, text in [*lines, (b"options", res_options)]:
-        if keyword == b"nameserver":
-            servers += _server(text)
-            continue
-        for number, digits, flag in _RESOLV_CONF_OPTION.findall(text):
-            if flag:
-                flags.add(flag)
-            else:
-                values[number] = int(digits or 0)
-    return ResolvConf(
-        tuple(servers[:_MAX_SERVERS]) or ("127.0.0.1",),
-        min(max(values[b"timeout"], 1), _MAX_TIMEOUT),
-        min(max(values[b"attempts"], 1), _MAX_ATTEMPTS),
-        rotate=b"rotate" in flags,
-        use_vc=b"use-vc" in flags,
-    )
-
-
-def _server(text: bytes) -> list[str]:
-    """Return the address at the beginning of the text, or nothing if there is none."""
-    token = re.split(rb"[ \t]", text.lstrip(b" \t"), maxsplit=1)[0].decode("latin-1")
-    # glibc accepts 127.1, too, but nothing after it, such as the CR of a DOS line end, which inet_aton(3) ignores.
-    with contextlib.suppress(OSError):
-        address = socket.inet_ntoa(socket.inet_aton(token if not re.search(r"\s", token) else ""))
-        return [_UNSPECIFIED.get(address, address)]
-    host, _, scope = token.partition("%")
-    with contextlib.suppress(OSError):
-        packed = socket.inet_pton(socket.AF_INET6, host)
-        address = socket.inet_ntop(socket.AF_INET6, packed)
-        is_link_local = ipaddress.IPv6Address(packed).is_link_local
-        return [f"{address}%{scope}" if scope and is_link_local else _UNSPECIFIED.get(address, address)]
-    return []
-
-
-def _read_resolv_conf() -> ResolvConf:
-    """Read the file as it is now. Raises `OSError` when out of descriptors or memory."""
-    octets = b""
-    try:
-        with open(_RESOLV_CONF, "rb") as file:  # noqa: PTH123 - no pathlib here
-            octets = file.read(_MAX_RESOLV_CONF)
-    except OSError as error:
-        if error.errno in _EXHAUSTED:
-            raise
-    return parse_resolv_conf(octets, os.environb.get(b"RES_OPTIONS", b""))
-
-
 async def _exchange(query: "dns.message.Message", server: str, port: int, *, over_tcp: bool) -> "dns.message.Message":
-    """Return the response of one server. Raises `OSError` when there is none, `_UnusableError` when it is garbage."""
-    import dns.exception
-    import dns.flags
-    import dns.message
-
-    if not over_tcp:
-        response = await _over_udp(query, server, port)
-        if not response.flags & dns.flags.TC:
-            return response
-    octets = await _over_tcp(query.to_wire(), server, port)
-    try:
-        response = dns.message.from_wire(octets)
-    except (dns.exception.DNSException, ValueError) as error:
-        raise _UnusableError(f"no usable answer ({type(error).__name__})") from None
-    if not query.is_response(response):
-        raise _UnusableError("answer to another question")
-    return response
-
-
-async def _over_udp(query: "dns.message.Message", server: str, port: int) -> "dns.message.Message":
-    """Return the first datagram that is a response to the query; others may be forged."""
+    """Return the first response to the query; other messages may be forged. Raises `OSError` when there is none."""
     import asyncio
 
     import dns.exception
-    import dns.inet
     import dns.message
-
-    with socket.socket(_family(server), socket.SOCK_DGRAM) as connection:
-        connection.setblocking(False)
-        # Connected, the socket gets no datagrams from other addresses, and an error if the port is closed.
-        connection.connect(dns.inet.low_level_address_tuple((server, port)))
-        connection.send(query.to_wire())
-        while True:
-            octets = await asyncio.get_running_loop().sock_recv(connection, _MAX_MESSAGE)
-            with contextlib.suppress(dns.exception.DNSException, ValueError):
-                response = dns.message.from_wire(octets)
-                if query.is_response(response):
-                    return response
-
-
-async def _over_tcp(octets: bytes, server: str, port: int) -> bytes:
-    """Exchange messages, which a length of two octets precedes (RFC 1035 §4.2.2)."""
-    import asyncio
 
     loop = asyncio.get_running_loop()
-    with socket.socket(_family(server), socket.SOCK_STREAM) as connection:
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM) as connection:
         connection.setblocking(False)
+        # Connected, a UDP socket gets no datagrams from other addresses, and an error when the port is closed.
         await loop.sock_connect(connection, (server, port))
-        await loop.sock_sendall(connection, len(octets).to_bytes(2, "big") + octets)
-        received = b""
-        while len(received) < 2 or len(received) < 2 + int.from_bytes(received[:2], "big"):  # noqa: PLR2004
-            more = await loop.sock_recv(connection, _MAX_MESSAGE)
-            if not more:
-                raise _UnusableError("connection closed")
-            received += more
-        return received[2:]
-
-
-def _family(server: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in server else socket.AF_INET
+        await loop.sock_sendall(connection, query.to_wire(prepend_length=over_tcp))
+        message = b""
+        while octets := await loop.sock_recv(connection, _MAX_MESSAGE):
+            message = message + octets if over_tcp else octets
+            with contextlib.suppress(dns.exception.DNSException, ValueError):  # garbage, or not the whole message yet
+                response = dns.message.from_wire(message[_LENGTH_OCTETS if over_tcp else 0 :])
+                if query.is_response(response):
+                    return response
+    raise ConnectionResetError(errno.ECONNRESET, "connection closed")
 
 
 def _answer(response: Any) -> Answer:  # noqa: ANN401

@@ -206,12 +206,15 @@ def _bind_both(
 ) -> Iterator[tuple[_UDP, _TCP]]:
     """Bind a port that is free for both."""
     host, port = address
-    _UDP.address_family = _TCP.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ((family, _, _, _, (literal, _, *scope)), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    _UDP.address_family = _TCP.address_family = family
     while True:
         with contextlib.ExitStack() as stack:
-            udp = stack.enter_context(_UDP((host, port), over_udp))
+            sockaddr: Any = (literal, port, *scope)
+            udp = stack.enter_context(_UDP(sockaddr, over_udp))
+            sockaddr = (literal, udp.server_address[1], *scope)
             try:
-                tcp = stack.enter_context(_TCP((host, udp.server_address[1]), over_tcp))
+                tcp = stack.enter_context(_TCP(sockaddr, over_tcp))
             except OSError:
                 if port:
                     raise

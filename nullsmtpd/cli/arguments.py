@@ -195,6 +195,6 @@ def _help_lines(flag: str, text: str) -> list[str]:
 
     indent = " " * 24
     first = f"  {flag}".ljust(len(indent))
-    if len(first) > len(indent):
+    if not first.endswith(" "):
         return [first, *textwrap.wrap(text, 80, initial_indent=indent, subsequent_indent=indent)]
     return textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=indent)

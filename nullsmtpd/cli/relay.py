@@ -1,8 +1,7 @@
-"""What the operator of the relay's side may say, and what is wrong with a mistake."""
+"""The command ``nullsmtpd relay``: its options, environment variables and help."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, MutableMapping, Sequence
 
 from nullsmtpd.cli.arguments import (
     Option,
@@ -16,31 +15,82 @@ from nullsmtpd.cli.arguments import (
     user_or_group,
     variable,
 )
-from nullsmtpd.nullmx import TIMEOUT, resolver_address
-from nullsmtpd.relay.local import MAX_PATH_OCTETS
+from nullsmtpd.cli.command import run_server
+from nullsmtpd.cli.responder import COMMON_OPTIONS, metrics_address
+from nullsmtpd.nullmx import TIMEOUT, MissingExtraError, domain_of, load_extra, resolver_address
+from nullsmtpd.relay.options import Options
+from nullsmtpd.relay.unix import MAX_PATH_OCTETS
 from nullsmtpd.runtime.sockets import Address, parse_address
 
-__all__ = ["MAX_TIMEOUT", "Options", "UsageError", "help_text", "parse_options"]
+__all__ = ["MAX_TIMEOUT", "TABLE", "help_text", "parse_options", "run"]
 
-#: Postfix gives up on a socketmap after 100 seconds (dict_sockmap.c), and then defers the mail.
+#: Seconds. Postfix gives up on a socketmap after 100 (dict_sockmap.c), and then defers the mail.
 MAX_TIMEOUT = 60.0
 
 _UNIX = "unix:"
 
+TABLE = {
+    "listen": Option(
+        "ADDR",
+        "127.0.0.1:5560",
+        "listen on unix:/PATH, HOST:PORT, [v6]:PORT, or :PORT for all addresses, where everyone who reaches them may "
+        "ask; repeatable",
+        lists=True,
+    ),
+    "except": Option(
+        "DOMAIN",
+        "",
+        "never refuse mail to or from this domain, whatever DNS says, as this host delivers to it; .DOMAIN for all "
+        "domains below it; repeatable",
+        lists=True,
+    ),
+    "resolver": Option("ADDR[:PORT]", "", "the recursive name server to query (default: those of /etc/resolv.conf)"),
+    "timeout": Option(
+        "SECONDS",
+        f"{TIMEOUT:g}",
+        f"limit for a DNS query; NOTFOUND then, so that mail is not refused. At most {MAX_TIMEOUT:.0f}; of the recipes "
+        "in deploy/relay only those for Sendmail (30) and Postfix's tables (100) wait for more than 10",
+    ),
+    "cache": Option("N", "10000", "number of domains to keep, each for the TTL that DNS gives"),
+    "max-sessions": Option(
+        "N", "1000", "number of clients at once; past that the one that has been idle for longest is evicted"
+    ),
+    **COMMON_OPTIONS,
+}
 
-class Options(NamedTuple):
-    """The operator's choices, all of them checked. ``listen``: addresses, and paths of Unix sockets."""
 
-    listen: tuple[Address | str, ...]
-    resolver: tuple[str, int] | None  # None: those of /etc/resolv.conf
-    timeout: float
-    cache: int
-    max_sessions: int
-    user: str | None
-    group: str | None
+def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    """Run the command with the arguments after ``relay``; return its exit status, see --help."""
+
+    def serve(options: Options) -> None:
+        from nullsmtpd.relay.server import serve as serve_relays
+
+        serve_relays(options, environment)
+
+    return run_server("nullsmtpd relay", arguments, help_text, lambda: parse_options(arguments, environment), serve)
 
 
-def _place(text: str) -> Address | str:
+def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
+    """Return the validated options. Raises `UsageError`, also when the extra is missing."""
+    given = read_options(TABLE, arguments, environment)
+    try:
+        load_extra()
+    except MissingExtraError as error:
+        raise UsageError(str(error)) from None
+    return Options(
+        listen=tuple(dict.fromkeys(parse_all(given["listen"], _listen_address))),
+        exceptions=frozenset(parse_all(given["except"], _exception)),
+        resolver=parse_last(given["resolver"], resolver_address) if given["resolver"] else None,
+        timeout=parse_last(given["timeout"], _timeout),
+        cache=parse_last(given["cache"], positive_int),
+        max_sessions=parse_last(given["max-sessions"], positive_int),
+        user=parse_last(given["user"], user_or_group) if given["user"] else None,
+        group=parse_last(given["group"], user_or_group) if given["group"] else None,
+        metrics=parse_last(given["metrics"], metrics_address) if given["metrics"] else None,
+    )
+
+
+def _listen_address(text: str) -> Address | str:
     """Parse ``unix:PATH`` to the path, or an address."""
     if not text.startswith(_UNIX):
         return parse_address(text)
@@ -52,74 +102,35 @@ def _place(text: str) -> Address | str:
     return path
 
 
+def _exception(text: str) -> str:
+    if "@" in text:
+        raise ValueError("is an address; give its domain")
+    dot = "." if text.startswith(".") else ""
+    return dot + domain_of(text.removeprefix("."))
+
+
 def _timeout(text: str) -> float:
     if (value := positive_seconds(text)) > MAX_TIMEOUT:
-        raise ValueError(f"is more than {MAX_TIMEOUT:.0f}: the relay itself would give up first, and defer the mail")
+        raise ValueError(f"is more than {MAX_TIMEOUT:.0f}: the mail server would give up first, and defer the mail")
     return value
-
-
-_TABLE = {
-    "listen": Option(
-        "ADDR",
-        "127.0.0.1:5560",
-        "where to listen: unix:/PATH, HOST:PORT or [v6]:PORT, or :PORT for all addresses, which are then for everyone "
-        "who reaches them; for more than one, repeat the flag, or separate them by commas in the variable",
-        lists=True,
-    ),
-    "resolver": Option(
-        "ADDR[:PORT]",
-        "",
-        "the recursive name server to ask (default: those of /etc/resolv.conf, as it is at each question)",
-    ),
-    "timeout": Option(
-        "SECONDS",
-        f"{TIMEOUT:g}",
-        f"how long DNS may take; NOTFOUND then, so that mail goes on. {MAX_TIMEOUT:.0f} at most; of the recipes in "
-        "deploy/relay only Sendmail's (30) and Postfix's table (100) wait for more than 10",
-    ),
-    "cache": Option("N", "10000", "how many domains to remember, each for the TTL that DNS gives"),
-    "max-sessions": Option(
-        "N",
-        "1000",
-        "how many clients may be connected: past that the one which was silent for longest makes room; lowered to what "
-        "the limit of open files allows",
-    ),
-    "user": Option("NAME", "", "whom to become, by name or number, once all sockets are bound"),
-    "group": Option("NAME", "", "the group to become, by name or number (default: the user's own)"),
-}
-
-
-def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
-    """Return the options: a flag wins over its environment variable, and that over the default.
-
-    ``arguments`` are those after ``relay``. Raises `UsageError` for an unknown name, a missing value, or a value that
-    its option cannot take.
-    """
-    given = read_options(_TABLE, arguments, environment)
-    return Options(
-        listen=tuple(dict.fromkeys(parse_all(given["listen"], _place))),
-        resolver=parse_last(given["resolver"], resolver_address) if given["resolver"] else None,
-        timeout=parse_last(given["timeout"], _timeout),
-        cache=parse_last(given["cache"], positive_int),
-        max_sessions=parse_last(given["max-sessions"], positive_int),
-        user=parse_last(given["user"], user_or_group) if given["user"] else None,
-        group=parse_last(given["group"], user_or_group) if given["group"] else None,
-    )
 
 
 def help_text() -> str:
     """Return what ``--help`` prints."""
     lines = [
-        "usage: nullsmtpd relay [--option VALUE ...]",
+        "usage: nullsmtpd relay [-h] [--version] [--listen ADDR] [options]",
         "",
-        "Tell mail relays, over the socketmap protocol, which domains accept no mail (null MX, RFC 7505), so that they",
-        "can say 556 at RCPT (RFC 7504). Needs the extra: pip install 'nullsmtpd-521[relay]'",
+        "Tell mail servers, over the socketmap protocol, which domains accept no mail (null",
+        "MX, RFC 7505), so that they can reply 556 to RCPT (RFC 7504), and 550 to MAIL from",
+        "such a domain. Requires the extra: pip install 'nullsmtpd-521[relay]'",
         "",
-        *option_lines(_TABLE),
+        *option_lines(TABLE),
         "",
-        f"Every option is read from the environment too: --max-sessions from {variable('max-sessions')}.",
+        "Each option can also be set in the environment: --max-sessions as",
+        f"{variable('max-sessions')}. Precedence: flag, environment variable, default.",
         "Listening sockets that a service manager passes in (LISTEN_FDS) replace --listen.",
-        "SIGTERM and SIGINT end it with status 0, SIGUSR1 logs its counters.",
-        "Exit status: 0 asked to end, 1 cannot run, 2 a mistake in the options, or the extra is missing.",
+        "SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.",
+        "Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options, or the",
+        "extra is missing.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

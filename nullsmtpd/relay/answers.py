@@ -1,141 +1,125 @@
-"""Whether a domain accepts no mail: from the cache, or from one question to DNS for all who want to know."""
+"""Does a domain accept mail? From the cache, or from one DNS query for all clients that ask meanwhile."""
 
 import asyncio
 import enum
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from nullsmtpd.nullmx import DNSError, MXAnswer
-from nullsmtpd.relay.cache import Cache
 from nullsmtpd.relay.counters import Counters
 from nullsmtpd.runtime.log import log
 
-__all__ = ["FAILURE_SECONDS", "MAX_NEGATIVE_SECONDS", "MAX_SECONDS", "MIN_SECONDS", "Answers", "Finding"]
+__all__ = ["FAILURE_TTL", "LOG_INTERVAL", "MAX_NEGATIVE_TTL", "MAX_TTL", "MIN_TTL", "Answers", "Finding"]
 
-#: A TTL of 0 allows use for the transaction under way (RFC 1035 §3.2.1), and a message to a hundred recipients is one.
-MIN_SECONDS = 1.0
+#: Seconds. A TTL of 0 allows use for the transaction under way (RFC 1035 §3.2.1), such as a message to many recipients.
+MIN_TTL = 1.0
 
-#: RFC 8767 §4 has resolvers keep nothing for more than a week, and unbound does so for a day at most: a domain that
-#: takes mail again is refused for no longer than that, whatever its record said.
-MAX_SECONDS = 86400.0
+#: Seconds. RFC 8767 §4 has resolvers keep nothing for more than a week, and unbound keeps nothing for more than a day:
+#: this is how long a domain that accepts mail again may still be refused, whatever its record said.
+MAX_TTL = 86400.0
 
-#: RFC 2308 §5: one to three hours work well for what does not exist.
-MAX_NEGATIVE_SECONDS = 3600.0
+#: Seconds. RFC 2308 §5: one to three hours work well for names and records that do not exist.
+MAX_NEGATIVE_TTL = 3600.0
 
-#: RFC 9520 §3.2: a failure is kept for at least a second, so that a dead name server is not asked for every recipient,
-#: and at most 5 minutes. Nobody has to wait for the next message to be judged again.
-FAILURE_SECONDS = 5.0
+#: Seconds. RFC 9520 §3.2: cache a failure for at least a second, so that a dead name server is not asked for every
+#: recipient, and for at most 5 minutes.
+FAILURE_TTL = 5.0
 
-#: A domain of hostile make can have faulty sets at any number of names. So many of them are told of, in all.
-MAX_TOLD = 1000
-
-#: Seconds between two log lines about DNS that fails; the counter has them all.
-FAILURE_LOG_SECONDS = 60.0
+#: Seconds between two log lines of a kind; the counters have every event.
+LOG_INTERVAL = 60.0
 
 
 class Finding(enum.Enum):
-    """What is known of a domain."""
+    """What is known about a domain."""
 
     NULL_MX = enum.auto()
-    NOT_NULL = enum.auto()
-    UNKNOWN = enum.auto()  # DNS did not tell
+    NOT_NULL_MX = enum.auto()
+    UNKNOWN = enum.auto()  # DNS gave no answer
 
 
 class Answers:
-    """Findings on domains as `nullsmtpd.nullmx.domain_of` writes them.
+    """Findings on domains, which are in the form that `nullsmtpd.nullmx.domain_of` returns.
 
-    ``look_up``: asks DNS, such as `nullsmtpd.nullmx.look_up_mx`, and raises `DNSError`. ``timeout``: the most seconds
-    that an answer takes. ``entries``: how many findings are kept. ``limit``: how many questions may be under way, each
-    of which holds a descriptor; past that a domain is UNKNOWN at once.
+    ``look_up``: queries DNS, and raises `DNSError`. ``cache_size``: findings that are kept; the one that was not used
+    for longest is removed first. ``max_pending``: queries at once, each of which holds a file descriptor; past that a
+    domain is `Finding.UNKNOWN` at once.
     """
 
-    def __init__(  # noqa: PLR0913 - what an answer depends on
+    def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         counters: Counters,
         look_up: Callable[[str], Awaitable[MXAnswer]],
         *,
-        timeout: float,
-        entries: int,
-        limit: int,
+        cache_size: int,
+        max_pending: int,
     ) -> None:
-        """Know nothing yet."""
-        self.limit = limit
         self._loop = loop
         self._counters = counters
         self._look_up = look_up
-        self._timeout = timeout
-        self._cache: Cache[Finding] = Cache(entries, loop.time)
-        self._asked: dict[str, asyncio.Future[Finding]] = {}
-        self._told: set[str] = set()
-        self._next_failure_log = 0.0
+        self._cache_size = cache_size
+        self._max_pending = max_pending
+        self._cache: OrderedDict[str, tuple[Finding, float]] = OrderedDict()  # with the time when it expires
+        self._pending: dict[str, asyncio.Future[Finding]] = {}
+        self._next_log: dict[str, float] = {}  # by event
 
     @property
     def cached(self) -> int:
-        """Return how many findings are kept."""
+        """The number of findings in the cache, including expired ones that were not used since."""
         return len(self._cache)
 
     @property
-    def asking(self) -> int:
-        """Return how many questions are under way."""
-        return len(self._asked)
+    def pending(self) -> int:
+        """The number of queries under way."""
+        return len(self._pending)
 
     def known(self, domain: str) -> Finding | None:
         """Return the finding if it is cached."""
-        return self._cache.get(domain)
-
-    def ask(self, domain: str) -> "asyncio.Future[Finding]":
-        """Return the finding to come; it does not raise, and is for all who ask: do not cancel it."""
-        if under_way := self._asked.get(domain):
-            return under_way
-        if len(self._asked) >= self.limit:
-            self._log_failure("too many questions under way")
-            return _done(self._loop, Finding.UNKNOWN)
-        self._counters.questions += 1
-        question = self._asked[domain] = self._loop.create_task(self._question(domain))
-        question.add_done_callback(lambda _: self._asked.pop(domain))
-        return question
-
-    async def _question(self, domain: str) -> Finding:
-        finding, seconds = Finding.UNKNOWN, FAILURE_SECONDS
-        try:
-            async with asyncio.timeout(self._timeout):
-                answer = await self._look_up(domain)
-            finding, seconds = self._judge(answer)
-        except DNSError as error:
-            self._log_failure(error.reason)
-        except TimeoutError:
-            self._log_failure("timed out")
-        except Exception as error:  # noqa: BLE001 - whatever the DNS library meets with, a client waits for its answer
-            log("internal-error", exception=type(error).__name__)
-        self._cache.put(domain, finding, seconds)
+        finding, expires = self._cache.get(domain, (None, 0.0))
+        if finding is not None:
+            if expires <= self._loop.time():
+                del self._cache[domain]
+                return None
+            self._cache.move_to_end(domain)
         return finding
 
-    def _judge(self, answer: MXAnswer) -> tuple[Finding, float]:
-        """Return the finding and for how many seconds it holds."""
-        if answer.is_faulty_null_mx:
-            self._counters.faulty_null_mx += 1
-            self._tell(answer.domain)
-        longest = MAX_SECONDS if answer.records else MAX_NEGATIVE_SECONDS
-        seconds = min(max(answer.ttl, MIN_SECONDS), longest)
-        return Finding.NULL_MX if answer.is_null_mx else Finding.NOT_NULL, seconds
+    def find(self, domain: str) -> "asyncio.Future[Finding]":
+        """Return a future finding, which never raises; others may wait for it, too, so it must not be cancelled."""
+        if pending := self._pending.get(domain):
+            return pending
+        if len(self._pending) >= self._max_pending:
+            self._log("dns-failure", reason="too many queries under way")
+            unknown: asyncio.Future[Finding] = self._loop.create_future()
+            unknown.set_result(Finding.UNKNOWN)
+            return unknown
+        self._counters.queries += 1
+        query = self._pending[domain] = self._loop.create_task(self._query(domain))
+        query.add_done_callback(lambda _: self._pending.pop(domain))
+        return query
 
-    def _tell(self, domain: str) -> None:
-        """Log once that a domain tries to say "no mail" and does not."""
-        if domain in self._told or len(self._told) >= MAX_TOLD:
-            return
-        self._told.add(domain)
-        log("faulty-null-mx", domain=domain, because="the root is not its only MX, or not of preference 0")
-        if len(self._told) == MAX_TOLD:
-            log("faulty-null-mx-enough", told=MAX_TOLD)
+    async def _query(self, domain: str) -> Finding:
+        finding, ttl = Finding.UNKNOWN, FAILURE_TTL
+        try:
+            answer = await self._look_up(domain)
+        except DNSError as error:
+            self._log("dns-failure", reason=error.reason)
+        except Exception as error:  # noqa: BLE001 - whatever the DNS library raises, a client waits for its reply
+            log("internal-error", exception=repr(error))
+        else:
+            if answer.is_faulty_null_mx:
+                self._counters.invalid_null_mx += 1
+                reason = "the root is not the only MX, or its preference is not 0"  # RFC 7505 §3
+                self._log("invalid-null-mx", domain=domain, reason=reason)
+            finding = Finding.NULL_MX if answer.is_null_mx else Finding.NOT_NULL_MX
+            ttl = min(max(answer.ttl, MIN_TTL), MAX_TTL if answer.records else MAX_NEGATIVE_TTL)
+        self._cache[domain] = finding, self._loop.time() + ttl
+        self._cache.move_to_end(domain)
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return finding
 
-    def _log_failure(self, reason: str) -> None:
+    def _log(self, event: str, **values: str) -> None:
         now = self._loop.time()
-        if now >= self._next_failure_log:
-            self._next_failure_log = now + FAILURE_LOG_SECONDS
-            log("dns-failure", because=reason)
-
-
-def _done(loop: asyncio.AbstractEventLoop, finding: Finding) -> "asyncio.Future[Finding]":
-    future: asyncio.Future[Finding] = loop.create_future()
-    future.set_result(finding)
-    return future
+        if now >= self._next_log.get(event, now):
+            self._next_log[event] = now + LOG_INTERVAL
+            log(event, **values)

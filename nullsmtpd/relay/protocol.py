@@ -1,334 +1,398 @@
-"""The asyncio Protocol of a relay that asks: one request after the other, each answered in its turn."""
+"""How does a mail server ask? By socketmap, socketmap_table(5): netstrings ``MAP KEY``, and netstrings in return."""
 
 import asyncio
 import contextlib
+import itertools
+import re
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
 from typing import cast
 
+from nullsmtpd.nullmx import DomainError, domain_of
 from nullsmtpd.relay.answers import Answers, Finding
 from nullsmtpd.relay.counters import Counters
-from nullsmtpd.relay.netstring import NetstringError, Netstrings
-from nullsmtpd.relay.socketmap import (
-    MALFORMED,
-    MAX_REQUEST_OCTETS,
-    NOT_FOUND,
-    NULL_MX,
-    UNKNOWN_MAP,
-    key_of,
-    wanted_domain,
-)
-from nullsmtpd.responder.drain import DrainProtocol
+from nullsmtpd.runtime.log import log
 
-__all__ = ["IDLE_SECONDS", "MAX_DRAINS", "REQUEST_SECONDS", "RelayProtocol", "Sessions"]
+__all__ = [
+    "MAPS",
+    "MAX_REQUEST_OCTETS",
+    "Clients",
+    "NetstringError",
+    "RelayProtocol",
+    "is_excepted",
+    "key_domain",
+    "netstring",
+    "take_netstring",
+]
 
-#: A relay writes its request at once, and has room for a reply of 50 octets: who takes longer is none.
-REQUEST_SECONDS = 10.0
+#: Longer than any request: the longest line that Postfix takes from a client has 2048 octets (line_length_limit), and
+#: Sendmail's addresses are shorter.
+MAX_REQUEST_OCTETS = 4096
 
-#: Postfix hangs up after 10 seconds without a question. Sendmail keeps the connection as long as its own client stays,
-#: which may be silent for an hour (Timeout.command), and defers the next recipient if we are gone.
-IDLE_SECONDS = 3600.0
+#: Seconds for a client to complete a request, and to read a reply. Mail servers write a request at once, and have room
+#: for replies of 50 octets.
+REQUEST_TIMEOUT = 10.0
 
-#: How often to look for idle clients.
-LOOK_SECONDS = 60.0
+#: Seconds without a request. Postfix closes a connection after 10 seconds. Sendmail keeps it as long as its own client
+#: stays, which may be silent for an hour (Timeout.command), and defers the next recipient if it is closed.
+IDLE_TIMEOUT = 3600.0
 
-#: Clients that have said something else than netstrings and may go on talking until they have read why they are sent
-#: away. They are strays and mistakes in a relay's configuration, so few at once, and hold descriptors beside those of
-#: the sessions. A further one is closed at once; what it is still saying may cost it the reply.
-MAX_DRAINS = 16
+#: Seconds between two searches for idle clients.
+IDLE_CHECK_INTERVAL = 60.0
 
-# Octets read at a time: several requests. More of them wait in the kernel while one is being answered.
-_READ_OCTETS = 1024
+#: Seconds and octets of input from a client that has been told that it sent no netstring. Closing the connection
+#: earlier, with unread input, would reset it, and the client would lose the message.
+DRAIN_TIMEOUT = 5.0
+MAX_DRAIN_OCTETS = 1 << 20
 
-# Replies that wait for a client which does not read: as many as it may have sent requests ahead.
+#: Seconds at shutdown in which requests that were sent before are still read.
+SHUTDOWN_GRACE = 0.1
+
+# Replies to a client that does not read: beyond this none is made.
 _WRITE_OCTETS = 4096
+
+# All input is read into this buffer and copied from there. One per process: reads never overlap.
+_READ_BUFFER = memoryview(bytearray(4096))
+
+# https://cr.yp.to/proto/netstrings.txt: no leading zeros.
+_LENGTH = re.compile(rb"(0|[1-9][0-9]{0,3}):")
+_PARTIAL_LENGTH = re.compile(rb"(0|[1-9][0-9]{0,3})?")
+_MAX_NETSTRING = len(f"{MAX_REQUEST_OCTETS}:,") + MAX_REQUEST_OCTETS
+
+
+class NetstringError(Exception):
+    """The input is not a netstring, or a longer one than is accepted; where the next would begin is unknown."""
+
+
+def netstring(octets: bytes) -> bytes:
+    """Return ``octets`` as a netstring."""
+    return b"%d:%b," % (len(octets), octets)
+
+
+def take_netstring(received: bytearray) -> bytes | None:
+    """Remove the netstring at the beginning and return its octets; None while it is incomplete.
+
+    Raises `NetstringError`.
+    """
+    length = _LENGTH.match(received)
+    if length is None:
+        if _PARTIAL_LENGTH.fullmatch(received):
+            return None
+        raise NetstringError
+    begin, end = length.end(), length.end() + int(length[1])
+    if end - begin > MAX_REQUEST_OCTETS or received[end : end + 1] not in b",":
+        raise NetstringError
+    if len(received) <= end:
+        return None
+    octets = bytes(received[begin:end])
+    del received[: end + 1]
+    return octets
+
+
+#: The reply for a domain with a null MX, by map.
+MAPS = {
+    # RFC 7504 §4 has the code and the text, RFC 7505 §6 the enhanced code.
+    b"nullmx": netstring(b"OK 556 5.1.10 Domain does not accept mail"),
+    # RFC 7505 §4.2 and §6.
+    b"nullmxsender": netstring(b"OK 550 5.7.27 Sender address has null MX"),
+}
+
+#: The mail server goes on as if it had not asked.
+NOT_FOUND = netstring(b"NOTFOUND ")
+
+#: The operator's mistake. NOTFOUND would hide a wrong name in the mail server's configuration; on PERM Postfix logs an
+#: error and defers the mail (451), so that the first test shows it and no mail is lost.
+UNKNOWN_MAP = netstring(b"PERM unknown map; the maps are nullmx and nullmxsender")
+
+#: The last reply of a connection.
+MALFORMED = netstring(b"PERM malformed netstring")
+
+
+def key_domain(key: bytes) -> str | None:
+    """Return the domain that a key is about, in A-labels and lower case; None if there is none.
+
+    A key is an address or a domain. Without an ``@`` a single label is the local part of an address without a domain,
+    such as ``postmaster``, which mail servers look up, too; with an ``@`` it may be a top-level domain.
+    """
+    try:
+        domain = domain_of(key.decode())  # SMTPUTF8 (RFC 6531) addresses are UTF-8
+    except (UnicodeDecodeError, DomainError):
+        return None
+    return domain if "." in domain or b"@" in key else None
+
+
+def is_excepted(domain: str, exceptions: Collection[str]) -> bool:
+    """Return whether ``exceptions`` has the domain, or one above it with a dot in front."""
+    parents = (domain[index:] for index, character in enumerate(domain) if character == ".")
+    return domain in exceptions or any(parent in exceptions for parent in parents)
 
 
 class RelayProtocol(asyncio.BufferedProtocol):
-    """Answer each request in turn, and read no further than the one that DNS has not answered yet.
+    """One client: its requests are answered one after the other, and input beyond them waits in the kernel.
 
-    So a client has one question under way and some kilobytes of ours, however much it sends ahead or leaves unread.
-    After something malformed it gets its PERM and the end of the connection. No method raises.
+    So a client has one DNS query under way and some kilobytes of memory, however much it sends or leaves unread. No
+    method raises. ``exceptions``: see `is_excepted`.
     """
 
-    __slots__ = (
-        *("_answers", "_buffer", "_counters", "_is_ending", "_is_paused", "_is_stalled", "_loop", "_netstrings"),
-        *("_question", "_sessions", "_timer", "_transport"),
-    )
-
-    def __init__(self, answers: Answers, counters: Counters, sessions: "Sessions") -> None:
-        """Note where answers come from; nothing happens before the connection is made."""
+    def __init__(
+        self, answers: Answers, counters: Counters, clients: "Clients", exceptions: Collection[str] = ()
+    ) -> None:
+        self.is_busy = False  # a reply is being made, or waits for the client to read
         self._answers = answers
         self._counters = counters
-        self._sessions = sessions
-        self._buffer = bytearray(_READ_OCTETS)
-        self._netstrings = Netstrings(MAX_REQUEST_OCTETS)
+        self._clients = clients
+        self._exceptions = exceptions
+        self._received = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._question: asyncio.Future[Finding] | None = None  # what DNS has not answered yet
-        self._is_stalled = False  # the client does not read
-        self._is_paused = False  # we do not
-        self._is_ending = False  # no more requests will come
-
-    @property
-    def is_busy(self) -> bool:
-        """Tell whether a request cannot be answered yet."""
-        return self._question is not None or self._is_stalled
+        self._wakeup: asyncio.Future[None] | None = None
+        self._is_reading_paused = False
+        self._is_writing_paused = False
+        self._is_finished = False  # there will be no more input
+        self._discarded: int | None = None  # octets; None while input is of use
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a place among the sessions, or leave."""
+        """Serve the client if there is room for it."""
         stream = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
-        self._loop = asyncio.get_running_loop()
-        if not self._sessions.take_in(self):
+        if not self._clients.admit(self):
             stream.close()
             return
-        self._transport = stream
         stream.set_write_buffer_limits(high=_WRITE_OCTETS)
+        self._transport = stream
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._serve())
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """Return where to read to."""
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return the buffer that all input is read into."""
+        return _READ_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Answer what can be answered; leave the rest in the kernel."""
-        if self._transport is None:
+        """Keep the input for `_serve`, and leave the rest in the kernel when that is enough."""
+        if self._discarded is not None:
+            self._discarded += nbytes
+            if self._discarded > MAX_DRAIN_OCTETS:
+                self.evict()
             return
-        self._sessions.note_use(self)
-        self._netstrings.feed(memoryview(self._buffer)[:nbytes])
-        if self.is_busy:
-            self._pause()
-        else:
-            self._go_on()
+        self._received += _READ_BUFFER[:nbytes]
+        if len(self._received) > _MAX_NETSTRING and self._transport is not None:
+            self._is_reading_paused = True
+            self._transport.pause_reading()
+        self._wake()
 
     def eof_received(self) -> bool:
-        """Close, once the requests that came before are answered; never leave that to the loop, which has no clock."""
-        self._is_ending = True
-        if not self.is_busy:
-            self.close()
+        """Leave it to `_serve` to close the connection, after the replies to the requests that came before."""
+        self._is_finished = True
+        self._wake()
         return True
 
     def pause_writing(self) -> None:
-        """Answer no more until the client reads what it has been told."""
-        self._is_stalled = True
-        self._watch()
+        """Make no further reply until the client reads."""
+        self._is_writing_paused = True
 
     def resume_writing(self) -> None:
-        """Go on where answers were held back."""
-        self._is_stalled = False
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._stop_clock()
-        if not self.is_busy:
-            self._go_on()
+        """Continue."""
+        self._is_writing_paused = False
+        self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the client."""
-        self._forget()
+        """Stop serving the client; a DNS query that it waits for may take much longer."""
+        self._transport = None
+        self._received.clear()
+        self._clients.remove(self)
+        self.eof_received()
 
     def finish(self) -> None:
-        """Take no more requests; close once the one under way is answered."""
-        self._is_ending = True
-        self._netstrings = Netstrings(MAX_REQUEST_OCTETS)
-        if self.is_busy:
-            self._pause()
+        """Close the connection after the reply to the request under way; those after it are not answered."""
+        self._discard_input()
+        self.eof_received()
+
+    def evict(self) -> None:
+        """Close the connection now; replies that the client has not read are lost."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._counters.evicted += 1
+        self.connection_lost(None)
+        if transport.get_write_buffer_size():
+            transport.abort()
         else:
-            self.close()
+            transport.close()
 
-    def close(self) -> None:
-        """Close once what was said is sent. It may never be read: so the place is kept, for so long at most."""
-        if self._transport is None:
-            return
-        self._transport.close()
-        if not self._transport.get_write_buffer_size():
-            self._forget()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(REQUEST_SECONDS, self._cut_off)
-
-    def let_go(self) -> None:
-        """Make room at once: what the client has not read by now is lost to it."""
-        self._counters.let_go += 1
-        self.close()
-        self._abort()
-
-    def _go_on(self) -> None:
-        """Answer requests until one has to wait; their replies leave together."""
-        replies = []
+    async def _serve(self) -> None:
         try:
-            while not self.is_busy and (request := self._netstrings.take()) is not None:
-                if reply := self._answer(request):
-                    replies.append(reply)
+            while (request := await self._next_request()) is not None:
+                self._clients.touch(self)
+                self.is_busy = True
+                self._write(await self._reply(request))
+                if self._is_writing_paused:
+                    await self._wait_until(lambda: not self._is_writing_paused or self._transport is None)
+                self.is_busy = False
         except NetstringError:
-            self._counters.malformed += 1
-            self._leave(b"".join([*replies, MALFORMED]))
-            return
-        self._say(b"".join(replies))
-        if self._is_ending and not self.is_busy:
-            self.close()
-            return
-        self._watch()
-        self._resume()
+            await self._reject()
+        except TimeoutError:
+            self.evict()
+        except Exception as error:  # noqa: BLE001 - a client must not stay without a reply
+            log("internal-error", exception=repr(error))
+        await self._close()
 
-    def _answer(self, request: bytes) -> bytes | None:
-        """Return the reply to a request, or None when DNS is asked for it."""
+    async def _next_request(self) -> bytes | None:
+        """Return the next request; None when there will be no more. Raises `NetstringError` and `TimeoutError`."""
+        deadline = None
+        while (request := take_netstring(self._received)) is None:
+            if self._is_finished:
+                return None
+            if self._received and deadline is None:
+                deadline = self._loop.time() + REQUEST_TIMEOUT
+            self._resume_reading()
+            async with asyncio.timeout_at(deadline):
+                await self._change()
+        return request
+
+    async def _reply(self, request: bytes) -> bytes:
         self._counters.requests += 1
-        self._stop_clock()
-        key = key_of(request)
-        if key is None:
+        name, space, key = request.partition(b" ")
+        reply = MAPS.get(name) if space else None
+        if reply is None:
             self._counters.unknown_maps += 1
             return UNKNOWN_MAP
-        domain = wanted_domain(key)
+        domain = key_domain(key)
         if domain is None:
             self._counters.not_domains += 1
-            return NOT_FOUND
-        if finding := self._answers.known(domain):
-            self._counters.cache_hits += 1
-            return self._reply(finding)
-        self._question = self._answers.ask(domain)
-        self._question.add_done_callback(self._on_finding)
-        return None
-
-    def _on_finding(self, question: "asyncio.Future[Finding]") -> None:
-        if self._question is None:  # the client went while this call was on its way
-            return
-        self._question = None
-        self._say(self._reply(Finding.UNKNOWN if question.cancelled() else question.result()))
-        if not self.is_busy:
-            self._go_on()
-
-    def _reply(self, finding: Finding) -> bytes:
-        if finding is Finding.NULL_MX:
+        elif is_excepted(domain, self._exceptions):
+            self._counters.excepted += 1
+        elif (finding := await self._find(domain)) is Finding.NULL_MX:
             self._counters.null_mx += 1
-            return NULL_MX
-        if finding is Finding.NOT_NULL:
-            self._counters.not_null += 1
+            return reply
+        elif finding is Finding.NOT_NULL_MX:
+            self._counters.not_null_mx += 1
         else:
             self._counters.dns_failures += 1
         return NOT_FOUND
 
-    def _say(self, replies: bytes) -> None:
-        if replies and self._transport is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
-                self._transport.write(replies)
+    async def _find(self, domain: str) -> Finding:
+        finding = self._answers.known(domain)
+        if finding is not None:
+            self._counters.cache_hits += 1
+            return finding
+        query = self._answers.find(domain)
+        query.add_done_callback(self._wake)
+        await self._wait_until(lambda: query.done() or self._transport is None, None)
+        query.remove_done_callback(self._wake)
+        return query.result() if query.done() else Finding.UNKNOWN
 
-    def _pause(self) -> None:
-        if self._transport is not None and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
+    async def _reject(self) -> None:
+        """Reply to malformed input, half-close, and discard what the client sends until it has read that."""
+        self._counters.malformed += 1
+        self._write(MALFORMED)
+        self._discard_input()
+        if self._transport is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # the client has gone
+                self._transport.write_eof()
+        with contextlib.suppress(TimeoutError):
+            await self._wait_until(lambda: self._is_finished, DRAIN_TIMEOUT)
 
-    def _resume(self) -> None:
-        if self._transport is not None and self._is_paused and not self.is_busy:
-            self._is_paused = False
+    async def _close(self) -> None:
+        """Close the connection when the last reply is sent; evict a client that never reads it."""
+        if self._transport is None:
+            return
+        self._transport.close()
+        try:
+            await self._wait_until(lambda: self._transport is None)
+        except TimeoutError:
+            self.evict()
+
+    def _write(self, reply: bytes) -> None:
+        if self._transport is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # the client has gone
+                self._transport.write(reply)
+
+    def _discard_input(self) -> None:
+        self._received.clear()
+        self._discarded = 0
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._is_reading_paused and self._transport is not None:
+            self._is_reading_paused = False
             self._transport.resume_reading()
 
-    def _watch(self) -> None:
-        """Have a clock run while it is the client's turn to complete a request, or to read."""
-        is_due = self._is_stalled or (len(self._netstrings) > 0 and self._question is None)
-        if is_due and self._timer is None:
-            self._timer = self._loop.call_later(REQUEST_SECONDS, self._cut_off)
-        elif not is_due:
-            self._stop_clock()
+    async def _wait_until(self, condition: Callable[[], bool], timeout: float | None = REQUEST_TIMEOUT) -> None:  # noqa: ASYNC109 - one for several waits
+        """Wait. Raises `TimeoutError`."""
+        async with asyncio.timeout(timeout):
+            while not condition():
+                await self._change()
 
-    def _stop_clock(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    async def _change(self) -> None:
+        """Wait until something happens to the connection, or to what `_wake` is called for."""
+        self._wakeup = self._loop.create_future()
+        await self._wakeup
 
-    def _cut_off(self) -> None:
-        self._counters.let_go += 1
-        self._abort()
-
-    def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-        self._forget()
-
-    def _leave(self, farewell: bytes) -> None:
-        """Say the last reply and half-close; what the client says from now on is discarded, so that it gets to read."""
-        drains = self._sessions.drains
-        if len(drains) >= MAX_DRAINS:
-            self._say(farewell)
-            self.close()
-            return
-        transport = self._transport
-        self._resume()
-        self._forget()
-        if transport is not None:
-            drain = DrainProtocol(farewell, drains=drains, max_drains=MAX_DRAINS)
-            transport.set_protocol(drain)
-            drain.connection_made(transport)
-
-    def _forget(self) -> None:
-        self._sessions.let_out(self)
-        self._transport = None
-        self._stop_clock()
-        self._give_up_question()
-
-    def _give_up_question(self) -> None:
-        """Leave the question to others: it may take a minute, and would keep all of us in memory for that long."""
-        if self._question is not None:
-            self._question.remove_done_callback(self._on_finding)
-            self._question = None
-            self._counters.dns_failures += 1
+    def _wake(self, _: object = None) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
 
 
-class Sessions:
-    """The clients that are connected now, ``limit`` of them at most, in the order of their last request.
+class Clients:
+    """The clients that are connected now, at most ``limit`` of them.
 
-    ``drains``: those who have lost their place because they spoke no netstrings, while they are still talking.
+    When one more connects, another that waits for no reply is evicted: first the oldest of those that have not sent a
+    complete request yet, as strangers may, then the one whose last request is longest ago. A mail server then
+    connects again for its next request.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, limit: int) -> None:
-        """Serve nobody yet."""
-        self.drains: set[DrainProtocol] = set()
         self._loop = loop
         self._counters = counters
         self._limit = limit
-        self._open: OrderedDict[RelayProtocol, float] = OrderedDict()
-        self._is_ending = False
-        self._ended = loop.create_future()
+        self._new: OrderedDict[RelayProtocol, float] = OrderedDict()  # by the time of the connection
+        self._known: OrderedDict[RelayProtocol, float] = OrderedDict()  # by the time of the last request
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
 
     def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._open)
+        """Return how many clients are connected."""
+        return len(self._new) + len(self._known)
 
-    def take_in(self, session: RelayProtocol) -> bool:
-        """Give a client a place, if need be that of the one which has been idle longest; False when all are busy.
-
-        A relay that was let go connects again when it has something to ask, and one that was not let in cannot ask.
-        """
-        if len(self._open) >= self._limit and not self._make_room():
-            self._counters.refused += 1
-            return False
+    def admit(self, client: RelayProtocol) -> bool:
+        """Add a client; return False if there is no room because all others are busy."""
+        if len(self) >= self._limit:
+            idle = next((other for other in self._in_order() if not other.is_busy), None)
+            if idle is None:
+                self._counters.refused += 1
+                return False
+            idle.evict()
         self._counters.sessions += 1
-        self._open[session] = self._loop.time()
+        self._new[client] = self._loop.time()
+        self._is_empty.clear()
         return True
 
-    def note_use(self, session: RelayProtocol) -> None:
-        """Remember that a client has just said something."""
-        self._open[session] = self._loop.time()
-        self._open.move_to_end(session)
+    def touch(self, client: RelayProtocol) -> None:
+        """Note that a client has sent a complete request."""
+        self._new.pop(client, None)
+        self._known[client] = self._loop.time()
+        self._known.move_to_end(client)
 
-    def let_out(self, session: RelayProtocol) -> None:
-        """Forget a client."""
-        self._open.pop(session, None)
-        if self._is_ending and not self._open and not self._ended.done():
-            self._ended.set_result(None)
+    def remove(self, client: RelayProtocol) -> None:
+        """Remove a client that is in it or not."""
+        self._new.pop(client, None)
+        self._known.pop(client, None)
+        if not len(self):
+            self._is_empty.set()
 
-    def look_for_idle(self) -> None:
-        """Let go of whoever has asked nothing for an hour, now and every minute from now on."""
-        while self._open and next(iter(self._open.values())) + IDLE_SECONDS <= self._loop.time():
-            next(iter(self._open)).let_go()
-        self._loop.call_later(LOOK_SECONDS, self.look_for_idle)
+    def evict_idle(self) -> None:
+        """Evict clients without a request for `IDLE_TIMEOUT`, now and from now on."""
+        expired = self._loop.time() - IDLE_TIMEOUT
+        for clients in (self._new, self._known):
+            while clients and next(iter(clients.values())) <= expired:
+                next(iter(clients)).evict()
+        self._loop.call_later(IDLE_CHECK_INTERVAL, self.evict_idle)
 
-    async def finish(self) -> None:
-        """Let everyone go who waits for no answer, and wait for the others."""
-        self._is_ending = True
-        for session in list(self._open):
-            session.finish()
-        if self._open:
-            await self._ended
+    async def shut_down(self) -> None:
+        """Answer the requests that were sent before, and close all connections."""
+        if len(self):
+            await asyncio.sleep(SHUTDOWN_GRACE)
+        for client in list(self._in_order()):
+            client.finish()
+        await self._is_empty.wait()
 
-    def _make_room(self) -> bool:
-        idle = next((session for session in self._open if not session.is_busy), None)
-        if idle is not None:
-            idle.let_go()
-        return idle is not None
+    def _in_order(self) -> Iterator[RelayProtocol]:
+        return itertools.chain(self._new, self._known)

@@ -1,57 +1,66 @@
-"""The relay's side from start to end: limits, sockets, signals, and what is in between left to the sessions."""
+"""How does the relay's side start, and how does it shut down?"""
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import select
 import socket
 from collections.abc import MutableMapping
 from functools import partial
+from typing import Any
 
-from nullsmtpd.cli.relay import Options
-from nullsmtpd.nullmx import look_up_mx
+from nullsmtpd.nullmx import Resolver
 from nullsmtpd.relay.answers import Answers
-from nullsmtpd.relay.counters import Counters
-from nullsmtpd.relay.local import LocalListener, bind_local
-from nullsmtpd.relay.protocol import MAX_DRAINS, RelayProtocol, Sessions
+from nullsmtpd.relay.counters import Counters, families
+from nullsmtpd.relay.options import Options
+from nullsmtpd.relay.protocol import Clients, RelayProtocol
+from nullsmtpd.relay.unix import UnixListener, bind_unix
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.privileges import drop_privileges, find_account
-from nullsmtpd.runtime.process import install_signal_handlers, max_files, raise_file_limit, run, warn_if_root
+from nullsmtpd.runtime.process import (
+    install_signal_handlers,
+    max_files,
+    open_files,
+    raise_file_limit,
+    require_files,
+    run,
+    warn_if_root,
+)
 from nullsmtpd.runtime.sockets import Address, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
 __all__ = ["serve"]
 
-#: What listen(2) gets, as by default in the responder; the kernel lowers it to net.core.somaxconn.
+#: Length of the accept queue, which the kernel limits to net.core.somaxconn.
 BACKLOG = 4096
 
-#: Descriptors for what is neither a client nor a question: the loop's own, the listeners, a log, clients not let in.
-SPARE_DESCRIPTORS = 64
+#: File descriptors reserved for what is neither a client nor a DNS query: a log that is reopened, scrapes, clients that
+#: are refused.
+SPARE_DESCRIPTORS = 16
 
-#: How long clients that wait for DNS, or do not read, may keep the process at its end: container engines kill it
-#: after 10 seconds.
-END_SECONDS = 5.0
+#: Seconds at shutdown for clients that wait for DNS, or do not read. Container engines kill a process after 10 seconds.
+SHUTDOWN_TIMEOUT = 5.0
 
-#: How long clients that come while the server ends are let in: a full backlog takes a fraction of that, and a port
-#: where ever more come has to close all the same.
-BACKLOG_SECONDS = 1.0
-
-# Turns of the loop that a client takes: it is accepted in one, has its Protocol in the next, and is read in the third.
-_TURNS = 3
+#: Seconds at shutdown for draining the accept queue; a full one takes a fraction of that. Without this limit a steady
+#: stream of new connections would block shutdown.
+BACKLOG_DRAIN_TIMEOUT = 1.0
 
 
 def serve(options: Options, environment: MutableMapping[str, str]) -> None:
-    """Answer until SIGTERM or SIGINT.
+    """Answer mail servers until a termination signal.
 
-    Raises `nullsmtpd.runtime.sockets.ListenError` when there is nothing to listen on, `nullsmtpd.runtime.privileges.PrivilegeError`
-    when the account cannot be had, `nullsmtpd.cli.arguments.UsageError` when there is no such account, `OSError` when the
-    event loop itself lacks descriptors or memory.
+    Raises `nullsmtpd.runtime.sockets.ListenError` when a socket cannot be opened,
+    `nullsmtpd.runtime.privileges.AccountError` and `nullsmtpd.runtime.privileges.PrivilegeError` when privileges cannot
+    be dropped, and `OSError` when file descriptors or memory are missing.
     """
     raise_file_limit()
-    run(lambda loop: _Server(loop, options, environment).run())
+    run(lambda loop: Server(loop, options, environment).serve())
 
 
-class _Server:
+class Server:
+    """The parts of a server with ``options``, and their counters."""
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, options: Options, environment: MutableMapping[str, str]
     ) -> None:
@@ -59,91 +68,103 @@ class _Server:
         self._options = options
         self._environment = environment
         self._notifier = Notifier(environment)
-        self._local: list[LocalListener] = []
+        self._unix_listeners: list[UnixListener] = []
         self._counters = Counters()
-        limit = _session_limit(options.max_sessions)
-        self._sessions = Sessions(loop, self._counters, limit)
-        look_up = partial(look_up_mx, resolver=options.resolver, timeout=options.timeout)
-        self._answers = Answers(
-            loop, self._counters, look_up, timeout=options.timeout, entries=options.cache, limit=limit
-        )
+        limit = _client_limit(options.max_sessions)
+        self._clients = Clients(loop, self._counters, limit)
+        look_up = Resolver(options.resolver, options.timeout).look_up_mx
+        self._answers = Answers(loop, self._counters, look_up, cache_size=options.cache, max_pending=limit)
 
-    async def run(self) -> None:
-        end = install_signal_handlers(self._loop, self._log_stats)
+    async def serve(self) -> None:
+        """Serve until a termination signal, and shut down."""
+        shutdown = install_signal_handlers(self._loop, self._log_stats)
         try:
-            listeners = self._listeners()
-            servers = await self._start(listeners)
-            await end.wait()
+            listeners = await self._open_sockets()
+            servers = [await self._start(listener) for listener in listeners]
+            for listener in listeners:
+                log("listening", address=_address(listener))
+            self._notifier.notify("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
+            self._notifier.start_watchdog(self._loop)
+            self._clients.evict_idle()
+            await shutdown.wait()
         finally:
-            for local in self._local:
-                local.remove()
-        self._notifier.notify("STOPPING=1", "STATUS=Letting clients finish")
-        await self._let_in(listeners)
+            for unix_listener in self._unix_listeners:
+                unix_listener.remove()
+        self._notifier.notify("STOPPING=1", "STATUS=Waiting for clients to finish")
+        await self._drain_backlog(listeners)
         for server in servers:
             server.close()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_SECONDS):
-                await self._sessions.finish()
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
+                await self._clients.shut_down()
         self._log_stats()
 
-    async def _let_in(self, listeners: list[socket.socket]) -> None:
-        """Have the loop accept who waits in the backlogs, and read what they ask: a close would reset them."""
-        backlogs = select.poll()
-        for listener in listeners:
-            backlogs.register(listener, select.POLLIN)
-        until = self._loop.time() + BACKLOG_SECONDS
-        while backlogs.poll(0) and self._loop.time() < until:  # noqa: ASYNC110 - each turn of the loop accepts some
-            await asyncio.sleep(0)
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-
-    async def _start(self, listeners: list[socket.socket]) -> list[asyncio.AbstractServer]:
-        servers = [await self._serve(listener) for listener in listeners]
-        for listener in listeners:
-            log("listening", address=_own_address(listener))
-        self._notifier.notify("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
-        self._notifier.start_watchdog(self._loop)
-        self._sessions.look_for_idle()
-        return servers
-
-    def _listeners(self) -> list[socket.socket]:
-        """Return the sockets to listen on, as the account to be; those that were passed to us replace --listen."""
+    async def _open_sockets(self) -> list[socket.socket]:
+        """Return the listening sockets, and drop privileges; sockets that were passed in replace --listen."""
         account = find_account(self._options.user, self._options.group)
         inherited = inherited_listeners(self._environment, cork=False, unix=True)
-        listeners = inherited or [one for place in self._options.listen for one in self._bind(place)]
+        listeners = inherited or [listener for address in self._options.listen for listener in self._bind(address)]
+        if self._options.metrics:
+            await self._serve_metrics(bind(self._options.metrics, socket.SOMAXCONN))
         drop_privileges(account)
         warn_if_root(self._options.user)
         return listeners
 
-    def _bind(self, place: Address | str) -> list[socket.socket]:
-        if isinstance(place, Address):
-            return bind(place, BACKLOG)
-        self._local.append(bind_local(place, BACKLOG))
-        return [self._local[-1].listener]
+    def _bind(self, address: Address | str) -> list[socket.socket]:
+        if isinstance(address, Address):
+            return bind(address, BACKLOG)
+        self._unix_listeners.append(bind_unix(address, BACKLOG))
+        return [self._unix_listeners[-1].listener]
 
-    async def _serve(self, listener: socket.socket) -> asyncio.AbstractServer:
-        """Serve clients; the backlog is passed because the loop calls listen(2) again, with 100 if it is not told."""
-        create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
-        factory = partial(RelayProtocol, self._answers, self._counters, self._sessions)
-        return await create(factory, sock=listener, backlog=BACKLOG)
+    async def _serve_metrics(self, listeners: list[socket.socket]) -> None:
+        from nullsmtpd.runtime.metrics import serve_metrics
+
+        await serve_metrics(self._loop, listeners, lambda: families(self._gauges(), self._counters))
+        for listener in listeners:
+            log("metrics", address=local_address(listener))
+
+    async def _start(self, listener: socket.socket) -> asyncio.AbstractServer:
+        loop: Any = self._loop  # uvloop's, of which type checkers know too little
+        create = loop.create_server
+        if listener.family == socket.AF_UNIX:
+            # Otherwise the loop removes the file when the server is closed, from Python 3.13 on, also that of a socket
+            # which a service manager has passed in and goes on using.
+            create = partial(loop.create_unix_server, cleanup_socket=False)
+        factory = partial(RelayProtocol, self._answers, self._counters, self._clients, self._options.exceptions)
+        # The backlog is passed because the loop calls listen(2) again.
+        server: asyncio.AbstractServer = await create(factory, sock=listener, backlog=BACKLOG)
+        return server
+
+    async def _drain_backlog(self, listeners: list[socket.socket]) -> None:
+        """Let the loop accept the clients that wait in the accept queues: closing those would reset them."""
+        poll = select.poll()
+        for listener in listeners:
+            poll.register(listener, select.POLLIN)
+        deadline = self._loop.time() + BACKLOG_DRAIN_TIMEOUT
+        while poll.poll(0) and self._loop.time() < deadline:  # noqa: ASYNC110 - each turn of the loop accepts some
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the turn in which those that were accepted last get their Protocols
+
+    def _gauges(self) -> dict[str, int]:
+        return {"talking": len(self._clients), "pending": self._answers.pending, "cached": self._answers.cached}
 
     def _log_stats(self) -> None:
-        levels = {"talking": len(self._sessions), "asking": self._answers.asking, "cached": self._answers.cached}
-        log("stats", **levels, **self._counters.fields())
+        log("stats", **self._gauges(), **dataclasses.asdict(self._counters))
 
 
-def _session_limit(wanted: int) -> int:
-    """Lower the number of clients to what the limit of open files leaves: each may need one for its question too."""
-    left = (max_files() - SPARE_DESCRIPTORS - MAX_DRAINS) // 2
-    if wanted <= left:
+def _client_limit(wanted: int) -> int:
+    """Return how many clients fit into the limit of open files, each with a DNS query. Raises `OSError`."""
+    reserved = open_files() + SPARE_DESCRIPTORS
+    require_files(reserved + 2)
+    limit = (max_files() - reserved) // 2
+    if wanted <= limit:
         return wanted
-    log("max-sessions-lowered", wanted=wanted, to=max(1, left), because=f"at most {max_files()} files may be open")
-    return max(1, left)
+    log("max-sessions-lowered", wanted=wanted, to=limit, reason=f"at most {max_files()} files may be open")
+    return limit
 
 
-def _own_address(listener: socket.socket) -> str:
+def _address(listener: socket.socket) -> str:
     if listener.family != socket.AF_UNIX:
         return local_address(listener)
-    return "unix:" + os.fsdecode(listener.getsockname()).replace(
-        "\0", "@", 1
-    )  # unix(7): an abstract name begins with a NUL
+    # unix(7): an abstract name begins with a NUL, which is commonly written as "@".
+    return "unix:" + os.fsdecode(listener.getsockname()).replace("\0", "@", 1)

@@ -372,7 +372,7 @@ def test_a_server_that_does_not_answer_the_syn_is_given_up_on() -> None:
         (["--port", "26"], {}, "--port is for HOST or --domain only"),
         (["--early", "--domain", "x"], {}, "--early is for HOST only"),
         (["--mode", "mail", "--domain", "x"], {}, "--mode is for HOST only"),
-        (["--domain", "192.0.2.1"], {}, "--domain: '192.0.2.1' is an address and not a name"),
+        (["--domain", "192.0.2.1"], {}, "--domain: '192.0.2.1' is an IP address"),
         (["--domain", "x", "--resolver", "dns.example"], {}, "--resolver: 'dns.example' is not the address"),
         ([], {"NULLSMTPD_LISTEN": "127.0.0.1:0"}, "NULLSMTPD_LISTEN: '127.0.0.1:0' has port 0"),
         ([], {"NULLSMTPD_LISTEN": "127.0.0.1:1,"}, "NULLSMTPD_LISTEN: '' has no port"),

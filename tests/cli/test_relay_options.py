@@ -1,4 +1,4 @@
-"""What the operator of the relay's side may say, and the one line that a mistake gets."""
+"""The options of ``nullsmtpd relay``, and the one line that an invalid one gets."""
 
 import os
 import subprocess
@@ -10,27 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import PATIENCE, run_cli
 
-from nullsmtpd.cli.relay import Options, UsageError, help_text, parse_options
+from nullsmtpd.cli.arguments import UsageError
+from nullsmtpd.cli.relay import help_text, parse_options
+from nullsmtpd.relay.options import Options
 from nullsmtpd.runtime.sockets import Address
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_defaults_are_loopback_and_the_hosts_own_resolver() -> None:
-    """Nobody but this host can ask, unless the operator says so; DNS gets less time than any relay gives us."""
+    """Other hosts cannot ask, and DNS gets less time than any mail server gives a lookup."""
     assert parse_options([], {}) == Options(
         listen=(Address("127.0.0.1", 5560),),
+        exceptions=frozenset(),
         resolver=None,
         timeout=5.0,
         cache=10000,
         max_sessions=1000,
         user=None,
         group=None,
+        metrics=None,
     )
 
 
-def test_flags_win_over_variables_and_places_may_be_several() -> None:
-    """Unix sockets and addresses in one list, each once."""
+def test_flags_override_variables_and_some_may_be_repeated() -> None:
+    """Unix sockets and addresses in one list, each once; exceptions as A-labels in lower case."""
     options = parse_options(
         ["--listen", "unix:/run/a", "--listen", "[::1]:1", "--listen=unix:/run/a", "--cache", "7"],
         {"NULLSMTPD_LISTEN": "unix:/run/b", "NULLSMTPD_CACHE": "8", "NULLSMTPD_RESOLVER": "::1"},
@@ -38,6 +42,11 @@ def test_flags_win_over_variables_and_places_may_be_several() -> None:
     assert options.listen == ("/run/a", Address("::1", 1))
     assert (options.cache, options.resolver) == (7, ("::1", 53))
     assert parse_options([], {"NULLSMTPD_LISTEN": "unix:/run/b,:7"}).listen == ("/run/b", Address(None, 7))
+    exceptions = ["--except", "Own.Example.", "--except=.below.example", "--except", "bücher.example"]
+    wanted = {"own.example", ".below.example", "xn--bcher-kva.example"}
+    assert parse_options(exceptions, {"NULLSMTPD_EXCEPT": "other.example"}).exceptions == wanted
+    assert parse_options([], {"NULLSMTPD_EXCEPT": ".example,own.test"}).exceptions == {".example", "own.test"}
+    assert parse_options(["--metrics", "[::1]:9521"], {}).metrics == Address("::1", 9521)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,11 @@ def test_flags_win_over_variables_and_places_may_be_several() -> None:
         (["--listen", "unix:/a\0b"], "has no plain absolute path"),
         (["--listen", "localhost"], "--listen: 'localhost' has no port"),
         (["--resolver", "ns.example"], "--resolver: 'ns.example' is not the address of a name server"),
+        (["--except", "bob@own.example"], "--except: 'bob@own.example' is an address; give its domain"),
+        (["--except", "a..b"], "--except: 'a..b' is not a domain name; give labels"),
+        (["--except", ""], "--except: '' has no domain"),
+        (["--except", "192.0.2.1"], "--except: '192.0.2.1' is an IP address"),
+        (["--metrics", ":9521"], "--metrics: ':9521' has no host; give HOST:PORT"),
         (["--timeout", "0"], "--timeout: '0' is not a number of seconds above 0"),
         (["--timeout", "61"], "--timeout: '61' is more than 60"),
         (["--cache", "0"], "--cache: '0' is not a whole number from 1"),
@@ -60,7 +74,7 @@ def test_flags_win_over_variables_and_places_may_be_several() -> None:
         (["--cache"], "--cache needs a value: --cache N"),
     ],
 )
-def test_a_mistake_names_the_option_the_value_and_what_would_be_right(arguments: list[str], says: str) -> None:
+def test_an_invalid_value_is_one_line_with_the_option_and_what_would_be_valid(arguments: list[str], says: str) -> None:
     """One line, and exit status 2 in the real command."""
     with pytest.raises(UsageError) as caught:
         parse_options(arguments, {})
@@ -74,7 +88,12 @@ def test_a_mistake_names_the_option_the_value_and_what_would_be_right(arguments:
     assert says in result.stderr
 
 
-@given(st.dictionaries(st.sampled_from(["listen", "resolver", "timeout", "cache", "max-sessions", "user"]), st.text()))
+@given(
+    st.dictionaries(
+        st.sampled_from(["listen", "except", "resolver", "timeout", "cache", "max-sessions", "user", "metrics"]),
+        st.text(),
+    )
+)
 def test_any_values_are_options_or_one_line(values: dict[str, str]) -> None:
     """Invariant: nothing but a usage error comes of any text, and it is one line of printable characters."""
     try:
@@ -83,8 +102,8 @@ def test_any_values_are_options_or_one_line(values: dict[str, str]) -> None:
         assert str(error).isprintable()
 
 
-def test_how_long_the_recipes_wait_is_said_of_the_timeout() -> None:
-    """Who gives DNS more than 10 seconds learns for which recipes that is in vain, and those are as they are said."""
+def test_the_help_for_the_timeout_tells_how_long_the_recipes_wait() -> None:
+    """More than 10 seconds are in vain for most of them, and their own timeouts are those."""
     for recipe, text in (
         ("exim/nullmx.acl", "{10s}"),
         ("opensmtpd/nullmx_filter.py", "TIMEOUT = 10.0"),
@@ -119,8 +138,11 @@ def without_modules(tmp_path: Path, *names: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
 
-def test_the_responder_does_not_load_any_of_this() -> None:
-    """Who only answers port 25 pays nothing for the relay's side."""
-    code = "import sys, nullsmtpd.responder.server; print([m for m in sys.modules if m.startswith(('dns', 'idna')) or 'relay' in m])"
+def test_the_responder_imports_nothing_of_this() -> None:
+    """A host that only answers port 25 has no use for it in its memory."""
+    code = (
+        "import sys, nullsmtpd.responder.server\n"
+        "print([name for name in sys.modules if name.startswith(('dns', 'idna')) or 'relay' in name])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert result.stdout == "[]\n"

@@ -513,7 +513,7 @@ def test_check_of_a_name_with_two_addresses_works_in_the_image(image: str, start
 
 RELAY = (
     *("--listen", "127.0.0.1:0", "--timeout", "3", "--cache", "10", "--max-sessions", "10"),
-    *("--user", "nobody", "--group", "nogroup"),
+    *("--user", "nobody", "--group", "nogroup", "--except", "own.example", "--metrics", "127.0.0.1:0"),
 )
 
 

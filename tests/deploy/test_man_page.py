@@ -19,9 +19,9 @@ PAGE = ROOT / "deploy/man/nullsmtpd.8"
 PIP_PATIENCE = 120.0  # seconds: a build in an environment of its own
 
 TABLES: dict[str, Mapping[str, Option]] = {
-    "The responder": nullsmtpd.cli.responder._TABLE,
+    "The responder": nullsmtpd.cli.responder.TABLE,
     "check": {name: Option(value, "", "") for name, value in check_options().items()},
-    "relay": nullsmtpd.cli.relay._TABLE,
+    "relay": nullsmtpd.cli.relay.TABLE,
 }
 
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from activation import hand_over
 from name_server import NameServer, name_server
 from support import PATIENCE, Daemon, Start, connect, read_all, require, require_root, require_tools, run_cli
 
-from nullsmtpd.relay.netstring import netstring
+from nullsmtpd.relay.protocol import netstring
 
 REFUSAL = netstring(b"OK 556 5.1.10 Domain does not accept mail")
+SENDER_REFUSAL = netstring(b"OK 550 5.7.27 Sender address has null MX")
 NOT_FOUND = netstring(b"NOTFOUND ")
 MALFORMED = netstring(b"PERM malformed netstring")
+UNKNOWN_MAP = netstring(b"PERM unknown map; the maps are nullmx and nullmxsender")
 
 
 @pytest.fixture
@@ -32,12 +35,12 @@ def dns_server() -> Iterator[NameServer]:
 
 
 def relay(start: Start, server: NameServer, *arguments: str) -> Daemon:
-    """Start it on a loopback port, asking this name server."""
+    """Start it on a loopback port, with this name server."""
     return start("relay", "--resolver", server.flag, *arguments)
 
 
-def request(key: str | bytes) -> bytes:
-    return netstring(b"nullmx " + (key.encode() if isinstance(key, str) else key))
+def request(key: str | bytes, name: str = "nullmx") -> bytes:
+    return netstring(name.encode() + b" " + (key.encode() if isinstance(key, str) else key))
 
 
 def read_replies(client: socket.socket, count: int) -> list[bytes]:
@@ -56,151 +59,199 @@ def read_replies(client: socket.socket, count: int) -> list[bytes]:
     return replies
 
 
-def ask(client: socket.socket, *keys: str | bytes) -> list[bytes]:
-    """Ask for keys in one go and return the replies."""
-    client.sendall(b"".join(map(request, keys)))
+def ask(client: socket.socket, *keys: str | bytes, name: str = "nullmx") -> list[bytes]:
+    """Look keys up in one go and return the replies."""
+    client.sendall(b"".join(request(key, name) for key in keys))
     return read_replies(client, len(keys))
 
 
-@pytest.mark.parametrize(
-    ("key", "reply"),
-    [
-        ("null.example", REFUSAL),
-        ("NULL.Example.", REFUSAL),
-        ("someone@null.example", REFUSAL),
-        ('"odd@local part"@null.example', REFUSAL),
-        ("plain.example", NOT_FOUND),
-        ("beside.example", NOT_FOUND),
-        ("preference.example", NOT_FOUND),
-        ("empty.example", NOT_FOUND),
-        ("absent.example", NOT_FOUND),
-        ("someone@bücher.example", REFUSAL),
-        ("someone@xn--bcher-kva.example", REFUSAL),
-    ],
-)
-def test_a_null_mx_is_556_and_everything_else_is_not_found(
-    start: Start, dns_server: NameServer, key: str, reply: bytes
-) -> None:
-    """RFC 7505 §3, RFC 7504 §4: only a domain that says so itself is refused."""
-    dns_server.mx["xn--bcher-kva.example"] = ["0 ."]
-    daemon = relay(start, dns_server)
-    with connect(daemon.address) as client:
-        assert ask(client, key, key) == [reply, reply]
-    assert daemon.stats() | {"requests": "2", "questions": "1", "cache_hits": "1"} == daemon.stats()
+def counted(daemon: Daemon, **expected: int) -> bool:
+    """Return whether the counters have these values."""
+    stats = daemon.stats()
+    return all(stats[name] == str(value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("", "@", "someone@", "someone@[192.0.2.1]", "[IPv6:::1]", "192.0.2.1", "a..b", "x" * 64 + ".example"),
-        *("x" * 4000, b"\xff\xfe", b"\0", "null.example\n", "a b"),
-    ],
-)
-def test_what_is_no_domain_is_not_found_and_dns_is_not_asked(
-    start: Start, dns_server: NameServer, key: str | bytes
+NULL = ("null.example", "NULL.Example.", "someone@null.example", '"odd@local part"@null.example')
+IDN = ("someone@bücher.example", "someone@xn--bcher-kva.example", "someone@☃.example", "someone@_x.bücher.example")
+OTHERS = ("plain.example", "beside.example", "preference.example", "empty.example", "absent.example")
+
+
+@pytest.mark.parametrize(("name", "refusal"), [("nullmx", REFUSAL), ("nullmxsender", SENDER_REFUSAL)])
+def test_a_null_mx_is_refused_and_everything_else_is_not_found(
+    start: Start, dns_server: NameServer, name: str, refusal: bytes
 ) -> None:
-    """Literals, absurd and over-long keys: mail is not refused for them, and the session goes on."""
+    """RFC 7504 §4 and RFC 7505 §3, §4.2: only a domain whose own MX set says so; DNS is asked once for each."""
+    for a_labels in ("xn--bcher-kva.example", "xn--n3h.example", "_x.xn--bcher-kva.example"):
+        dns_server.mx[a_labels] = ["0 ."]
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
-        assert ask(client, key, "null.example") == [NOT_FOUND, REFUSAL]
-    assert daemon.stats()["not_domains"] == "1"
+        for _ in range(2):
+            assert ask(client, *NULL, *IDN, name=name) == [refusal] * (len(NULL) + len(IDN))
+            assert ask(client, *OTHERS, name=name) == [NOT_FOUND] * len(OTHERS)
+    assert counted(daemon, requests=26, null_mx=16, not_null_mx=10, queries=9, cache_hits=17)
+
+
+def test_both_maps_share_the_cache(start: Start, dns_server: NameServer) -> None:
+    """One DNS query for a domain, whichever map it is looked up in first."""
+    daemon = relay(start, dns_server)
+    with connect(daemon.address) as client:
+        client.sendall(request("null.example") + request("x@null.example", "nullmxsender"))
+        assert read_replies(client, 2) == [REFUSAL, SENDER_REFUSAL]
+    assert dns_server.questions("null.example") == 1
+
+
+def test_keys_without_a_domain_are_not_found_and_dns_is_not_asked(start: Start, dns_server: NameServer) -> None:
+    """Literals, local parts, the null sender, absurd and over-long keys: mail is not refused because of them."""
+    keys: list[str | bytes] = [
+        *("", "@", "<>", "someone@", "postmaster", "someone@[192.0.2.1]", "[IPv6:::1]", "192.0.2.1", "a..b", "a b"),
+        *("x" * 64 + ".example", "x" * 4000, b"\xff\xfe", b"\0", "null.example\n"),
+    ]
+    daemon = relay(start, dns_server)
+    with connect(daemon.address) as client:
+        assert ask(client, *keys, "null.example") == [NOT_FOUND] * len(keys) + [REFUSAL]
+        assert ask(client, *keys, "null.example", name="nullmxsender") == [NOT_FOUND] * len(keys) + [SENDER_REFUSAL]
+    assert counted(daemon, not_domains=2 * len(keys))
     assert {name for name, _ in dns_server.asked} == {"null.example"}
 
 
-@pytest.mark.parametrize("fault", ["silence", "servfail", "refused", "garbage", "stranger"])
-def test_when_dns_fails_mail_goes_on(start: Start, dns_server: NameServer, fault: str) -> None:
-    """NOTFOUND within --timeout, counted, told of without the domain, and asked again soon: not cached for long."""
-    dns_server.faults["null.example"] = fault
-    daemon = relay(start, dns_server, "--timeout", "0.3")
+def test_excepted_domains_are_not_found_and_dns_is_not_asked(start: Start, dns_server: NameServer) -> None:
+    """--except, for domains that this host delivers to regardless of DNS; with a dot in front, all below them."""
+    dns_server.mx |= {"a.null.example": ["0 ."], "below.example": ["0 ."], "a.b.below.example": ["0 ."]}
+    daemon = relay(start, dns_server, "--except", "Null.Example", "--except", ".below.example", "--except", "bücher.de")
     with connect(daemon.address) as client:
-        daemon.wait_for(
-            lambda: ask(client, "plain.example") and int(daemon.stats()["not_null"]) > 0, "an answer within so little"
-        )
-        before = int(daemon.stats()["dns_failures"])
-        assert ask(client, "null.example", "plain.example") == [NOT_FOUND, NOT_FOUND]
-        assert int(daemon.stats()["dns_failures"]) == before + 1
+        excepted = ("root@null.example", "a.b.below.example", "xn--bcher-kva.de")
+        assert ask(client, *excepted) == ask(client, *excepted, name="nullmxsender") == [NOT_FOUND] * 3
+        assert ask(client, "a.null.example", "below.example") == [REFUSAL] * 2
+    assert counted(daemon, excepted=6, null_mx=2)
+    assert {name for name, _ in dns_server.asked} == {"a.null.example", "below.example"}
+
+
+def test_when_dns_fails_mail_goes_on(start: Start, dns_server: NameServer) -> None:
+    """NOTFOUND within --timeout; counted, logged without the domain, and asked again some seconds later."""
+    faults = ("silence", "servfail", "refused", "garbage", "stranger", "referral", "alias")
+    domains = [f"{fault}.example" for fault in faults]
+    dns_server.mx |= {domain: ["0 ."] for domain in domains}
+    dns_server.faults = dict(zip(domains, faults, strict=True))
+    daemon = relay(start, dns_server, "--timeout", "0.5")
+    with connect(daemon.address) as client:
+        assert ask(client, *domains) == [NOT_FOUND] * len(domains)
+        assert counted(daemon, dns_failures=len(domains))
         assert len(daemon.lines("dns-failure")) == 1
-        assert "null.example" not in daemon.log
+        assert ".example" not in daemon.log
         dns_server.faults.clear()
-        daemon.wait_for(lambda: ask(client, "null.example") == [REFUSAL], "DNS asked again")
+        daemon.wait_for(lambda: ask(client, *domains) == [REFUSAL] * len(domains), "the same domains asked again")
 
 
 def test_without_any_name_server_mail_goes_on(start: Start) -> None:
-    """Nobody listens where it asks."""
+    """Nothing listens at the address."""
     with socket.socket(type=socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         closed = taken.getsockname()[1]
-    daemon = start("relay", "--resolver", f"127.0.0.1:{closed}", "--timeout", "0.3")
+    daemon = start("relay", "--resolver", f"127.0.0.1:{closed}")
     with connect(daemon.address) as client:
         assert ask(client, "null.example") == [NOT_FOUND]
+    assert "Connection refused" in daemon.lines("dns-failure")[0]
 
 
-def test_a_truncated_answer_is_had_over_tcp(start: Start, dns_server: NameServer) -> None:
-    """TC over UDP does not lose the null MX, under the real event loop."""
+RESOLV_CONF = """\
+; written by a tool that nobody knows
+nameserver
+nameserver ns.example
+search \N{LATIN SMALL LETTER U WITH DIAERESIS}.example .
+nameserver 127.0.0.9 # nothing answers there
+nameserver fe80::1%lo
+options timeout:5 attempts:x
+"""
+
+# Arguments: a file to use as /etc/resolv.conf, the interpreter, the name server's program, and the command. When that
+# ends, which is process 1 of the namespace, the kernel ends the others. The first server is a socket that nobody reads.
+IN_NAMESPACE = """
+set -e
+mount --bind "$1" /etc/resolv.conf
+ip link set lo up
+ip address add fe80::1/64 dev lo nodad
+"$2" -c 'import signal, socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.9", 53)); signal.pause()' &
+"$2" "$3" fe80::1%lo 53 &
+shift 3
+exec "$@"
+"""
+
+
+def test_a_malformed_resolv_conf_with_a_dead_server_works_as_it_does_for_glibc(start: Start, tmp_path: Path) -> None:
+    """Malformed lines are skipped, and the dead first server leaves time for the second, a link-local one."""
+    require_root()
+    require_tools("unshare", "ip", "mount")
+    conf, path = tmp_path / "resolv.conf", tmp_path / "relay"
+    conf.write_text(RESOLV_CONF)
+    unshare = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", IN_NAMESPACE, "sh")
+    program = str(Path(__file__).parents[1] / "name_server.py")
+    daemon = start("relay", prefix=(*unshare, str(conf), sys.executable, program), listen=f"unix:{path}", count=0)
+    daemon.wait_for(lambda: daemon.lines("listening"), "a listening line")
+    with unix_socket(path) as client:
+        daemon.wait_for(lambda: ask(client, "null.example") == [REFUSAL], "the name server's answer")
+        assert ask(client, "other.example", "plain.example") == [NOT_FOUND] * 2
+
+
+def test_a_truncated_answer_is_asked_for_over_tcp(start: Start, dns_server: NameServer) -> None:
+    """The TC bit does not hide the null MX."""
     dns_server.faults["null.example"] = "truncated"
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
         assert ask(client, "null.example") == [REFUSAL]
 
 
-def test_a_faulty_set_is_told_of_once(start: Start, dns_server: NameServer) -> None:
-    """A root MX beside others or of another preference: counted, and one line for each name."""
-    dns_server.ttl = 0
+def test_an_invalid_null_mx_is_counted_and_logged(start: Start, dns_server: NameServer) -> None:
+    """RFC 7505 §3: the root beside other records, or with another preference; the domain may want its mail."""
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
-        daemon.wait_for(lambda: ask(client, "beside.example") and dns_server.questions("beside.example") > 1, "expiry")
-        ask(client, "preference.example")
-    assert [line.split()[2] for line in daemon.lines("faulty-null-mx")] == [
-        "domain=beside.example",
-        "domain=preference.example",
-    ]
-    assert int(daemon.stats()["faulty_null_mx"]) >= 3
+        assert ask(client, "beside.example", "preference.example") == [NOT_FOUND] * 2
+    assert counted(daemon, invalid_null_mx=2)
+    assert [line.split()[2] for line in daemon.lines("invalid-null-mx")] == ["domain=beside.example"]
 
 
-def test_many_clients_who_ask_at_once_make_one_question(start: Start, dns_server: NameServer) -> None:
-    """While DNS takes its time, all of them wait for the same answer."""
+def test_many_clients_that_ask_at_once_make_one_query(start: Start, dns_server: NameServer) -> None:
+    """All of them wait for the same answer."""
     dns_server.faults["null.example"] = "held"
     daemon = relay(start, dns_server, "--timeout", "30")
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(daemon.address)) for _ in range(50)]
         for client in clients:
             client.sendall(request("null.example"))
-        daemon.wait_for(lambda: daemon.stats()["requests"] == "50", "all requests")
-        assert daemon.stats()["asking"] == "1"
+        daemon.wait_for(lambda: counted(daemon, requests=50, pending=1), "all requests")
         dns_server.release()
         assert [read_replies(client, 1) for client in clients] == [[REFUSAL]] * 50
-    assert daemon.stats()["questions"] == "1"
+    assert counted(daemon, queries=1)
 
 
 def test_a_client_that_leaves_while_dns_is_asked_does_no_harm(start: Start, dns_server: NameServer) -> None:
-    """The answer is kept for the next one."""
+    """The answer is cached for the next one."""
     dns_server.faults["null.example"] = "held"
     daemon = relay(start, dns_server, "--timeout", "30")
     with connect(daemon.address) as client:
         client.sendall(request("null.example"))
-        daemon.wait_for(lambda: daemon.stats()["asking"] == "1", "a question")
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
-    daemon.wait_for(lambda: daemon.stats()["talking"] == "0", "the client's leave")
+        daemon.wait_for(lambda: counted(daemon, pending=1), "a query")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+    daemon.wait_for(lambda: counted(daemon, talking=0), "no client")
     dns_server.release()
-    daemon.wait_for(lambda: daemon.stats()["cached"] == "1", "the answer")
+    daemon.wait_for(lambda: counted(daemon, cached=1), "the answer")
     with connect(daemon.address) as client:
         assert ask(client, "null.example") == [REFUSAL]
 
 
-def test_requests_sent_ahead_are_answered_in_their_order(start: Start, dns_server: NameServer) -> None:
-    """Cached, uncached and impossible ones, a thousand in one go, each octet by octet apart too."""
+def test_requests_sent_ahead_are_answered_in_order(start: Start, dns_server: NameServer) -> None:
+    """Cached, not cached, and without a domain; a thousand in one go, and octet by octet."""
     daemon = relay(start, dns_server)
     keys = ["null.example", "plain.example", "[192.0.2.1]", "null.example", "absent.example"]
-    wanted = [REFUSAL, NOT_FOUND, NOT_FOUND, REFUSAL, NOT_FOUND]
+    replies = [REFUSAL, NOT_FOUND, NOT_FOUND, REFUSAL, NOT_FOUND]
     with connect(daemon.address) as client:
-        assert ask(client, *keys * 200) == wanted * 200
+        assert ask(client, *keys * 200) == replies * 200
         for octet in b"".join(map(request, keys)):
             client.sendall(bytes([octet]))
-        assert read_replies(client, 5) == wanted
+        assert read_replies(client, 5) == replies
 
 
-def test_half_a_close_after_the_requests_still_gets_all_replies(start: Start, dns_server: NameServer) -> None:
-    """A client that says all and then EOF reads every reply and then the end."""
+def test_a_client_that_half_closes_gets_all_replies(start: Start, dns_server: NameServer) -> None:
+    """Then the connection is closed."""
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
         client.sendall(request("null.example") + request("plain.example") + request("null.example"))
@@ -211,28 +262,28 @@ def test_half_a_close_after_the_requests_still_gets_all_replies(start: Start, dn
 @pytest.mark.parametrize(
     "octets", [b"hello\r\n", b"01:a,", b"5:nullm;", b"4097:", b"99999999999", b":", b"GET / HTTP/1.1"]
 )
-def test_what_is_no_netstring_gets_perm_and_the_end(start: Start, dns_server: NameServer, octets: bytes) -> None:
-    """After replies to what came before; what comes after it is not looked at, and does not reset the connection."""
+def test_malformed_input_gets_perm_and_the_end(start: Start, dns_server: NameServer, octets: bytes) -> None:
+    """After the replies to what came before. Further input is discarded, and does not reset the connection."""
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
         client.sendall(request("null.example") + octets + b"x" * 200_000)
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == REFUSAL + MALFORMED
-    assert daemon.stats()["malformed"] == "1"
+    assert counted(daemon, malformed=1)
 
 
-@pytest.mark.parametrize("octets", [b"other null.example", b"nullmx", b"", b"NULLMX null.example", b" null.example"])
-def test_another_map_is_perm_and_the_session_goes_on(start: Start, dns_server: NameServer, octets: bytes) -> None:
+def test_another_map_is_perm_and_the_connection_stays(start: Start, dns_server: NameServer) -> None:
     """The operator's mistake is seen at the first test, socketmap_table(5)."""
+    requests = [b"other null.example", b"nullmx", b"", b"NULLMX null.example", b" null.example", b"nullmxer x.example"]
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
-        client.sendall(netstring(octets) + request("null.example"))
-        assert read_replies(client, 2) == [netstring(b"PERM unknown map; ask for nullmx"), REFUSAL]
-    assert daemon.stats()["unknown_maps"] == "1"
+        client.sendall(b"".join(map(netstring, requests)) + request("null.example"))
+        assert read_replies(client, len(requests) + 1) == [UNKNOWN_MAP] * len(requests) + [REFUSAL]
+    assert counted(daemon, unknown_maps=len(requests))
 
 
 def test_a_client_that_does_not_read_is_not_read_from(start: Start, dns_server: NameServer) -> None:
-    """Back-pressure: megabytes of requests from a client which reads nothing do not become megabytes of ours."""
+    """Back-pressure: its megabytes of requests do not become memory of this process."""
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
         ask(client, "null.example")
@@ -252,19 +303,17 @@ def test_a_client_that_does_not_read_is_not_read_from(start: Start, dns_server: 
             assert ask(other, "null.example") == [REFUSAL]
 
 
-def test_hostile_keys_do_not_grow_the_memory(start: Start, dns_server: NameServer) -> None:
-    """The cache holds as many names as it is told, whatever is asked for."""
+def test_the_cache_is_bounded(start: Start, dns_server: NameServer) -> None:
+    """It holds as many domains as it is told, whatever is asked for."""
     daemon = relay(start, dns_server, "--cache", "50")
     with connect(daemon.address) as client:
         for number in range(0, 500, 50):
             ask(client, *(f"{number + one}.{'x' * 60}.example" for one in range(50)))
-    stats = daemon.stats()
-    assert stats["questions"] == "500"
-    assert stats["cached"] == "50"
+    assert counted(daemon, queries=500, cached=50)
 
 
-def test_past_max_sessions_the_one_that_was_silent_longest_makes_room(start: Start, dns_server: NameServer) -> None:
-    """A newcomer can ask; who was let go reads the end, and can come again."""
+def test_past_max_sessions_the_longest_idle_client_is_evicted(start: Start, dns_server: NameServer) -> None:
+    """Its connection is closed, and it can connect again."""
     daemon = relay(start, dns_server, "--max-sessions", "2")
     with connect(daemon.address) as first, connect(daemon.address) as second:
         ask(first, "null.example")
@@ -274,48 +323,92 @@ def test_past_max_sessions_the_one_that_was_silent_longest_makes_room(start: Sta
             assert ask(third, "null.example") == [REFUSAL]
             assert read_all(second) == b""
             assert ask(first, "null.example") == [REFUSAL]
-    assert daemon.stats() | {"sessions": "3", "let_go": "1", "refused": "0"} == daemon.stats()
+    assert counted(daemon, sessions=3, evicted=1, refused=0)
     assert daemon.stop() == 0
 
 
-def test_past_max_sessions_nobody_who_waits_is_let_go(start: Start, dns_server: NameServer) -> None:
-    """With every place waiting for DNS, the newcomer is closed, and those who wait get their answer."""
+def test_clients_without_a_complete_request_do_not_evict_an_idle_mail_server(
+    start: Start, dns_server: NameServer
+) -> None:
+    """Strangers that send single octets, or nothing, evict each other."""
+    daemon = relay(start, dns_server, "--max-sessions", "3")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(connect(daemon.address))
+        ask(server, "null.example")
+        for number in range(20):
+            stranger = stack.enter_context(connect(daemon.address))
+            stranger.sendall(b"1" * (number % 2))
+            daemon.wait_for(lambda wanted=number + 2: counted(daemon, sessions=wanted), "the stranger")  # type: ignore[misc]
+        assert ask(server, "null.example") == [REFUSAL]
+    assert counted(daemon, evicted=18)
+
+
+def test_past_max_sessions_no_client_that_waits_is_evicted(start: Start, dns_server: NameServer) -> None:
+    """When all wait for DNS, the newcomer is refused, and the others get their replies."""
     dns_server.faults["null.example"] = "held"
     daemon = relay(start, dns_server, "--max-sessions", "1", "--timeout", "30")
     with connect(daemon.address) as first:
         first.sendall(request("null.example"))
-        daemon.wait_for(lambda: daemon.stats()["asking"] == "1", "a question")
+        daemon.wait_for(lambda: counted(daemon, pending=1), "a query")
         with connect(daemon.address) as second:
             assert read_all(second) == b""
         dns_server.release()
         assert read_replies(first, 1) == [REFUSAL]
-    assert daemon.stats()["refused"] == "1"
+    assert counted(daemon, refused=1)
     assert daemon.stop() == 0
 
 
 def test_max_sessions_fits_into_the_limit_of_open_files(start: Start, dns_server: NameServer) -> None:
-    """It is lowered and said so, and all places can be used."""
+    """It is lowered, which is logged; each client has room for its query, also beside clients that are rejected."""
     daemon = start("relay", "--resolver", dns_server.flag, nofile=128)
-    assert "wanted=1000 to=24" in daemon.lines("max-sessions-lowered")[0]
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(daemon.address)) for _ in range(100)]
-        assert ask(clients[-1], "null.example") == [REFUSAL]
-    assert daemon.stats()["let_go"] == "76"
-
-
-def test_clients_that_speak_no_netstrings_take_no_descriptor_from_the_others(
-    start: Start, dns_server: NameServer
-) -> None:
-    """More of them than files may be open, who stay after their PERM: there is room for a client and its question."""
-    daemon = start("relay", "--resolver", dns_server.flag, nofile=128)
+    lowered = daemon.lines("max-sessions-lowered")[0]
+    limit = int(lowered.partition(" to=")[2].split()[0])
+    assert 40 < limit < 60
     with contextlib.ExitStack() as stack:
         for _ in range(150):
             stray = stack.enter_context(connect(daemon.address))
             stray.sendall(b"x")
             assert read_replies(stray, 1) == [MALFORMED]
-        with connect(daemon.address) as client:
-            assert ask(client, "null.example") == [REFUSAL]
-    assert daemon.stats()["malformed"] == "150"
+        clients = [stack.enter_context(connect(daemon.address)) for _ in range(limit)]
+        for number, client in enumerate(clients):
+            client.sendall(request(f"{number}.example"))
+        assert [read_replies(client, 1) for client in clients] == [[NOT_FOUND]] * limit
+    assert counted(daemon, dns_failures=0, refused=0, malformed=150)
+
+
+def test_too_low_a_limit_of_open_files_is_an_error(dns_server: NameServer) -> None:
+    """Exit status 1 and one line, rather than a process that answers nobody."""
+    command = [sys.executable, "-m", "nullsmtpd", "relay", "--listen", "127.0.0.1:0"]
+    limited = ["sh", "-c", 'ulimit -n 24; exec "$@"', "sh", *command]
+    result = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "the limit of open files is 24" in result.stderr
+
+
+def test_metrics_have_the_counters(start: Start, dns_server: NameServer) -> None:
+    """In the Prometheus text format, without domains or addresses."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    daemon = relay(start, dns_server, "--metrics", f"127.0.0.1:{port}", "--except", "own.example")
+    assert daemon.lines("metrics")[0].endswith(f"address=127.0.0.1:{port}")
+    with connect(daemon.address) as client:
+        ask(client, "null.example", "null.example", "plain.example", "own.example", "postmaster")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as response:
+            text = response.read().decode()
+    assert {
+        'nullsmtpd_relay_requests_total{result="null_mx"} 2',
+        'nullsmtpd_relay_requests_total{result="not_null_mx"} 1',
+        'nullsmtpd_relay_requests_total{result="dns_failures"} 0',
+        'nullsmtpd_relay_requests_total{result="not_domains"} 1',
+        'nullsmtpd_relay_requests_total{result="excepted"} 1',
+        'nullsmtpd_relay_requests_total{result="unknown_maps"} 0',
+        "nullsmtpd_relay_cache_hits_total 1",
+        "nullsmtpd_relay_queries_total 2",
+        "nullsmtpd_relay_talking 1",
+        "nullsmtpd_relay_cached 2",
+    } <= set(text.splitlines())
+    assert "process_open_fds" in text
+    assert ".example" not in text
 
 
 def unix_socket(path: Path) -> socket.socket:
@@ -331,11 +424,12 @@ def on_unix(start: Start, server: NameServer, path: Path, *arguments: str) -> Da
     return daemon
 
 
-def test_a_unix_socket_is_for_every_user_and_gone_in_the_end(
+def test_a_unix_socket_is_for_every_user_and_is_removed_in_the_end(
     start: Start, dns_server: NameServer, tmp_path: Path
 ) -> None:
-    """Mode 0666, one line with its path, removed when asked to end."""
-    path = tmp_path / "relay"
+    """Mode 0666; the log has its path; nothing else is left in the directory."""
+    path = tmp_path / "run" / "relay"
+    path.parent.mkdir()
     daemon = on_unix(start, dns_server, path)
     assert daemon.lines("listening")[0].endswith(f" listening address=unix:{path}")
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
@@ -344,24 +438,48 @@ def test_a_unix_socket_is_for_every_user_and_gone_in_the_end(
         client.sendall(b"nonsense")
         assert read_all(client) == MALFORMED
     assert daemon.stop() == 0
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == []
 
 
-def test_the_socket_of_a_dead_process_is_replaced(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """SIGKILL leaves the file behind; the next start takes its place."""
+def test_of_many_that_start_at_once_on_one_path_one_succeeds(dns_server: NameServer, tmp_path: Path) -> None:
+    """With a stale socket there, too. The others end with one line and status 1, and leave the socket as it is."""
     path = tmp_path / "relay"
-    first = on_unix(start, dns_server, path)
-    first.process.kill()
-    first.process.wait()
-    assert path.exists()
-    second = on_unix(start, dns_server, path)
-    with unix_socket(path) as client:
-        assert ask(client, "null.example") == [REFUSAL]
-    assert second.stop() == 0
+    command = [sys.executable, "-m", "nullsmtpd", "relay", "--resolver", dns_server.flag, "--listen", f"unix:{path}"]
+    for _ in range(3):
+        logs = [tmp_path / f"{number}.log" for number in range(8)]
+        with contextlib.ExitStack() as stack:
+            daemons = []
+            for log_path in logs:
+                with log_path.open("wb") as log:
+                    process = stack.enter_context(subprocess.Popen(command, stderr=log))
+                stack.callback(process.kill)
+                daemons.append(Daemon(process, log_path))
+            running = wait_until_one_is_left(daemons)
+            for daemon in daemons:
+                if daemon is not running:
+                    assert daemon.process.returncode == 1
+                    assert daemon.log.endswith("stop the program that uses it, or choose another path\n")
+            with unix_socket(path) as client:
+                assert ask(client, "null.example") == [REFUSAL]
+            running.process.kill()  # its socket is stale for the next round
+            running.process.wait()
+        assert path.exists()
 
 
-def test_the_socket_of_a_living_process_is_taken(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """One line, exit status 1, and the first goes on; in the end it removes its own."""
+def wait_until_one_is_left(daemons: Sequence[Daemon]) -> Daemon:
+    """Wait until all but one have ended, and return that one."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        running = [daemon for daemon in daemons if daemon.process.poll() is None]
+        if len(running) == 1 and running[0].lines("listening"):
+            return running[0]
+        assert running, "all have ended: " + "".join(daemon.log for daemon in daemons)
+        time.sleep(0.01)
+    pytest.fail(f"{sum(daemon.process.poll() is None for daemon in daemons)} are running")
+
+
+def test_the_socket_of_a_running_process_is_taken(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
+    """One line, exit status 1, and the first continues; in the end it removes its own socket."""
     path = tmp_path / "relay"
     first = on_unix(start, dns_server, path)
     result = run_cli("relay", "--listen", f"unix:{path}")
@@ -377,7 +495,7 @@ def test_the_socket_of_a_living_process_is_taken(start: Start, dns_server: NameS
 
 
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
-    """Exit status 1, and the file keeps what it has."""
+    """Exit status 1, and the file keeps its contents."""
     path = tmp_path / "relay"
     path.write_text("mine")
     result = run_cli("relay", "--listen", f"unix:{path}")
@@ -386,16 +504,48 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_a_missing_directory_is_said_in_one_line(tmp_path: Path) -> None:
-    """With the way out; exit status 1."""
-    result = run_cli("relay", "--listen", f"unix:{tmp_path}/none/relay")
+def read_only(path: Path) -> list[str]:
+    """Return a command that runs another with a directory mounted read-only."""
+    require_root()
+    require_tools("unshare", "mount")
+    mount = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", mount, "sh", str(path)]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "message"),
+    [
+        (None, "none/relay", "No such file or directory; create its directory first\n"),
+        (None, "file/relay", "Not a directory; choose a path whose directories are directories\n"),
+        (read_only, "relay", "Read-only file system; choose a directory that this user may write to\n"),
+    ],
+)
+def test_a_directory_that_cannot_have_the_socket_is_an_error(
+    tmp_path: Path, prefix: Callable[[Path], list[str]] | None, path: str, message: str
+) -> None:
+    """One line with the remedy; exit status 1."""
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "nullsmtpd", "relay", "--listen", f"unix:{tmp_path}/{path}"]
+    full = [*(prefix(tmp_path) if prefix else ()), *command]
+    result = subprocess.run(full, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert result.returncode == 1
-    assert result.stderr.endswith("No such file or directory; create its directory first\n")
+    assert result.stderr.endswith(message)
     assert result.stderr.count("\n") == 1
 
 
-def test_a_successors_socket_is_not_removed(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """What is at the path in the end stays if it is somebody else's."""
+def test_a_directory_that_others_keep_locked_is_an_error(tmp_path: Path) -> None:
+    """flock(2): it is waited for, but not for ever."""
+    command = [sys.executable, "-m", "nullsmtpd", "relay", "--listen", f"unix:{tmp_path}/relay"]
+    require_tools("flock")
+    result = subprocess.run(
+        ["flock", str(tmp_path), *command], capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert result.returncode == 1
+    assert "its directory is locked by another process; " in result.stderr
+
+
+def test_the_socket_of_a_successor_is_not_removed(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
+    """An operator has removed the first one's."""
     path = tmp_path / "relay"
     first = on_unix(start, dns_server, path)
     path.unlink()
@@ -409,34 +559,38 @@ def command_with(sockets: Sequence[socket.socket], *arguments: str) -> list[str]
     return hand_over(sockets, sys.executable, "-m", "nullsmtpd", "relay", *arguments)
 
 
-def test_sockets_that_are_passed_in_replace_listen(dns_server: NameServer, tmp_path: Path) -> None:
-    """A Unix and a TCP one; the manager's Unix socket stays in its directory in the end."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sockets_that_are_passed_in_replace_listen_and_stay(
+    dns_server: NameServer, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A Unix and a TCP socket. The service manager goes on using them: the file is not removed, on any Python."""
     path = tmp_path / "relay"
     with socket.socket(socket.AF_UNIX) as local, socket.create_server(("127.0.0.1", 0)) as tcp:
         local.bind(str(path))
         local.listen()
-        log_path = tmp_path / "log"
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                command_with((local, tcp), "--resolver", dns_server.flag),
-                stderr=log,
-                pass_fds=[local.fileno(), tcp.fileno()],
-            )
-        daemon = Daemon(process, log_path)
-        try:
-            daemon.wait_for(lambda: len(daemon.lines("listening")) == 2, "the listening lines")
-            assert daemon.lines("listening")[0].endswith(f"address=unix:{path}")
-            with unix_socket(path) as client, connect(tcp.getsockname()) as other:
-                assert ask(client, "null.example") == ask(other, "null.example") == [REFUSAL]
-            assert daemon.stop() == 0
-            assert path.exists()
-        finally:
-            process.kill()
-            process.wait()
+        for _ in range(2):
+            log_path = tmp_path / "log"
+            with log_path.open("wb") as log:
+                process = subprocess.Popen(
+                    command_with((local, tcp), "--resolver", dns_server.flag),
+                    stderr=log,
+                    pass_fds=[local.fileno(), tcp.fileno()],
+                )
+            daemon = Daemon(process, log_path)
+            try:
+                daemon.wait_for(lambda daemon=daemon: len(daemon.lines("listening")) == 2, "the listening lines")  # type: ignore[misc]
+                assert daemon.lines("listening")[0].endswith(f"address=unix:{path}")
+                with unix_socket(path) as client, connect(tcp.getsockname()) as other:
+                    assert ask(client, "null.example") == ask(other, "null.example") == [REFUSAL]
+                assert daemon.stop(number) == 0
+                assert path.exists()
+            finally:
+                process.kill()
+                process.wait()
 
 
-def test_a_datagram_socket_that_is_passed_in_is_refused() -> None:
-    """One line with what would be right, exit status 1."""
+def test_a_datagram_socket_that_is_passed_in_is_an_error() -> None:
+    """One line with what would be valid, exit status 1."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wrong:
         result = subprocess.run(
             command_with([wrong]),
@@ -451,8 +605,8 @@ def test_a_datagram_socket_that_is_passed_in_is_refused() -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_the_manager_hears_ready_and_stopping(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """READY=1 once questions are answered, STOPPING=1 when told to end (sd_notify(3))."""
+def test_the_service_manager_is_notified(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
+    """READY=1 once it answers, WATCHDOG=1 from the event loop, STOPPING=1 when it shuts down (sd_notify(3))."""
     require(sys.platform == "linux", "Linux's notification socket")
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -468,15 +622,15 @@ def test_the_manager_hears_ready_and_stopping(start: Start, dns_server: NameServ
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_at_the_end_who_waits_gets_the_answer_and_who_does_not_the_end(
+def test_at_shutdown_a_client_that_waits_gets_its_reply(
     start: Start, dns_server: NameServer, number: signal.Signals
 ) -> None:
-    """Status 0, a stats line, and no client is left in the dark."""
+    """An idle one is disconnected. Status 0, and one stats line."""
     dns_server.faults["null.example"] = "held"
     daemon = relay(start, dns_server)
     with connect(daemon.address) as waiting, connect(daemon.address) as idle:
         waiting.sendall(request("null.example"))
-        daemon.wait_for(lambda: daemon.stats()["asking"] == "1", "a question")
+        daemon.wait_for(lambda: counted(daemon, pending=1), "a query")
         before = len(daemon.lines("stats"))
         daemon.process.send_signal(number)
         assert read_all(idle) == b""
@@ -487,10 +641,10 @@ def test_at_the_end_who_waits_gets_the_answer_and_who_does_not_the_end(
 
 
 @pytest.mark.parametrize("is_local", [False, True])
-def test_at_the_end_who_waits_in_the_backlog_is_answered(
+def test_at_shutdown_the_accept_queue_is_answered(
     start: Start, dns_server: NameServer, tmp_path: Path, *, is_local: bool
 ) -> None:
-    """Who was connected and had asked when the signal came gets the reply, and no reset."""
+    """A client that was connected when the signal came, and has sent its request, gets the reply and no reset."""
     path = tmp_path / "relay"
     daemon = on_unix(start, dns_server, path) if is_local else relay(start, dns_server)
     with contextlib.ExitStack() as stack:
@@ -505,21 +659,52 @@ def test_at_the_end_who_waits_in_the_backlog_is_answered(
 
 
 def test_a_second_signal_ends_it_at_once(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """It waits for DNS no longer; status 0, and its socket is removed all the same."""
+    """Without waiting for DNS; status 0, and its socket is removed all the same."""
     dns_server.faults["null.example"] = "held"
     path = tmp_path / "relay"
     daemon = on_unix(start, dns_server, path, "--timeout", "60")
     with unix_socket(path) as client:
         client.sendall(request("null.example"))
-        daemon.wait_for(lambda: daemon.stats()["asking"] == "1", "a question")
+        daemon.wait_for(lambda: counted(daemon, pending=1), "a query")
         before = len(daemon.lines("stats"))
         daemon.process.send_signal(signal.SIGTERM)
-        daemon.wait_for(lambda: not path.exists(), "the first signal heard")
+        daemon.wait_for(lambda: not path.exists(), "the first signal")
         assert daemon.stop() == 0
         assert len(daemon.lines("stats")) == before + 1
 
 
-def test_a_signal_at_any_moment_of_the_start_ends_it_with_status_0(dns_server: NameServer) -> None:
+# Runs a command as a parent that has SIGTERM, SIGINT and SIGHUP blocked, and that ignores SIGTERM and SIGINT.
+BLOCKED = (
+    "import os, signal, sys; numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}\n"
+    "signal.pthread_sigmask(signal.SIG_BLOCK, numbers)\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_inherited_signal_mask_changes_nothing(start: Start, dns_server: NameServer, number: signal.Signals) -> None:
+    """Nor do inherited dispositions."""
+    daemon = start("relay", "--resolver", dns_server.flag, prefix=(sys.executable, "-c", BLOCKED))
+    with connect(daemon.address) as client:
+        assert ask(client, "null.example") == [REFUSAL]
+    assert daemon.stop(number) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE])
+def test_signals_without_a_use_disconnect_nobody(start: Start, dns_server: NameServer, number: signal.Signals) -> None:
+    """SIGHUP, as from logrotate, is logged: there is nothing to reload."""
+    daemon = start("relay", "--resolver", dns_server.flag, prefix=("setsid",))  # without a controlling terminal
+    with connect(daemon.address) as client:
+        ask(client, "null.example")
+        daemon.process.send_signal(number)
+        assert ask(client, "null.example") == [REFUSAL]
+        assert counted(daemon, talking=1)
+    assert len(daemon.lines("sighup-ignored")) == (number == signal.SIGHUP)
+    assert daemon.stop() == 0
+
+
+def test_a_signal_at_any_moment_of_the_start_ends_it_with_status_0() -> None:
     """During imports and after; no traceback."""
     for delay_ms in range(0, 600, 40):
         process = subprocess.Popen(
@@ -529,9 +714,9 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_with_status_0(dns_server: N
             wait_until_caught(process.pid)
             time.sleep(delay_ms / 1000)
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=PATIENCE)
-            assert process.returncode == 0, f"after {delay_ms} ms: {said!r}"
-            assert b"Traceback" not in said
+            _, written = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, f"after {delay_ms} ms: {written!r}"
+            assert b"Traceback" not in written
 
 
 def wait_until_caught(pid: int) -> None:
@@ -546,10 +731,10 @@ def wait_until_caught(pid: int) -> None:
     pytest.fail("no handler was ever installed")
 
 
-def test_as_another_user_it_answers_and_root_is_given_up(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """--user holds once the sockets are bound, those in root's directories too.
+def test_as_another_user_it_answers(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
+    """Privileges are dropped once the sockets are bound, also those in directories of root.
 
-    And what a question needs was loaded before: where only root can read the interpreter, an IDN is still looked up.
+    What a query needs was imported before: where only root can read the interpreter, an IDN is still looked up.
     """
     require_root()
     path = tmp_path / "relay"
@@ -563,11 +748,11 @@ def test_as_another_user_it_answers_and_root_is_given_up(start: Start, dns_serve
 
 
 def test_clients_of_every_kind_at_once_leave_it_as_it_was(start: Start, dns_server: NameServer) -> None:
-    """Askers, babblers, and those who leave in the middle, side by side: right answers, no descriptor left over."""
+    """Mail servers beside senders of garbage and clients that leave early: right replies, no descriptor left over."""
     daemon = relay(start, dns_server)
     with connect(daemon.address) as client:
         ask(client, "null.example")
-    daemon.wait_for(lambda: daemon.stats()["talking"] == "0", "nobody there")
+    daemon.wait_for(lambda: counted(daemon, talking=0), "no client")
     before = daemon.descriptors()
     wrong: list[object] = []
 
@@ -577,13 +762,13 @@ def test_clients_of_every_kind_at_once_leave_it_as_it_was(start: Start, dns_serv
                 if ask(client, "null.example", f"{number}.example", "x@null.example") != [REFUSAL, NOT_FOUND, REFUSAL]:
                     wrong.append(number)
 
-    def babbles() -> None:
+    def sends_garbage() -> None:
         for number in range(30):
             with contextlib.suppress(OSError), connect(daemon.address) as client:
                 client.sendall(os.urandom(5000))
                 client.sendall(request(f"left{number}.example"))
 
-    crowd = [threading.Thread(target=kind) for kind in (asks, babbles) * 4]
+    crowd = [threading.Thread(target=kind) for kind in (asks, sends_garbage) * 4]
     for thread in crowd:
         thread.start()
     for thread in crowd:
@@ -591,29 +776,34 @@ def test_clients_of_every_kind_at_once_leave_it_as_it_was(start: Start, dns_serv
     assert wrong == []
     daemon.wait_for(lambda: daemon.descriptors() <= before, "as few descriptors as before")
     stats = {name: int(value) for name, value in daemon.stats().items()}
-    kinds = ("null_mx", "not_null", "dns_failures", "not_domains", "unknown_maps")
-    assert stats["requests"] == sum(stats[kind] for kind in kinds)
+    results = ("null_mx", "not_null_mx", "dns_failures", "not_domains", "excepted", "unknown_maps")
+    assert stats["requests"] == sum(stats[result] for result in results)
 
 
-def test_postfix_itself_reads_the_answers(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """postmap(1) through socketmap_table(5), over both kinds of socket: 556 for a null MX, nothing otherwise.
+def test_postfix_itself_reads_the_replies(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
+    """postmap(1) through socketmap_table(5), over both kinds of socket, and for both maps.
 
-    Its exit status is the same for NOTFOUND and PERM, but for PERM it says why.
+    Its exit status is the same for NOTFOUND and PERM, but for PERM it prints why.
     """
     require_tools("postmap")
     path = tmp_path / "relay"
     daemon = start("relay", "--resolver", dns_server.flag, "--listen", f"unix:{path}")
     host, port = daemon.address
-    for table in (f"socketmap:unix:{path}:nullmx", f"socketmap:inet:{host}:{port}:nullmx"):
-        assert postmap("x@null.example", table) == (0, "556 5.1.10 Domain does not accept mail\n", "")
-        assert postmap("x@plain.example", table) == (1, "", "")
-    status, found, said = postmap("x@null.example", f"socketmap:unix:{path}:typo")
+    for place in (f"unix:{path}", f"inet:{host}:{port}"):
+        for name, reply in (
+            ("nullmx", "556 5.1.10 Domain does not accept mail\n"),
+            ("nullmxsender", "550 5.7.27 Sender address has null MX\n"),
+        ):
+            table = f"socketmap:{place}:{name}"
+            assert postmap("x@null.example", table) == (0, reply, "")
+            assert postmap("x@plain.example", table) == postmap("postmaster", table) == (1, "", "")
+    status, found, error = postmap("x@null.example", f"socketmap:unix:{path}:typo")
     assert (status, found) == (1, "")
-    assert "unknown map; ask for nullmx" in said
+    assert "unknown map; the maps are nullmx and nullmxsender" in error
 
 
 def postmap(key: str, table: str) -> tuple[int, str, str]:
-    """Look a key up; return the exit status, what was found, and what was said about it."""
+    """Look a key up; return the exit status, what was found, and what was printed about it."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     result = subprocess.run(
         ["postmap", "-q", key, table],

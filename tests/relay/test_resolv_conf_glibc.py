@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support import require, require_root, require_tools
 
-from nullsmtpd.nullmx import ResolvConf, parse_resolv_conf
+from nullsmtpd.runtime.resolv_conf import ResolvConf, parse_resolv_conf
 
 # Bind a file over /etc/resolv.conf, and run a program there.
 IN_NAMESPACE = 'mount --bind "$1" /etc/resolv.conf && exec "$2" "$3"'

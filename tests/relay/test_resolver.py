@@ -14,6 +14,7 @@ from support import PATIENCE
 
 from nullsmtpd import nullmx
 from nullsmtpd.nullmx import Answer, DNSError, Resolver
+from nullsmtpd.runtime import resolv_conf as resolv_conf_module
 
 Write = Callable[..., None]
 
@@ -42,7 +43,7 @@ def servers() -> Iterator[list[NameServer]]:
 def resolv_conf(servers: list[NameServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Return a function that writes /etc/resolv.conf; the servers in it are asked on the port of the tests' own."""
     path = tmp_path / "resolv.conf"
-    monkeypatch.setattr(nullmx, "_RESOLV_CONF", str(path))
+    monkeypatch.setattr(resolv_conf_module, "_PATH", str(path))
     monkeypatch.setattr(nullmx, "_DNS_PORT", servers[0].address[1])
     monkeypatch.delenv("RES_OPTIONS", raising=False)
 
@@ -200,7 +201,7 @@ def test_without_a_usable_file_the_server_is_this_host(
         path.mkdir()
     elif kind in {"below a file", "empty"}:
         path.touch()
-    monkeypatch.setattr(nullmx, "_RESOLV_CONF", str(path / "x" if kind == "below a file" else path))
+    monkeypatch.setattr(resolv_conf_module, "_PATH", str(path / "x" if kind == "below a file" else path))
     with name_server() as server:
         monkeypatch.setattr(nullmx, "_DNS_PORT", server.address[1])
         assert len(query(asyncio.run, Resolver(), "plain.example").records) == 2
@@ -212,7 +213,7 @@ def test_out_of_descriptors_is_an_error_and_not_an_empty_file(monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(nullmx, "open", fail, raising=False)
+    monkeypatch.setattr(resolv_conf_module, "open", fail, raising=False)
     with pytest.raises(DNSError, match=r"Too many open files$"):
         query(asyncio.run, Resolver(), "plain.example")
 
@@ -265,7 +266,7 @@ def test_a_tcp_connection_that_ends_early_is_no_answer(
     run: Callable[..., object], resolv_conf: Write, monkeypatch: pytest.MonkeyPatch, octets: bytes
 ) -> None:
     """Half a message is not taken for a whole one, and garbage not for an answer."""
-    resolv_conf("nameserver 127.0.0.1", "options use-vc")
+    resolv_conf("nameserver 127.0.0.1", "options use-vc attempts:1")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(nullmx, "_DNS_PORT", listener.getsockname()[1])
         thread = threading.Thread(target=answer_over_tcp, args=(listener, octets))

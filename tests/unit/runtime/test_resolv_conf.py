@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullsmtpd.nullmx import ResolvConf, parse_resolv_conf
+from nullsmtpd.runtime.resolv_conf import ResolvConf, parse_resolv_conf
 
 SYSTEMD_RESOLVED = b"""\
 # This file is managed by man:systemd-resolved(8). Do not edit.
