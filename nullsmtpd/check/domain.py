@@ -190,7 +190,8 @@ def _host_faults(host: HostReport) -> list[Finding]:
         faults.append((f"alias (CNAME) of {host.canonical}", "an MX must be no alias (RFC 2181 section 10.3)"))
     if host.preferences and not (host.addresses or host.not_public or host.error):
         faults.append(("no address", "an MX must have one (RFC 5321 section 5.1)"))
-    return [Finding("MX host", host.name, found, Status.WRONG, words) for found, words in faults]
+    subject = "MX host" if host.preferences else "address"
+    return [Finding(subject, host.name, found, Status.WRONG, words) for found, words in faults]
 
 
 def _tried(mx: MXAnswer | None, hosts: Sequence[HostReport]) -> list[HostReport]:

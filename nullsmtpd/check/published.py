@@ -1,7 +1,6 @@
 """What a domain publishes about mail, whether that is right for one that receives none, and what to publish instead."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -210,8 +209,7 @@ class Publications:
 
     async def _other_mx(self, domain_mx: "MXAnswer", subject: str, name: str) -> Finding | None:
         """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
-        asked = name.replace("*", os.urandom(8).hex())  # a name that only a wildcard can answer for
-        mx, *addresses = await asyncio.gather(*(self._query(asked, rdtype) for rdtype in ("MX", "A", "AAAA")))
+        mx, *addresses = await asyncio.gather(*(self._query(name, rdtype) for rdtype in ("MX", "A", "AAAA")))
         records: tuple[Any, ...] = mx.records
         targets = tuple(sorted((record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records))
         found = (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else "")

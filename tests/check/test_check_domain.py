@@ -66,6 +66,7 @@ closed      MX    0 .
 closed      A     {NOTHING}
 home        MX    0 .
 home        A     {PRIVATE}
+*.home      TXT   "v=spf1 -all"
 open        MX    0 .
 open        A     {TAKES_MAIL}
 ten         MX    10 .
@@ -102,6 +103,7 @@ broken      A     {BROKEN}
 ehlo        A     {REFUSES_EHLO}
 two         MX    20 b
 two         MX    10 a
+www.two     CNAME two
 same        MX    10 b
 same        MX    20 B
 same        A     {TAKES_MAIL}
@@ -114,6 +116,7 @@ private     MX    10 home
 half        MX    10 b
 half        MX    20 home
 filtered    A     {UNREACHABLE}
+inside      A     {PRIVATE}
 noroute     A     {NO_ROUTE}
 
 ; what else a domain publishes
@@ -257,6 +260,7 @@ FOR_DAYS = r"every sender tries again for days \(Postfix 5, Exim 4, Sendmail 5, 
         ("loop.example", 1, "not-public", "no address that can be reached on the Internet"),
         ("private.example", 1, "not-public", "no address that can be reached on the Internet"),
         ("half.example", 1, "refuses-at-mail", "every sender gives up at once"),
+        ("inside.example", 1, "not-public", "no address that can be reached on the Internet"),
         ("many.example", 1, "left-out", "too many addresses"),
     ],
 )
@@ -308,6 +312,7 @@ def findings_of(host: Host, *arguments: str) -> dict[str, tuple[str, str, str]]:
         ("mxalias", "alias-of-b.example MX host wrong", "an MX must be no alias", ""),
         ("loop", "localhost MX host wrong", "no sender on the Internet can reach it: loopback", ""),
         ("half", "home.example MX host wrong", "no sender on the Internet can reach it: private", ""),
+        ("inside", "inside.example address wrong", "no sender on the Internet can reach it: private", ""),
         ("bogus", "bogus.example MX unknown", "DNS does not answer: SERVFAIL", ""),
         ("absent", "absent.example MX wrong", "no such domain", ""),
         ("cname", "cname.example SPF advice", "", 'null.example. IN TXT "v=spf1 -all"'),
@@ -325,6 +330,7 @@ def findings_of(host: Host, *arguments: str) -> dict[str, tuple[str, str, str]]:
         ),
         ("wild", "www.wild.example MX advice", "goes to its address", "www.wild.example. IN MX 0 ."),
         ("wild", "*.wild.example MX advice", "goes to its address", "*.wild.example. IN MX 0 ."),
+        ("two", "www.two.example MX ok", "mail to this name is treated as", ""),
         ("alias", "www.alias.example MX ok", "mail to this name is treated as", ""),
         ("alias", "*.alias.example MX advice", "goes to its address", "nothing.example. IN MX 0 ."),
         ("alias", "_dmarc.alias.example DMARC advice", "", '_dmarc.alias.example. IN TXT "v=DMARC1; p=reject"'),
