@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import dns.zone
 import pytest
@@ -187,7 +188,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         start("--listen", f"[{GREETS_521_6}]:25", listen=f"{GREETS_521}:25", count=2, prefix=host.prefix)
         start("--mode", "mail", listen=f"{REFUSES_MAIL}:25", prefix=host.prefix)
         start(listen=f"{PRIVATE}:25", prefix=host.prefix)
-        command = [*host.prefix, sys.executable, "tests/misbehaving.py", repr(DEEDS)]
+        command = [*host.prefix, sys.executable, str(Path(__file__).parents[1] / "misbehaving.py"), repr(DEEDS)]
         servers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         stack.enter_context(servers)
         assert servers.stdout
