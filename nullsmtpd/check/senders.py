@@ -59,6 +59,7 @@ SENDERS = (
     Sender("Exim", 4, _B, _D, _B, _B, _D, _B),
     Sender("Sendmail", 5, _B, _B, _B, _B, _D, _B),
     Sender("OpenSMTPD", 4, _D, _D, _D, _B, _D, _B, null_mx_since="7.5", shows_text=False),
+    Sender("dma", 5, _B, _B, _B, _B, _D, _D),
     Sender("qmail", 7, _D, _D, _D, _B, None, _B),
 )
 

@@ -82,7 +82,14 @@ _SENDERS = [sender for sender in SENDERS if not sender.setting]
 _NO_TEXT = _names(sender for sender in _SENDERS if not sender.shows_text)
 _ONLY_FIRST = _names(s for s in _SENDERS if (s.greeting, s.greeting_again) == (Fate.BOUNCED, Fate.DEFERRED))
 _REQUIRING_TLS = _names(sender for sender in _SENDERS if sender.mail_requiring_tls is Fate.DEFERRED)
-_OLD = _names((s for s in _SENDERS if s.null_mx_since), "{0.name} before {0.null_mx_since} tries for {0.days} days")
+_NO_NULL_MX = _names(
+    (
+        sender._replace(name=f"{sender.name} before {sender.null_mx_since}" if sender.null_mx_since else sender.name)
+        for sender in _SENDERS
+        if sender.null_mx_since or sender.null_mx is Fate.DEFERRED
+    ),
+    "{0.name} ({0.days} days)",
+)
 _FOR_DAYS = f"every sender tries again for days ({_names(_SENDERS, '{0.name} {0.days}')})"
 _COULD_NOT_CONNECT = f"{_FOR_DAYS}, and then tells its author that it could not connect"
 
@@ -112,7 +119,7 @@ _WORDS = {
     "no-address": "senders find no address, and may give up at once or try again",
     "dns-fails": f"DNS does not answer: {_FOR_DAYS}",
     "dns-fails-in-part": "DNS does not answer for all addresses, and the others may accept mail",
-    "null-mx": f"immediate bounce: senders give up at once, without connecting; only {_OLD} instead",
+    "null-mx": f"immediate bounce: senders give up at once, without connecting; only {_NO_NULL_MX} try again",
     "null-mx-open-port": "immediate bounce from senders that heed the null MX; others find an open port that replies "
     "250 to MAIL, and deliver their mail there",
     "faulty-null-mx": "an invalid null MX: senders may give up at once, try again or try other hosts",

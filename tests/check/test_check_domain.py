@@ -208,13 +208,13 @@ def check(host: Host, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-FOR_DAYS = r"every sender tries again for days \(Postfix 5, Exim 4, Sendmail 5, OpenSMTPD 4 and qmail 7\)"
+FOR_DAYS = r"every sender tries again for days \(Postfix 5, Exim 4, Sendmail 5, OpenSMTPD 4, dma 5 and qmail 7\)"
 
 
 @pytest.mark.parametrize(
     ("domain", "status", "verdict", "words"),
     [
-        ("null.example", 0, "null-mx", "immediate bounce: senders give up at once, without connecting; only OpenSMTPD"),
+        ("null.example", 0, "null-mx", r"only OpenSMTPD before 7.5 \(4 days\) and dma \(5 days\) try again"),
         ("closed.example", 0, "null-mx", "immediate bounce"),
         ("home.example", 0, "null-mx", "immediate bounce"),
         ("ttl0.example", 0, "null-mx", "immediate bounce"),
@@ -231,12 +231,12 @@ FOR_DAYS = r"every sender tries again for days \(Postfix 5, Exim 4, Sendmail 5, 
         ("literal.example", 1, "no-address", "senders find no address"),
         (
             *("a.example", 1, "refuses-at-greeting"),
-            r"bounce from Exim and Sendmail; Postfix \(5 days\), OpenSMTPD \(4 days\) and qmail \(7 days\) try",
+            r"bounce from Exim, Sendmail and dma; Postfix \(5 days\), OpenSMTPD \(4 days\) and qmail \(7 days\) try",
         ),
-        ("six.example", 1, "refuses-at-greeting", "immediate bounce from Exim and Sendmail"),
+        ("six.example", 1, "refuses-at-greeting", "immediate bounce from Exim, Sendmail and dma"),
         (
             *("ehlo.example", 1, "refuses-at-ehlo"),
-            r"immediate bounce from Postfix, Exim and Sendmail; OpenSMTPD \(4 days\) and qmail \(7 days\) try again",
+            r"bounce from Postfix, Exim, Sendmail and dma; OpenSMTPD \(4 days\) and qmail \(7 days\) try again",
         ),
         ("b.example", 0, "refuses-at-mail", "with the text of the reply; only those set to require TLS .Postfix, Exim"),
         ("same.example", 0, "refuses-at-mail", "every sender gives up at once"),
@@ -467,7 +467,7 @@ def test_a_host_beside_the_domain_is_held_to_its_own(host: Host) -> None:
     assert good.stdout.startswith(f"{GREETS_521}:25 good: ")
     bad = check(host, NOTHING, "--domain", "closed.example")
     assert bad.returncode == 1
-    assert bad.stdout.endswith("tries for 4 days instead\n")
+    assert bad.stdout.endswith("dma (5 days) try again\n")
 
 
 def test_dns_that_is_silent_is_said_and_not_waited_for() -> None:
