@@ -49,7 +49,8 @@ _BUILD_PATIENCE = 600.0  # seconds for apt
 # Arguments: a directory to mount on, the root file system below, the packages' archive or nothing, the host's name,
 # the contents of resolv.conf. The upper directory is in a tmpfs because it must not be on an overlay, as the root of a
 # container is. The shell reads its own process id from the /proc of its parent, and becomes process 1 of the chroot:
-# when it ends, as it does when its standard input does, the kernel ends everything in there.
+# when it ends, as it does when its standard input does, the kernel ends everything in there. It waits for cat, not
+# becomes it, as a shell that waits reaps every orphan.
 _BOOT = """
 set -e
 read -r pid rest < /proc/self/stat
@@ -85,7 +86,7 @@ echo "$4" > etc/hostname
 echo "$4" > etc/mailname
 echo "127.0.0.1 localhost" > etc/hosts
 printf '%s' "$5" > etc/resolv.conf
-exec chroot . /bin/sh -c "echo $pid; exec cat"
+exec chroot . /bin/sh -c "echo $pid; cat; :"
 """
 
 # Arguments: a command that is run in the end, and the packages; the answers to their questions on standard input.
@@ -238,7 +239,7 @@ def _base(suite: str) -> Path:
 def _installed(suite: str, packages: Sequence[str], selections: str, prepare: str, hostname: str) -> Path:
     """Return the archive of what is put upon a root file system."""
     base = _base(suite)
-    state = (base.name, _BOOT, _INSTALL, *packages, selections, prepare, hostname)
+    state = (base.name, _INSTALL, *packages, selections, prepare, hostname)
     with _cached(f"{suite}-{packages[0] if packages else 'prepared'}", *state) as (archive, is_new):
         if is_new:
             with (

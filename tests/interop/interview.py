@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from child import UNTIL_WE_END
-from machine import boot, build_layer
-from network import BELOW_NULL_MX, NULL_MX, NULL_MX_A_LABELS, NULL_MX_U_LABELS, REFUSING, Network, open_network
+from debian import chroot
+from network import (
+    BELOW_NULL_MX,
+    NULL_MX,
+    NULL_MX_A_LABELS,
+    NULL_MX_U_LABELS,
+    ORDINARY,
+    SENDING,
+    Network,
+    open_network,
+)
 from recipes import Recipe
-from senders import SENDER
+from senders import PREPARE, SENDER
 from support import Daemon
 
 __all__ = [
@@ -38,11 +47,12 @@ IN_A_LABELS = f"bob@{NULL_MX_A_LABELS}"
 IN_U_LABELS = f"bob@{NULL_MX_U_LABELS}"
 
 #: Recipients whose domain has an MX. What that host says to the mail is not asked at RCPT.
-SOMEBODY = f"bob@{REFUSING}"
+SOMEBODY = f"bob@{ORDINARY}"
 BELOW = f"bob@{BELOW_NULL_MX}"
 
 _ALL = (NOBODY, IN_UPPER_CASE, IN_A_LABELS, IN_U_LABELS, SOMEBODY, BELOW)
 _ONE_OF_EACH = (NOBODY, SOMEBODY)
+_SUITE = "bookworm"
 _PATIENCE = 120.0  # seconds for a reply: the client itself waits 60 for each of the relay's, and then ends
 _CLIENT = Path(__file__).with_name("programs") / "ask_recipients.py"
 
@@ -80,10 +90,19 @@ class Interview(NamedTuple):
 def interview(recipe: Recipe) -> Interview:
     """Set up the relay in a machine of its own, and ask it about recipients in each of these situations."""
     relay = recipe.relay
-    layer = build_layer(relay.packages[0], relay.packages, relay.selections)
     with tempfile.TemporaryDirectory(prefix="nullsmtpd-interview-") as name:
         directory = Path(name)
-        with open_network(directory) as network, boot(network, layer) as machine:
+        with (
+            open_network(directory) as network,
+            chroot(
+                _SUITE,
+                relay.packages,
+                selections=relay.selections,
+                prepare=PREPARE,
+                network=network.prefix,
+                hostname=SENDING,
+            ) as machine,
+        ):
             recipe.install(machine)
             path = machine.root / recipe.socket.lstrip("/")
             path.parent.mkdir(mode=0o755)  # Sendmail uses none that everybody may write to
@@ -100,7 +119,7 @@ def interview(recipe: Recipe) -> Interview:
             version = machine.run("dpkg-query", "--show", "--showformat=${Version}", relay.packages[0])
             upstream = version.rpartition(":")[2].partition("-")[0]
             return Interview(
-                upstream, answered, cut_off, stopped, without_dns, dns_failures, log=machine.read(relay.log)
+                upstream, answered, cut_off, stopped, without_dns, dns_failures, log=machine.run("cat", relay.log)
             )
 
 

@@ -1,4 +1,4 @@
-"""A network of the test's own: loopback addresses, a DNS that knows the domains below, and no way out."""
+"""A network of the test's own: a host that sends, a host that refuses mail, a DNS that knows both, and no way out."""
 
 import contextlib
 import os
@@ -11,34 +11,54 @@ from pathlib import Path
 from child import child
 
 __all__ = [
+    "ADDRESSES",
     "BELOW_NULL_MX",
+    "EHLO_REFUSED",
+    "MODES",
     "NULL_MX",
     "NULL_MX_A_LABELS",
     "NULL_MX_U_LABELS",
-    "REFUSING",
+    "ORDINARY",
     "SENDING",
-    "SPARED",
+    "SPARE_ADDRESS",
     "Network",
+    "domain_for",
     "open_network",
 ]
 
-#: Its MX is the host on which nullsmtpd answers.
-REFUSING = "refusing.example"
-#: Its MX is the null MX of RFC 7505, and its address is that host's: who does not heed the MX is caught there.
+MODES = ("close", "session", "mail")
+
+
+def domain_for(purpose: str, mode: str) -> str:
+    """Return a domain whose MX is a nullsmtpd in this mode. The one for ``spared`` has a second, which takes mail."""
+    return f"{purpose}.{mode}.example"
+
+
+#: Its MX says 220, and then 521 to EHLO and HELO.
+EHLO_REFUSED = "ehlo.example"
+#: Its MX is the null MX of RFC 7505. It has an address, too, for those senders that do not heed the MX.
 NULL_MX = "null.example"
 #: Another one with a null MX, an internationalized name (RFC 5890): as DNS has it, and as people write it.
 NULL_MX_A_LABELS = "xn--bcher-kva.example"
 NULL_MX_U_LABELS = "bücher.example"
-#: A domain below `NULL_MX` which takes mail: a null MX holds for its own name alone.
+#: A domain below `NULL_MX` with an MX: a null MX holds for its own name alone.
 BELOW_NULL_MX = f"sub.{NULL_MX}"
-#: Its first MX is that host; its second one takes mail.
-SPARED = "spared.example"
+#: A domain with an MX.
+ORDINARY = domain_for("plain", "close")
 #: The host that the mail comes from, and that its bounces go to.
 SENDING = "mail.sending.example"
 
-_MX_ADDRESS = "192.0.2.25"  # RFC 5737: never an address of anyone
-_SPARE_ADDRESS = "192.0.2.26"
+# Relays remember what a host has said, so whatever is to be seen apart from the rest has a host of its own.
+_DOMAINS = (*(domain_for(purpose, mode) for mode in MODES for purpose in ("plain", "utf8", "spared")), EHLO_REFUSED)
+
+# RFC 5737: never an address of anyone. The receiving host has all of the upper half.
 _SENDER_ADDRESS = "192.0.2.1"
+_RECEIVERS = "192.0.2.128/25"
+#: Where the first MX of each domain is; for `NULL_MX` its own address.
+ADDRESSES = {domain: f"192.0.2.{number}" for number, domain in enumerate((*_DOMAINS, NULL_MX), 130)}
+#: Where the second MX of a domain is, if it has one.
+SPARE_ADDRESS = "192.0.2.200"
+
 _PATIENCE = 20.0
 
 # A host is a network namespace, and a process namespace whose process 1 lives as long as its standard input: nothing
@@ -60,44 +80,36 @@ _CONNECT = f"""
 ip link add name cable type veth peer name cable netns "$1"
 ip address add {_SENDER_ADDRESS}/24 dev cable
 ip link set cable up
-nsenter --target="$1" --net -- ip address add {_MX_ADDRESS}/24 dev cable
-nsenter --target="$1" --net -- ip address add {_SPARE_ADDRESS}/24 dev cable
-nsenter --target="$1" --net -- ip link set cable up
+nsenter --target="$1" --net sh -e <<END
+ip address add 192.0.2.129/24 dev cable
+ip route add local {_RECEIVERS} dev lo
+ip link set cable up
+END
 """
 
-_DNS = (
-    "dnsmasq",
-    "--keep-in-foreground",
-    "--conf-file=/dev/null",
-    "--pid-file=",
-    "--user=root",
-    "--log-facility=-",
-    "--no-hosts",
-    "--no-resolv",
-    "--bind-interfaces",
-    "--listen-address=127.0.0.1",
-    "--local=/example/",
-    f"--host-record=mx.{REFUSING},{_MX_ADDRESS}",
-    f"--mx-host={REFUSING},mx.{REFUSING},10",
-    f"--host-record=mx.{SPARED},{_SPARE_ADDRESS}",
-    f"--mx-host={SPARED},mx.{REFUSING},10",
-    f"--mx-host={SPARED},mx.{SPARED},20",
-    f"--dns-rr={NULL_MX},15,000000",  # MX, preference 0, the root: dnsmasq has no option for a null MX
-    f"--host-record={NULL_MX},{_MX_ADDRESS}",
-    f"--dns-rr={NULL_MX_A_LABELS},15,000000",
-    f"--mx-host={BELOW_NULL_MX},mx.{REFUSING},10",
-    f"--host-record={SENDING},{_SENDER_ADDRESS}",
-    f"--mx-host={SENDING},{SENDING},10",
-)
+
+def _dns() -> Iterator[str]:
+    """Yield the command that runs the name server."""
+    yield from ("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root")
+    yield from ("--log-facility=-", "--no-hosts", "--no-resolv", "--bind-interfaces", "--listen-address=127.0.0.1")
+    yield "--local=/example/"
+    for domain in _DOMAINS:
+        yield f"--mx-host={domain},mx.{domain},10"
+        yield f"--host-record=mx.{domain},{ADDRESSES[domain]}"
+    for mode in MODES:
+        domain = domain_for("spared", mode)
+        yield f"--mx-host={domain},mx2.{domain},20"
+        yield f"--host-record=mx2.{domain},{SPARE_ADDRESS}"
+    for domain in (NULL_MX, NULL_MX_A_LABELS):
+        yield f"--dns-rr={domain},15,000000"  # MX, preference 0, the root: dnsmasq has no option for a null MX
+    yield f"--host-record={NULL_MX},{ADDRESSES[NULL_MX]}"
+    yield f"--mx-host={BELOW_NULL_MX},mx.{ORDINARY},10"
+    yield f"--host-record={SENDING},{_SENDER_ADDRESS}"
+    yield f"--mx-host={SENDING},{SENDING},10"
 
 
 class Network:
-    """An open network of two hosts: one that sends, where the DNS is, and the one that its mail is for."""
-
-    #: Where nullsmtpd belongs on the receiving host; the port is 25.
-    address = _MX_ADDRESS
-    #: Where the second MX of `SPARED` belongs.
-    spare_address = _SPARE_ADDRESS
+    """An open network of two hosts: one that sends, where the DNS is, and one that its mail is for."""
 
     def __init__(self, sending: int, receiving: int) -> None:
         self._sending = sending
@@ -132,7 +144,7 @@ def open_network(directory: Path) -> Iterator[Network]:
     log_path = directory / "network.log"
     with (
         log_path.open("wb") as log,
-        child((*command, *_DNS), log) as sending,
+        child((*command, *_dns()), log) as sending,
         child((*command, "true"), log) as receiving,
     ):
         network = Network(int(sending), int(receiving))

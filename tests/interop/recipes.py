@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from machine import Machine
+from debian import Chroot
 from senders import LISTENING, PATIENCE, RELAYS, Relay
 
 __all__ = ["READMES", "RECIPES", "Recipe"]
@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
     socket: str = _SOCKET
     start: str = ""
 
-    def install(self, machine: Machine) -> None:
+    def install(self, machine: Chroot) -> None:
         """Do in a machine, on top of Debian's stock configuration, what the README says; and start the relay.
 
         Other machines may do the same meanwhile, on few processors.
@@ -52,9 +52,10 @@ class Recipe(NamedTuple):
         return block[1]
 
 
-def _relay(name: str) -> Relay:
-    """Return the relay as Debian has it."""
-    return next(relay for relay in RELAYS if relay.name == name and not relay.setting)
+def _relay(name: str, *packages: str) -> Relay:
+    """Return the relay as Debian has it, beside further packages."""
+    relay = next(relay for relay in RELAYS if relay.name == name and not relay.setting)
+    return relay._replace(packages=(*relay.packages, *packages))
 
 
 RECIPES = (
@@ -62,5 +63,5 @@ RECIPES = (
     Recipe("Postfix, with a policy service", _relay("Postfix"), _POSTFIX_SOCKET),
     Recipe("Exim", _relay("Exim"), start="/etc/init.d/exim4 start"),
     Recipe("Sendmail", _relay("Sendmail")),
-    Recipe("OpenSMTPD", _relay("OpenSMTPD")),
+    Recipe("OpenSMTPD", _relay("OpenSMTPD", "python3")),  # which runs the filter
 )

@@ -1,65 +1,131 @@
-"""What the tests and the table are made from: every attempt made once, several of them at a time."""
+"""What becomes of a message: the words for it, and how they are found in what its author gets to read."""
 
+import re
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import NamedTuple, Self
+from enum import StrEnum
+from typing import NamedTuple
 
-from attempt import Record, attempt
-from network import NULL_MX, REFUSING, SPARED
-from senders import RELAYS, Sender
-from submitters import CLIENTS
+from network import EHLO_REFUSED, MODES, NULL_MX, SENDING, domain_for
+from receivers import TEXT
 
-__all__ = ["ALL", "MODES", "NULL_MX_CASES", "REFUSED_CLIENTS", "REFUSED_RELAYS", "SPARED_RELAYS", "Case", "Records"]
+__all__ = ["GREETED_BY_521", "MESSAGES", "SENDER", "Fate", "Mail", "Message", "Record", "Stage", "read_mail", "select"]
 
-MODES = ("close", "session", "mail")
+#: The modes in which a client is greeted by 521.
+GREETED_BY_521 = ("close", "session")
 
-_AT_ONCE = 5  # each has a network of its own, and waits most of its time for the sender's own clocks
+#: Who writes, and gets the bounce.
+SENDER = f"alice@{SENDING}"
 
 
-class Case(NamedTuple):
-    """One sender with one message for a domain, where nullsmtpd runs in a mode."""
+class Message(NamedTuple):
+    """A message to be sent. ``purpose``: what is to be seen by it. ``mode``: of the nullsmtpd it is for, if it is."""
 
-    sender: Sender
-    domain: str
+    purpose: str
     mode: str
+    recipient: str
+
+    @property
+    def domain(self) -> str:
+        return self.recipient.partition("@")[2]
+
+    @property
+    def subject(self) -> str:
+        return f"Are you coming, {self.purpose} {self.mode}?"
+
+    def text(self) -> str:
+        """Return header and body. Both need SMTPUTF8 (RFC 6531) if the recipient does, who is in the header."""
+        return f"From: {SENDER}\nTo: {self.recipient}\nSubject: {self.subject}\n\nOn Friday.\n"
 
 
-REFUSED_RELAYS = tuple(Case(relay, REFUSING, mode) for mode in MODES for relay in RELAYS)
-SPARED_RELAYS = tuple(Case(relay, SPARED, mode) for mode in MODES for relay in RELAYS)
-NULL_MX_CASES = tuple(Case(relay, NULL_MX, "close") for relay in RELAYS)  # nobody connects: the same in every mode
-REFUSED_CLIENTS = tuple(Case(client, REFUSING, mode) for mode in MODES for client in CLIENTS)
-ALL = REFUSED_RELAYS + SPARED_RELAYS + NULL_MX_CASES + REFUSED_CLIENTS
+#: Every message that a sender gets to deliver: those by which it gets to know a host, and those that come after them.
+MESSAGES = (
+    [
+        *(Message("first", mode, f"bob@{domain_for('plain', mode)}") for mode in MODES),
+        *(Message("utf8", mode, f"jörg@{domain_for('utf8', mode)}") for mode in MODES),
+        *(Message("spared", mode, f"bob@{domain_for('spared', mode)}") for mode in MODES),
+        Message("ehlo", "", f"bob@{EHLO_REFUSED}"),
+        Message("null", "", f"bob@{NULL_MX}"),
+    ],
+    [Message("next", mode, f"eve@{domain_for('plain', mode)}") for mode in MODES],
+)
 
 
-class Records:
-    """The records of cases: of those that were asked for, and of any other when it is looked up."""
+class Fate(StrEnum):
+    """What becomes of a message in the end."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_AT_ONCE)
-        self._futures: dict[tuple[str, str, str, str], Future[Record]] = {}
+    BOUNCED = "bounced"
+    DELIVERED = "delivered"
+    FAILED = "failed"  #: the program ended with an error
+    NOT_TAKEN = "not taken"  #: the relay would not have it from its author
 
-    def ask(self, cases: Iterable[Case]) -> None:
-        """Begin with these in the background, in this order, as far as this machine has what they need."""
-        for case in cases:
-            if not case.sender.missing():
-                self._ask(case)
 
-    def __getitem__(self, case: Case) -> Record:
-        """Return the record of a case. Raises what the attempt has raised."""
-        return self._ask(case).result()
+class Stage(StrEnum):
+    """When it does."""
 
-    def _ask(self, case: Case) -> Future[Record]:
-        key = (case.sender.name, case.sender.setting, case.domain, case.mode)
-        if key not in self._futures:
-            self._futures[key] = self._pool.submit(attempt, *case)
-        return self._futures[key]
+    AT_ONCE = "at once"
+    NEXT_RETRY = "at the next retry"
+    LAST = "when its time in the queue is over"
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Let what has begun end, and begin nothing more."""
-        self._pool.shutdown(cancel_futures=True)
+class Mail(NamedTuple):
+    """A message that the author got about one of theirs (RFC 3464). ``action``: failed or delayed."""
+
+    subject: str
+    action: str
+    status: str
+    octets: bytes
+
+    @property
+    def is_last(self) -> bool:
+        """Tell whether no more will come. OpenSMTPD 6.8 calls a message delayed that it has just thrown away."""
+        return self.action == "failed" or self.status.endswith(".4.7")  # RFC 3463 §3.5: delivery time expired
+
+
+def read_mail(messages: Iterable[bytes]) -> list[Mail]:
+    """Return those of the messages that are about one of `MESSAGES`, which is returned in part or whole in them."""
+    found = []
+    for octets in messages:
+        text = octets.decode("utf-8", "replace")
+        subject = re.search(r"^Subject: (Are you coming, .*)$", text, re.MULTILINE)
+        action, status = (re.search(rf"^{field}: (\S+)$", text, re.MULTILINE) for field in ("Action", "Status"))
+        if subject:
+            found.append(Mail(subject[1], action[1] if action else "failed", status[1] if status else "", octets))
+    return found
+
+
+class Record(NamedTuple):
+    """What became of one message.
+
+    ``version``: the sender's, first two numbers. ``days``: how long it was in the queue, if until `Stage.LAST`;
+    ``warned``: after how many hours the author was told that it was delayed, 0 for never. ``status``: the enhanced code
+    in the bounce. ``told``: the bounce, or what the program printed. ``connections``: to the host in question.
+    """
+
+    sender: str
+    setting: str
+    suite: str
+    version: str
+    message: Message
+    fate: Fate
+    stage: Stage
+    days: int = 0
+    warned: int = 0
+    status: str = ""
+    told: bytes = b""
+    connections: int = 0
+
+    @property
+    def has_text(self) -> bool:
+        """Tell whether the author can read the text of the refusal, which may be wrapped anywhere."""
+        return TEXT in " ".join(self.told.decode("utf-8", "replace").split())
+
+    @property
+    def has_code(self) -> bool:
+        """Tell whether the author can read the code of the refusal."""
+        return re.search(rb"\b521\b", self.told) is not None
+
+
+def select(records: Iterable[Record], purposes: str, modes: Iterable[str] = ("",)) -> list[Record]:
+    """Return those for messages with one of these purposes, parted by spaces, to a nullsmtpd in one of these modes."""
+    wanted = purposes.split()
+    return [record for record in records if record.message.purpose in wanted and record.message.mode in modes]

@@ -1,212 +1,337 @@
-"""Relays: how each is installed and set up, how it is given one message, and how it tells what became of it."""
+"""Relays: how each is installed and set up, how it is given messages, and how it tells what became of them."""
 
+import contextlib
+import mailbox
 import re
-import shutil
+import tempfile
 import time
-from collections.abc import Callable
-from enum import StrEnum
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-from machine import boot, build_layer
-from network import SENDING, Network
+from debian import Chroot, chroot
+from network import SENDING, open_network
+from receivers import receivers
+from records import MESSAGES, SENDER, Fate, Mail, Message, Record, Stage, read_mail
 
-__all__ = ["LISTENING", "PATIENCE", "RELAYS", "SENDER", "Outcome", "Relay", "Sender", "Verdict", "message_to"]
+__all__ = ["LISTENING", "PATIENCE", "PREPARE", "RELAYS", "SENDER", "TLS_REQUIRED", "Relay", "version_of"]
 
-#: Seconds. OpenSMTPD alone takes 11 to say that it defers; a relay that retries does so after minutes.
-PATIENCE = 60.0
+#: Seconds for one step. OpenSMTPD alone takes 11 to say that it defers, and others run at the same time.
+PATIENCE = 90.0
 
-#: Who writes, and gets the bounce.
-SENDER = f"alice@{SENDING}"
+_AGAIN_AFTER = 15.0  # seconds; OpenSMTPD takes 11 for a try
 
+#: A shell command that makes the author of the messages, once.
+PREPARE = "useradd --create-home alice"
 
-# What the author of the message got: OpenSMTPD, as Debian has it, delivers to a Maildir, the others to a file.
-_MAILBOX = "cat /var/mail/alice ~alice/Maildir/new/* 2> /dev/null || true"
-
-
-class Verdict(StrEnum):
-    """What becomes of a message, in the words of the README's table."""
-
-    BOUNCED = "bounced"
-    DEFERRED = "deferred"
-    DELIVERED = "delivered"
-    FAILED = "failed"
-
-
-class Outcome(NamedTuple):
-    """``told``: all that the user gets to read. ``log``: what the sender noted, for the postmaster.
-
-    ``days``: how long a message that is deferred will be tried again, as the sender's own settings or queue have it.
-    """
-
-    version: str
-    verdict: Verdict
-    told: str
-    log: str
-    status: int | None = None
-    days: float | None = None
-
-
-class Sender(Protocol):
-    """Something that delivers mail."""
-
-    @property
-    def name(self) -> str:
-        """The name in the table."""
-
-    @property
-    def setting(self) -> str:
-        """What is not as it comes, if anything; the name and this tell the senders apart."""
-
-    def missing(self) -> str:
-        """Return what this machine lacks to run it, or nothing."""
-
-    def deliver(self, network: Network, domain: str, hear_out: Callable[[], object]) -> Outcome:
-        """Try to deliver one message to bob at this domain, and wait until it is clear what becomes of it.
-
-        ``hear_out`` waits until its connections are closed: who is switched off may have had something left to say.
-        """
+#: The name of every setting with which a relay hands over nothing without TLS.
+TLS_REQUIRED = "TLS required"
 
 
 class Relay(NamedTuple):
-    """A mail server with a queue, installed from Debian in a machine of its own.
+    """A mail server with a queue, installed from Debian in a chroot of its own.
 
-    ``set_up``: a shell script on top of Debian's stock configuration that also starts it. ``submit``: a command that
-    takes a message on standard input; the recipient is appended. ``queue``: a shell command that prints what is queued,
-    or nothing. ``patterns``: how its log at ``log`` tells the verdict. ``keeps``: a shell command that prints for how
-    many days it keeps a deferred message by its settings; none where that has not been seen to happen.
+    ``set_up``: a shell script on top of Debian's stock configuration that also starts it. ``log``: its log file, where
+    the patterns ``deferred`` and ``delivered`` tell that of the recipient which is put for ``{to}`` in them. ``retry``:
+    a shell command that has it try all of its queue again. ``warn``: the same, with the author of every message being
+    warned that it is delayed; ``expire``: with every message being too old. ``times``: a shell command that prints
+    after how many hours and days it does either by its own settings, such as ``4h 5d``; 0h is never.
     """
 
     name: str
     packages: tuple[str, ...]
-    selections: str
     set_up: str
-    submit: tuple[str, ...]
-    queue: str
     log: str
-    patterns: dict[Verdict, str]
-    keeps: str = ""
+    deferred: str
+    delivered: str
+    retry: str
+    expire: str
+    times: str
+    warn: str = ""
+    selections: str = ""
     setting: str = ""
 
-    def missing(self) -> str:
-        """Return what is needed to install it and is not there; any relay can be installed where Debian's tools are."""
-        tools = ("apt-get", "dpkg-query", "debconf-set-selections", "tar")
-        return ", ".join(tool for tool in tools if not shutil.which(tool))
+    def records(self, suite: str) -> list[Record]:
+        """Let it try to deliver every message, in a network of its own, until it has given up on all of them."""
+        return list(self._records(suite))
 
-    def deliver(self, network: Network, domain: str, hear_out: Callable[[], object]) -> Outcome:
-        """Submit a message locally, and wait until log, queue and the author's mailbox agree on what became of it."""
-        layer = build_layer(self.packages[0], self.packages, self.selections)
-        with boot(network, layer) as machine:
-            machine.run("sh", "-e", "-c", self.set_up)
-            machine.run(*self.submit, f"bob@{domain}", stdin=message_to(domain))
-            deadline = time.monotonic() + PATIENCE
-            while True:
-                log, queue, mailbox = (
-                    machine.read(self.log),
-                    machine.run("sh", "-c", self.queue),
-                    machine.run("sh", "-c", _MAILBOX),
+    def _records(self, suite: str) -> Iterator[Record]:
+        with (
+            tempfile.TemporaryDirectory(prefix="nullsmtpd-senders-") as name,
+            open_network(Path(name)) as network,
+            receivers(network, Path(name)) as hosts,
+            chroot(
+                suite,
+                self.packages,
+                selections=self.selections,
+                prepare=PREPARE,
+                network=network.prefix,
+                hostname=SENDING,
+            ) as debian,
+        ):
+            debian.shell(self.set_up, patience=PATIENCE)
+            warned, days = re.findall(r"\d+", debian.shell(self.times))
+            version = version_of(debian, self.packages[0])
+            for message, outcome in _Delivery(self, debian).outcomes().items():
+                yield Record(
+                    sender=self.name,
+                    setting=self.setting,
+                    suite=suite,
+                    version=version,
+                    message=message,
+                    fate=outcome.fate,
+                    stage=outcome.stage,
+                    days=int(days) if outcome.stage is Stage.LAST else 0,
+                    warned=int(warned) if outcome.is_warned else 0,
+                    status=outcome.bounce.status if outcome.bounce else "",
+                    told=outcome.bounce.octets if outcome.bounce else b"",
+                    connections=hosts.connections(message.domain),
                 )
-                if (verdict := self._verdict(log, queue, mailbox)) is not None:
-                    version = machine.run("dpkg-query", "--show", "--showformat=${Version}", self.packages[0])
-                    hear_out()
-                    upstream = version.rpartition(":")[2].partition("-")[0]
-                    days = float(machine.run("sh", "-c", self.keeps)) if verdict is Verdict.DEFERRED else None
-                    return Outcome(upstream, verdict, mailbox, log, days=days)
-                if time.monotonic() > deadline:
-                    raise AssertionError(f"{self.name}: no verdict\n{log=!s}\n{queue=!s}\n{mailbox=!s}")
-                time.sleep(0.05)
-
-    def _verdict(self, log: str, queue: str, mailbox: str) -> Verdict | None:
-        for verdict, pattern in self.patterns.items():
-            if re.search(pattern, log, re.MULTILINE):
-                is_queued, is_returned = verdict is Verdict.DEFERRED, verdict is Verdict.BOUNCED
-                if bool(queue.strip()) == is_queued and bool(mailbox) == is_returned:
-                    return verdict
-        return None
 
 
-def message_to(domain: str) -> str:
-    return f"From: {SENDER}\nTo: bob@{domain}\nSubject: Friday\n\nAre you coming?\n"
+def version_of(debian: Chroot, package: str) -> str:
+    """Return the first two numbers of the version of an installed package: they stay the same within a release."""
+    version = debian.run("dpkg-query", "--show", "--showformat=${Version}", package)
+    found = re.search(r"^(?:\d+:)?(\d+\.\d+)", version)
+    assert found, version
+    return found[1]
 
 
-def _postfix(setting: str = "") -> Relay:
+class _Outcome(NamedTuple):
+    fate: Fate
+    stage: Stage
+    bounce: Mail | None = None
+    is_warned: bool = False
+
+
+class _Delivery:
+    """The messages of one relay on their way."""
+
+    def __init__(self, relay: Relay, debian: Chroot) -> None:
+        self._relay = relay
+        self._debian = debian
+        self._outcomes: dict[Message, _Outcome] = {}
+
+    def outcomes(self) -> dict[Message, _Outcome]:
+        """Submit all of them, and wait until each is bounced or delivered."""
+        sent: list[Message] = []
+        for messages in MESSAGES:
+            sent += [message for message in messages if self._is_for_us(message) and self._submit(message)]
+            self._wait(sent, Stage.AT_ONCE, self._deferrals)
+        tries = {message: self._deferrals(message) for message in self._open(sent)}
+        if tries:
+            self._debian.shell(self._relay.retry, patience=PATIENCE)
+            self._wait(tries, Stage.NEXT_RETRY, lambda message: self._deferrals(message) > tries[message])
+        if self._relay.warn and self._open(sent):
+            self._debian.shell(self._relay.warn, patience=PATIENCE)
+            self._wait(sent, Stage.LAST, self._is_warned)
+        if self._open(sent):
+            self._debian.shell(self._relay.expire, patience=PATIENCE)
+            self._wait(sent, Stage.LAST, lambda _: False)
+        return self._outcomes
+
+    def _is_for_us(self, message: Message) -> bool:
+        # The host that takes mail has no TLS either.
+        return self._relay.setting != TLS_REQUIRED or message.purpose != "spared"
+
+    def _submit(self, message: Message) -> bool:
+        try:
+            self._debian.run("sendmail", "-i", "-f", SENDER, message.recipient, stdin=message.text())
+        except RuntimeError as error:
+            self._outcomes[message] = _Outcome(Fate.NOT_TAKEN, Stage.AT_ONCE, Mail("", "", "", str(error).encode()))
+            return False
+        return True
+
+    def _wait(self, messages: Iterable[Message], stage: Stage, is_enough: Callable[[Message], object]) -> None:
+        """Note what has become of messages at this stage; wait until something has, or it is enough, for each.
+
+        A relay that is told to try again while it reads its settings or its queue may miss it, so it is told again.
+        """
+        began = last = time.monotonic()
+        while not self._note(messages, stage, is_enough):
+            now = time.monotonic()
+            if now > began + PATIENCE:
+                left = ", ".join(f"{message.recipient} {self._deferrals(message)}" for message in self._open(messages))
+                raise AssertionError(f"{self._relay.name}, {stage}: {left}\n{self._log()[-8000:]}")
+            if stage is not Stage.AT_ONCE and now > last + _AGAIN_AFTER:
+                self._debian.run("sh", "-c", self._relay.retry, check=False)
+                last = now
+            time.sleep(0.2)
+
+    def _note(self, messages: Iterable[Message], stage: Stage, is_enough: Callable[[Message], object]) -> bool:
+        for message in self._open(messages):
+            mails = self._about(message)
+            bounces = [mail for mail in mails if mail.is_last]
+            if bounces:
+                is_warned = len(mails) > len(bounces)
+                self._outcomes[message] = _Outcome(Fate.BOUNCED, stage, bounces[0], is_warned)
+            elif self._count(self._relay.delivered, message):
+                self._outcomes[message] = _Outcome(Fate.DELIVERED, stage)
+        return all(is_enough(message) for message in self._open(messages))
+
+    def _open(self, messages: Iterable[Message]) -> list[Message]:
+        return [message for message in messages if message not in self._outcomes]
+
+    def _deferrals(self, message: Message) -> int:
+        return self._count(self._relay.deferred, message)
+
+    def _is_warned(self, message: Message) -> bool:
+        return bool(self._about(message))
+
+    def _about(self, message: Message) -> list[Mail]:
+        return [mail for mail in self._mails() if mail.subject == message.subject]
+
+    def _count(self, pattern: str, message: Message) -> int:
+        # A log has its own ways to write what is not ASCII; there is no other recipient in that domain.
+        local = re.escape(message.recipient.partition("@")[0]) if message.recipient.isascii() else r"[^@ ]*"
+        return len(re.findall(pattern.format(to=f"{local}@{re.escape(message.domain)}"), self._log(), re.MULTILINE))
+
+    def _log(self) -> str:
+        path = self._debian.root / self._relay.log.lstrip("/")
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _mails(self) -> list[Mail]:
+        """Return what the author has got: in a Maildir or a file, as each relay has it."""
+        root = self._debian.root
+        octets = [file.read_bytes() for file in (root / "home/alice/Maildir/new").glob("*")]
+        for path in (root / "var/mail/alice", root / "home/alice/mbox"):
+            if path.exists():
+                with contextlib.closing(mailbox.mbox(path, create=False)) as messages:
+                    octets += [message.as_bytes() for message in messages]
+        return read_mail(octets)
+
+
+def _postfix(setting: str = "", *parameters: str) -> Relay:
     # "postfix start" alone would leave the chroot of the smtp process without a resolv.conf: Debian's script fills it.
-    main_cf = (f"myhostname={SENDING}", "maillog_file=/var/log/mail.log", setting)
+    main_cf = " ".join((f"myhostname={SENDING}", "maillog_file=/var/log/mail.log", *parameters))
     return Relay(
         name="Postfix",
         packages=("postfix",),
         selections="postfix postfix/main_mailer_type select Internet Site\n",
-        set_up=f"postconf -e {' '.join(main_cf)} && /etc/init.d/postfix start || (cat /var/log/mail.log; exit 1)",
-        submit=("sendmail", "-i", "-f", SENDER),
-        queue="postqueue -j",
+        set_up=f"postconf -e {main_cf} && /etc/init.d/postfix start || (cat /var/log/mail.log; exit 1)",
         log="/var/log/mail.log",
-        patterns={
-            Verdict.BOUNCED: r"postfix/smtp\[.* to=<bob@.* status=bounced",
-            Verdict.DEFERRED: r"postfix/smtp\[.* to=<bob@.* status=deferred",
-            Verdict.DELIVERED: r"postfix/smtp\[.* to=<bob@.* status=sent",
-        },
-        keeps="postconf -h maximal_queue_lifetime | sed -n 's/d$//p'",
+        deferred=r"postfix/smtp\[.* to=<{to}>.* status=deferred",
+        delivered=r"postfix/smtp\[.* to=<{to}>.* status=sent",
+        retry="postqueue -f",
+        expire="postconf -e maximal_queue_lifetime=0 && postfix reload && postqueue -f",
+        times="postconf -h delay_warning_time maximal_queue_lifetime",
         setting=setting,
     )
 
 
-_EXIM = Relay(
-    name="Exim",
-    packages=("exim4-daemon-light",),
-    selections=(
-        "exim4-config exim4/dc_eximconfig_configtype select "
-        "internet site; mail is sent and received directly using SMTP\n"
-    ),
-    set_up="update-exim4.conf",  # it delivers at submission: what a daemon would add is the retries
-    submit=("sendmail", "-i", "-f", SENDER),
-    queue="exim4 -bp",
-    log="/var/log/exim4/mainlog",
-    patterns={
-        Verdict.BOUNCED: r" \*\* bob@",
-        Verdict.DEFERRED: r" == bob@",
-        Verdict.DELIVERED: r" => bob@",
-    },
-)
+_EXIM_CONFIGURATION = "/var/lib/exim4/config.autogenerated"
+
+
+def _exim(setting: str = "", set_up: str = "") -> Relay:
+    return Relay(
+        name="Exim",
+        packages=("exim4-daemon-light",),
+        selections=(
+            "exim4-config exim4/dc_eximconfig_configtype select "
+            "internet site; mail is sent and received directly using SMTP\n"
+        ),
+        # It delivers at submission: what a daemon would add is the retries.
+        set_up=f"{set_up}update-exim4.conf",
+        log="/var/log/exim4/mainlog",
+        deferred=r" == {to} ",
+        delivered=r" => {to} ",
+        retry="exim4 -qff",
+        warn=f"sed -i '1i delay_warning = 1s' {_EXIM_CONFIGURATION}; sleep 2; exim4 -qff",
+        expire=f"sed -i 's/^\\*  .*F,2h,15m.*/* * F,1s,1s/' {_EXIM_CONFIGURATION}; exim4 -qff",
+        times=f"exim4 -bP delay_warning | sed s/1d/24h/; sed -n 's/^\\*.*; F,\\(.*d\\),.*/\\1/p' {_EXIM_CONFIGURATION}",
+        setting=setting,
+    )
+
 
 #: A shell command that waits until something listens on port 25: some take mail only over SMTP to themselves.
 LISTENING = "until grep -q ':0019 00000000:0000 0A' /proc/net/tcp; do sleep 0.02; done\n"
 
+
+def _stop(name: str) -> str:
+    """Return a shell command that kills the processes of this name and waits until they are gone."""
+    return f"busybox killall {name} || :; while busybox pidof {name}; do sleep 0.1; done; "
+
+
 _SYSLOG = "busybox syslogd -O /var/log/mail.log\n"  # for those that log to syslog alone
 
-_SENDMAIL = Relay(
-    name="Sendmail",
-    packages=("sendmail", "busybox"),
-    selections="",
-    set_up=f"{_SYSLOG}/etc/init.d/sendmail start\n{LISTENING}",
-    submit=("sendmail", "-i", "-f", SENDER),
-    queue="find /var/spool/mqueue /var/spool/mqueue-client -name 'qf*' || true",  # a file may vanish under it
-    log="/var/log/mail.log",
-    patterns={
-        Verdict.BOUNCED: r"sm-mta\[.* to=<bob@.* dsn=5\.",
-        Verdict.DEFERRED: r"sm-mta\[.* to=<bob@.* dsn=4\.",
-        Verdict.DELIVERED: r"sm-mta\[.* to=<bob@.* dsn=2\.",
-    },
+# Debian's local delivery waits 8 s for the lock on a mailbox that somebody else delivers to, so alice has a file.
+_FORWARD = (
+    "setpriv --reuid=alice --clear-groups sh -c 'umask 077; cd /home/alice; echo $PWD/mbox > .forward; : > mbox'\n"
 )
 
-_OPENSMTPD = Relay(
-    name="OpenSMTPD",
-    packages=("opensmtpd", "busybox"),
-    selections=f"opensmtpd opensmtpd/mailname string {SENDING}\n",
-    set_up=f"{_SYSLOG}smtpd\n{LISTENING}",
-    submit=("sendmail", "-i", "-f", SENDER),
-    queue="smtpctl show queue",
-    log="/var/log/mail.log",
-    patterns={
-        Verdict.BOUNCED: r"delivery evpid=.* to=<bob@.* result=\"PermFail\"",
-        Verdict.DEFERRED: r"delivery evpid=.* to=<bob@.* result=\"TempFail\"",
-        Verdict.DELIVERED: r"delivery evpid=.* to=<bob@.* result=\"Ok\"",
-    },
-    keeps="echo 4",  # smtpd.conf(5), "queue ttl": nothing that runs tells it
-)
+
+def _sendmail(setting: str = "", set_up: str = "") -> Relay:
+    return Relay(
+        name="Sendmail",
+        packages=("sendmail", "busybox"),
+        set_up=f"{_SYSLOG}{_FORWARD}{set_up}/etc/init.d/sendmail start\n{LISTENING}",
+        log="/var/log/mail.log",
+        deferred=r" to=<{to}>.* mailer=esmtp,.* dsn=4\.",
+        delivered=r" to=<{to}>.* mailer=esmtp,.* dsn=2\.",
+        retry="sendmail -qf",
+        warn="sleep 1; sendmail -qf -OTimeout.queuewarn=1s",
+        expire="sendmail -qf -OTimeout.queuereturn=1s",
+        times="sed -n 's/^O Timeout.queue\\(warn\\|return\\)=//p' /etc/mail/sendmail.cf | sort",
+        setting=setting,
+    )
+
+
+# Once it has read its queue: before that it schedules none.
+_SMTPD_SCHEDULE = "until smtpctl schedule all | grep '^[1-9]'; do sleep 0.1; done"
+_SMTPD_RESTART = _stop("smtpd") + "smtpd"
+
+
+def _opensmtpd(setting: str = "", set_up: str = "") -> Relay:
+    return Relay(
+        name="OpenSMTPD",
+        packages=("opensmtpd", "busybox"),
+        selections=f"opensmtpd opensmtpd/mailname string {SENDING}\n",
+        set_up=f"{_SYSLOG}{set_up}smtpd\n{LISTENING}",
+        log="/var/log/mail.log",
+        deferred=r"delivery evpid=.* to=<{to}> .*result=\"?TempFail",
+        delivered=r"delivery evpid=.* to=<{to}> .*result=\"?Ok",
+        retry="smtpctl schedule all",
+        warn=f"sed -i '1i bounce warn-interval 1s' /etc/smtpd.conf\n{_SMTPD_RESTART}\n{_SMTPD_SCHEDULE}",
+        expire=f"sed -i '1i queue ttl 1s' /etc/smtpd.conf\n{_SMTPD_RESTART}",
+        times="echo 4h 4d",  # smtpd.conf(5), "bounce warn-interval" and "queue ttl": nothing that runs tells them
+        setting=setting,
+    )
+
+
+# Otherwise those processes keep their messages to themselves, each until its own next try.
+_DMA_STOP = _stop("dma")
+
+
+def _dma(setting: str = "", set_up: str = "") -> Relay:
+    """Return the DragonFly Mail Agent, of which one process delivers one message. Its log has the recipient first."""
+    verdict = r"dma\[(\S+)\]: <{{to}}> trying delivery\n(?:.*\n)*?.*dma\[\1\]: .*delivery {}"
+    return Relay(
+        name="dma",
+        packages=("dma", "busybox"),
+        selections=f"dma dma/mailname string {SENDING}\ndma dma/relayhost string\n",
+        set_up=f"{_SYSLOG}{set_up}",
+        log="/var/log/mail.log",
+        deferred=verdict.format("deferred"),
+        delivered=verdict.format("successful"),
+        retry=f"{_DMA_STOP}dma -q",
+        expire=f"{_DMA_STOP}find /var/spool/dma -type f -exec touch --date='6 days ago' {{}} + && dma -q",
+        times="echo 0h 5d",  # dma.h, MAX_TIMEOUT: no setting changes it
+        setting=setting,
+    )
+
 
 RELAYS: tuple[Relay, ...] = (
     _postfix(),
-    _postfix("smtp_skip_5xx_greeting=no"),
-    _EXIM,
-    _SENDMAIL,
-    _OPENSMTPD,
+    _postfix("smtp_skip_5xx_greeting=no", "smtp_skip_5xx_greeting=no"),
+    _postfix(TLS_REQUIRED, "smtp_tls_security_level=encrypt"),
+    _exim(),
+    _exim(TLS_REQUIRED, "echo 'REMOTE_SMTP_HOSTS_REQUIRE_TLS = *' > /etc/exim4/exim4.conf.localmacros\n"),
+    _sendmail(),
+    _sendmail(TLS_REQUIRED, "printf 'TLS_Srv:\\tENCR:112\\n' >> /etc/mail/access\nmake -C /etc/mail access.db\n"),
+    _opensmtpd(),
+    _opensmtpd(TLS_REQUIRED, "sed -i 's/ relay$/ relay tls/' /etc/smtpd.conf\n"),
+    _dma(),
+    _dma(
+        TLS_REQUIRED, "sed -i 's/^#\\(STARTTLS\\|SECURETRANSFER\\)$/\\1/; /^OPPORTUNISTIC_TLS$/d' /etc/dma/dma.conf\n"
+    ),
 )

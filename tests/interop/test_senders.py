@@ -1,173 +1,183 @@
-"""Real senders, each with one real message for a host where nullsmtpd answers.
+"""Real senders of Debian 12 and 13, each with real messages for hosts that refuse mail, two in a row for each host.
 
-RFC 7504 §3 leaves to the sender what it makes of a 521; these tests say what each one does in each mode, judged by its
-own log, its queue and the mailbox of the message's author. The README's table is the same records: see table.py.
+RFC 7504 §3 leaves to the sender what it makes of a 521; these tests say what each one does, judged by its own log and
+by what the author of the message gets to read. The tables of the documentation, and the words of ``nullsmtpd check``,
+are held to the same records.
 """
 
+import email
+import email.policy
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from attempt import TEXT, Record
-from records import ALL, NULL_MX_CASES, REFUSED_CLIENTS, REFUSED_RELAYS, SPARED_RELAYS, Case, Records
-from senders import Verdict
-from shown import assert_shows, release
-from support import require, require_root, require_tools
-from table import table
+from client_programs import CLIENTS, Client
+from debian import SUITES
+from flufl.bounce import all_failures
+from records import GREETED_BY_521, Fate, Record, Stage, select
+from senders import RELAYS, TLS_REQUIRED, Relay
+from shown import assert_shows
+from support import require_root, require_tools
+from table import AT_ONCE, TABLES, Answers, ask_all
 
-_README = Path(__file__).resolve().parents[2] / "README.md"
+from nullsmtpd.check import senders as known
 
-# The reply that the sender has to read in each mode.
-_REPLY = {"close": f"521 {TEXT}", "session": f"521 {TEXT}", "mail": f"521 5.3.2 {TEXT}"}
+_HERE = Path(__file__).resolve().parent
 
-
-class _Relay(NamedTuple):
-    """What a relay does with the greeting 521, what it then does beside an MX that works, and what it says.
-
-    In mode `mail` the verdict is the same for all: bounced. ``dialogue``: the verbs that it says there.
-    """
-
-    greeted: Verdict
-    greeted_spared: Verdict
-    sent: str
-    dialogue: str
-    days: float | None = None
-
-
-_RELAYS = {
-    "Postfix": _Relay(Verdict.DEFERRED, Verdict.DELIVERED, "QUIT", "EHLO MAIL RSET QUIT", days=5),
-    "Postfix smtp_skip_5xx_greeting=no": _Relay(Verdict.BOUNCED, Verdict.BOUNCED, "QUIT", "EHLO MAIL RSET QUIT"),
-    "Exim": _Relay(Verdict.BOUNCED, Verdict.DELIVERED, "QUIT", "EHLO MAIL QUIT"),
-    "Sendmail": _Relay(Verdict.BOUNCED, Verdict.DELIVERED, "QUIT", "EHLO MAIL QUIT"),
-    "OpenSMTPD": _Relay(Verdict.DEFERRED, Verdict.DELIVERED, "", "EHLO MAIL RSET QUIT", days=4),
+#: Where each table is shown.
+_DOCUMENTS = {
+    "mail servers": _HERE / "README.md",
+    "programs": _HERE / "README.md",
+    "senders": _HERE.parents[1] / "README.md",
 }
 
 
-class _Client(NamedTuple):
-    """Exit status, what its user reads and the verbs that it says: after the greeting 521, and in mode `mail`."""
-
-    greeted: tuple[int, str, str]
-    at_mail: tuple[int, str, str]
+def _each(relays: Sequence[Relay]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("relay", relays, ids=lambda relay: f"{relay.name} {relay.setting}".strip())
 
 
-_CLIENTS = {
-    "smtplib of Python": _Client(
-        (1, f"SMTPConnectError: (521, b'{TEXT}')", ""),
-        (1, f"SMTPSenderRefused: (521, b'5.3.2 {TEXT}'", "EHLO MAIL RSET QUIT"),
-    ),
-    "aiosmtplib": _Client(
-        (1, f"SMTPConnectResponseError: (521, '{TEXT}')", ""),
-        (1, f"SMTPSenderRefused: (521, '5.3.2 {TEXT}'", "EHLO MAIL RSET QUIT"),
-    ),
-    "nodemailer": _Client(
-        (1, f"response: '521 {TEXT}', responseCode: 521", ""),
-        (1, f"response: '521 5.3.2 {TEXT}', responseCode: 521", "EHLO MAIL"),
-    ),
-    "net/smtp of Go": _Client((1, f"521 {TEXT}", ""), (1, f"521 5.3.2 {TEXT}", "EHLO MAIL")),
-    "msmtp": _Client(
-        (76, f"server message: 521 {TEXT}", ""),
-        (65, f"server message: 521 5.3.2 {TEXT}", "EHLO MAIL"),
-    ),
-    "curl": _Client((8, "response: 521", ""), (55, "MAIL failed: 521", "EHLO MAIL QUIT")),
-    "swaks": _Client((21, f"<** 521 {TEXT}", "QUIT"), (23, f"<** 521 5.3.2 {TEXT}", "EHLO MAIL QUIT")),
-}
-_SILENT_ABOUT_THE_TEXT = {"curl"}  # it shows the code alone, unless it is asked to be verbose
-
-
-def _cases(cases: Sequence[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{_key(case)}-{case.mode}")
-
-
-def _key(case: Case) -> str:
-    return f"{case.sender.name} {case.sender.setting}".strip()
+each_suite = pytest.mark.parametrize("suite", SUITES)
+each_relay = _each(RELAYS)
+each_relay_without_tls = _each([relay for relay in RELAYS if relay.setting != TLS_REQUIRED])
+each_relay_with_tls = _each([relay for relay in RELAYS if relay.setting == TLS_REQUIRED])
 
 
 @pytest.fixture(scope="module")
-def records(request: pytest.FixtureRequest) -> Iterator[Records]:
-    """Begin with what the selected tests ask for, so that one sender's waiting is another one's time."""
+def answers() -> Iterator[Answers]:
+    """Have every sender try everything, in the background."""
     require_root()
-    require_tools("ip", "nsenter", "unshare", "setpriv", "dnsmasq")
-    with Records() as records:
-        for item in request.session.items:
-            if isinstance(item, pytest.Function) and item.path == request.path:
-                records.ask(_asked_for(item))
-        yield records
+    require_tools("dnsmasq", "ip", "nsenter", "setpriv", "unshare")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            yield ask_all(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _asked_for(item: pytest.Function) -> Sequence[Case]:
-    try:
-        case = item.callspec.params["case"]
-    except AttributeError:  # no parameters: the table
-        return ALL
-    assert isinstance(case, Case)
-    return [case]
+@pytest.fixture
+def records(answers: Answers, relay: Relay, suite: str) -> list[Record]:
+    """Return what became of the messages of one mail server."""
+    return answers.relays[relay, suite].result()
 
 
-def _record(records: Records, case: Case) -> Record:
-    _require(case)
-    return records[case]
+@each_suite
+@each_relay
+def test_close_and_session_are_the_same_to_a_sender(records: list[Record]) -> None:
+    """A sender that is greeted by 521 does not care what the server would say next."""
+    close, session = (
+        [(r.message.purpose, r.fate, r.stage, r.days, r.warned, r.status, r.has_text) for r in seen]
+        for seen in (sorted(select(records, "first next utf8 spared", (mode,))) for mode in GREETED_BY_521)
+    )
+    assert len(close) >= 3
+    assert close == session
 
 
-def _require(case: Case) -> None:
-    missing = case.sender.missing()
-    require(not missing, missing)
+@each_suite
+@each_relay_without_tls
+def test_in_mode_mail_every_message_is_bounced_at_once(records: list[Record]) -> None:
+    """RFC 7504 §3: 521 to MAIL is the last word, the first time and the next; the author can read the text."""
+    messages = select(records, "first next utf8", ("mail",))
+    assert len(messages) == 3
+    for record in messages:
+        if record.fate is Fate.NOT_TAKEN:
+            assert (record.sender, record.message.purpose) == ("OpenSMTPD", "utf8")
+        else:
+            assert (record.fate, record.stage, record.has_text) == (Fate.BOUNCED, Stage.AT_ONCE, True)
 
 
-@_cases(REFUSED_RELAYS)
-def test_relay_bounces_at_once_or_keeps_trying(records: Records, case: Case) -> None:
-    """A relay bounces the message at once and shows its author the text, or defers it for days and shows nothing."""
-    record = _record(records, case)
-    expected = _RELAYS[_key(case)]
-    assert record.verdict is (Verdict.BOUNCED if case.mode == "mail" else expected.greeted)
-    assert (record.connections, record.sessions) == (1, record.mode != "close")
-    assert _REPLY[case.mode] in record.log
-    assert (_REPLY[case.mode] in record.told) == (record.verdict is Verdict.BOUNCED)
-    assert record.days == (expected.days if record.verdict is Verdict.DEFERRED else None)
-    assert _verbs(record) == [expected.dialogue if case.mode == "mail" else expected.sent]
+@each_suite
+@each_relay_with_tls
+def test_in_mode_mail_a_sender_that_requires_tls_tries_until_the_end(records: list[Record]) -> None:
+    """Mode mail offers no STARTTLS (RFC 3207): who insists on it never gets to hear the 521."""
+    for record in select(records, "first next", ("mail",)):
+        assert (record.fate, record.stage, record.has_text) == (Fate.BOUNCED, Stage.LAST, False)
 
 
-@_cases(SPARED_RELAYS)
-def test_relay_goes_on_to_a_second_mx(records: Records, case: Case) -> None:
-    """RFC 5321 §5.1: a relay greeted by 521 tries the next MX unless it takes a 5 for the last word; at MAIL it is."""
-    record = _record(records, case)
-    expected = _RELAYS[_key(case)]
-    assert record.verdict is (Verdict.BOUNCED if case.mode == "mail" else expected.greeted_spared)
-    assert (record.connections, record.sessions) == (1, record.mode != "close")
-    assert record.tells == (record.verdict is Verdict.BOUNCED)
-    assert _verbs(record) == [expected.dialogue if case.mode == "mail" else expected.sent]
+@each_suite
+@each_relay_without_tls
+def test_bounces_of_mode_mail_are_hard_failures_to_a_parser(records: list[Record]) -> None:
+    """Mailing-list software takes each for a permanent failure of that recipient (RFC 3464); dma has only free text."""
+    for record in select(records, "first next", ("mail",)):
+        bounce = email.message_from_bytes(record.told, policy=email.policy.default)
+        temporary, permanent = all_failures(bounce)
+        assert set(permanent) == ({record.message.recipient.encode()} if record.status else set()), record.told
+        assert not set(temporary)
+        assert bool(record.status) == (record.sender != "dma")
 
 
-@_cases(NULL_MX_CASES)
-def test_relay_does_not_connect_to_a_domain_with_a_null_mx(records: Records, case: Case) -> None:
-    """RFC 7505 §1: a null MX makes a relay bounce the message without a connection to anyone."""
-    record = _record(records, case)
-    # OpenSMTPD before 7.5 does not know the null MX: it looks for a host without a name, and for that again and again.
-    is_unaware = record.sender == "OpenSMTPD" and release(record.version) < (7, 5)
-    assert record.verdict is (Verdict.DEFERRED if is_unaware else Verdict.BOUNCED)
-    assert (record.connections, record.sent) == (0, [])
+@each_suite
+@each_relay
+def test_null_mx_is_not_connected_to(records: list[Record]) -> None:
+    """RFC 7505 §3: no sender connects to a domain with a null MX, also not at the address that this domain has."""
+    (record,) = select(records, "null")
+    assert (record.fate, record.connections) == (Fate.BOUNCED, 0)
 
 
-@_cases(REFUSED_CLIENTS)
-def test_client_fails_at_once_and_shows_why(records: Records, case: Case) -> None:
-    """A client without a queue ends with an error that carries the 521, and the text unless it is curl."""
-    record = _record(records, case)
-    expected = _CLIENTS[_key(case)]
-    status, said, verbs = expected.at_mail if case.mode == "mail" else expected.greeted
-    assert (record.verdict, record.status) == (Verdict.FAILED, status)
-    assert (record.connections, record.sessions) == (1, record.mode != "close")
-    assert said in record.told
-    assert record.tells == (record.sender not in _SILENT_ABOUT_THE_TEXT)
-    assert _verbs(record) == [verbs]
+@each_suite
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: f"{client.name} {client.setting}".strip())
+def test_program_fails_and_shows_why(answers: Answers, client: Client, suite: str) -> None:
+    """A program without a queue ends with an error that has the 521, and the text unless it is curl; or lacks TLS."""
+    records = [r for r in answers.programs[suite].result() if (r.sender, r.setting) == (client.name, client.setting)]
+    assert len(records) == 7
+    for record in records:
+        lacks_tls = client.setting == TLS_REQUIRED and record.message.mode == "mail"
+        assert record.fate is Fate.FAILED
+        assert record.has_code == (not lacks_tls)
+        assert record.has_text == (not lacks_tls and client.name != "curl")
 
 
-def test_the_table_of_the_readme_is_what_the_senders_do(records: Records) -> None:
-    """The README's table, made by table.py, has the rows and cells that the same releases yield now."""
-    for case in ALL:
-        _require(case)
-    assert_shows(_README, "senders", table(records))
+@pytest.mark.parametrize("name", TABLES)
+def test_documentation_shows_what_the_senders_do(answers: Answers, name: str) -> None:
+    """A table in the documentation is the one that the senders make now."""
+    assert_shows(_DOCUMENTS[name], name, TABLES[name](answers))
 
 
-def _verbs(record: Record) -> list[str]:
-    """Return for each connection the verbs that came over it."""
-    return [" ".join(line.split()[0].upper() for line in sent.splitlines()) for sent in record.sent]
+@each_suite
+@each_relay_without_tls
+def test_check_knows_what_the_senders_do(answers: Answers, relay: Relay, suite: str, records: list[Record]) -> None:
+    """The facts from which ``nullsmtpd check`` makes its words are what the senders of both releases do."""
+    (fact,) = (sender for sender in known.SENDERS if (sender.name, sender.setting) == (relay.name, relay.setting))
+    (with_tls,) = (other for other in RELAYS if (other.name, other.setting) == (relay.name, TLS_REQUIRED))
+    those_with_tls = answers.relays[with_tls, suite].result()
+    (null,) = select(records, "null")
+    is_too_old = bool(fact.null_mx_since) and _numbers(null.version) < _numbers(fact.null_mx_since)
+    greeted = select(records, "first", GREETED_BY_521)
+    assert {
+        "greeting": _fate(greeted),
+        "greeting_again": _fate(select(records, "next", GREETED_BY_521)),
+        "ehlo": _fate(select(records, "ehlo")),
+        "mail": _fate(select(records, "first next", ("mail",))),
+        "mail_requiring_tls": _fate(select(those_with_tls, "first next", ("mail",))),
+        "null_mx": _fate([null]),
+        "days": {record.days for record in records + those_with_tls} - {0},
+        "shows_text": all(record.has_text for record in greeted),
+    } == {
+        "greeting": fact.greeting,
+        "greeting_again": fact.greeting_again,
+        "ehlo": fact.ehlo,
+        "mail": fact.mail,
+        "mail_requiring_tls": fact.mail_requiring_tls,
+        "null_mx": known.Fate.DEFERRED if is_too_old else fact.null_mx,
+        "days": {fact.days},
+        "shows_text": fact.shows_text,
+    }
+
+
+@pytest.mark.parametrize("client", [client for client in CLIENTS if not client.setting], ids=lambda client: client.name)
+def test_check_knows_which_programs_show_the_text(answers: Answers, client: Client) -> None:
+    """So is what it says of programs without a queue."""
+    (fact,) = (program for program in known.PROGRAMS if program.name == client.name)
+    records = [
+        r for suite in SUITES for r in answers.programs[suite].result() if r.sender == client.name and not r.setting
+    ]
+    assert {record.has_text for record in records} == {fact.shows_text}
+
+
+def _fate(records: list[Record]) -> known.Fate:
+    (is_at_once,) = {record.stage is Stage.AT_ONCE for record in records}
+    return known.Fate.BOUNCED if is_at_once else known.Fate.DEFERRED
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")]

@@ -4,6 +4,8 @@ Without arguments, print its version.
 """
 
 import asyncio
+import email
+import email.policy
 import sys
 
 import aiosmtplib
@@ -12,4 +14,5 @@ if len(sys.argv) == 1:
     print(aiosmtplib.__version__)  # noqa: T201 - this is a program
     sys.exit()
 mx, sender, recipient = sys.argv[1:]
-asyncio.run(aiosmtplib.send(sys.stdin.read(), sender=sender, recipients=[recipient], hostname=mx, port=25, timeout=10))
+message = email.message_from_binary_file(sys.stdin.buffer, policy=email.policy.SMTPUTF8)
+asyncio.run(aiosmtplib.send(message, sender=sender, recipients=[recipient], hostname=mx, port=25, timeout=10))
