@@ -234,7 +234,6 @@ class Acceptor:
             self._timer = None
 
     def _resume_readers(self) -> None:
-        self._is_polling = False
         try:
             self.start()
         except OSError as error:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches

@@ -161,6 +161,7 @@ class LingerQueue:
     def _on_timer(self) -> None:
         self.timer = None
         now = self._loop.time()
+        arrivals = 0
         try:
             self._drain(now)
             if (elapsed := now - self._swept_at) >= 0.9 * self._interval:  # or the timer ran to drain
@@ -168,7 +169,7 @@ class LingerQueue:
                 self._sweep(now)
                 self.on_sweep(arrivals / elapsed)
         finally:
-            if self or self._draining:
+            if self or self._draining or arrivals:  # with the last sweep `on_sweep` learns that nobody has arrived
                 interval = min(self._interval, DRAIN_INTERVAL) if self._draining else self._interval
                 self.timer = self._loop.call_later(interval, self._on_timer)
 
