@@ -8,8 +8,8 @@ For other programs there are:
 - `accepts_mail` and `look_up_mx`: whether a domain has a null MX (RFC 7505), and its MX set (`MXAnswer` of `MX`); they
   raise `DomainError` and `DNSError`, and need the extra ``relay``;
 - `check_host`, and `probe` for one address: whether mail is refused there (`Probe`);
-- `check_domain`: what a domain publishes about mail, and what a sender of mail to it meets (`DomainReport` of `Finding`,
-  `HostReport` and `Verdict`); it needs that extra too.
+- `check_domain`: what a domain publishes about mail, and what a sender of mail to it meets (`DomainReport` of
+  `Finding`, `HostReport` and `Verdict`); it needs that extra too.
 """
 
 _MODULES = {

@@ -5,16 +5,16 @@ Not argparse: it costs 0.9 MB for the life of the process, and does not read the
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
+
+from nullsmtpd.runtime.sockets import Address, parse_address
 
 __all__ = [
-    "Given",
+    "COMMON_OPTIONS",
     "Option",
     "UsageError",
     "boolean",
     "option_lines",
-    "parse_all",
-    "parse_last",
     "positive_int",
     "positive_seconds",
     "read_options",
@@ -36,8 +36,7 @@ _MAX_SHOWN = 80  # characters of a wrong value that a message repeats
 _YES, _NO = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
 
 # Where a value comes from, for the message about it, and the value; the last one counts.
-Given = list[tuple[str, str]]
-_T = TypeVar("_T")
+_Given = list[tuple[str, str]]
 
 
 class UsageError(Exception):
@@ -48,34 +47,46 @@ class Option(NamedTuple):
     """One row of the table of a command's options.
 
     ``metavar`` stands for the value in --help; an empty one is for a boolean, whose flag takes no value. ``default`` is
-    ``""`` where the option may be absent. ``lists``: the flag may be repeated, and its variable separates by commas.
+    ``""`` where the option may be absent. ``parse`` converts a value, and raises `ValueError` with what is wrong, to be
+    read after the value. ``lists``: the flag may be repeated, and its variable separates by commas.
     """
 
     metavar: str
     default: str
     help: str
+    parse: Callable[[str], object] = str
     lists: bool = False
 
 
 Table = Mapping[str, Option]
 
 
-def read_options(table: Table, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Given]:
-    """Return the values of each option. Precedence: flag, environment variable, default.
+def read_options(table: Table, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the converted value of each option, by its name with underscores. Precedence: flag, variable, default.
 
-    An option without any is an empty list. Raises `UsageError` for an unknown name and a missing value; `parse_last`
-    and `parse_all` convert the values.
+    `None` stands for an option without any; a tuple without duplicates for one that ``lists``. Raises `UsageError` for
+    an unknown name, a missing value and an invalid one.
     """
-    given: dict[str, Given] = {
-        name: [("the default", option.default)] if option.default else [] for name, option in table.items()
-    }
+    given = {name: [("the default", option.default)] if option.default else [] for name, option in table.items()}
     given |= _read_variables(table, environment)
     given |= _read_flags(table, arguments)
-    return given
+    return {name.replace("-", "_"): _converted(table[name], values) for name, values in given.items()}
 
 
-def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, Given]:
-    flags: dict[str, Given] = {}
+def _converted(option: Option, given: _Given) -> object:
+    values = []
+    for source, text in given if option.lists else given[-1:]:
+        try:
+            values.append(option.parse(text))
+        except ValueError as error:
+            raise UsageError(f"{source}: {shown(text)} {error}") from None
+    if option.lists:
+        return tuple(dict.fromkeys(values))
+    return values[0] if values else None
+
+
+def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, _Given]:
+    flags: dict[str, _Given] = {}
     rest = iter(arguments)
     for argument in rest:
         flag, equals, value = argument.partition("=")
@@ -95,9 +106,9 @@ def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, Given]:
     return flags
 
 
-def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, Given]:
+def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _Given]:
     names = {variable(name): name for name in table}
-    variables: dict[str, Given] = {}
+    variables: dict[str, _Given] = {}
     for key, value in environment.items():
         if not key.startswith(_PREFIX) or _is_service_link(key, environment):
             continue
@@ -111,23 +122,6 @@ def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, G
 def _is_service_link(key: str, environment: Mapping[str, str]) -> bool:
     link = _SERVICE_LINK.fullmatch(key)
     return link is not None and f"{link[1]}_SERVICE_HOST" in environment
-
-
-def parse_all(given: Given, parse: Callable[[str], _T]) -> list[_T]:
-    """Return every value, parsed. Raises `UsageError` where ``parse`` raises `ValueError`."""
-    return [parse_last([item], parse) for item in given]
-
-
-def parse_last(given: Given, parse: Callable[[str], _T]) -> _T:
-    """Return the value that counts, parsed. Raises `UsageError` where ``parse`` raises `ValueError`.
-
-    The message of the `ValueError` goes on after the value: "is not a number of seconds".
-    """
-    source, text = given[-1]
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise UsageError(f"{source}: {shown(text)} {error}") from None
 
 
 def seconds(text: str) -> float:
@@ -166,6 +160,14 @@ def boolean(text: str) -> bool:
     return text.lower() in _YES
 
 
+def metrics_address(text: str) -> Address:
+    """Parse ``HOST:PORT``; metrics are never served on all addresses by mistake. Raises `ValueError`."""
+    address = parse_address(text)
+    if address.host is None:
+        raise ValueError("has no host; give HOST:PORT or [v6]:PORT, such as 127.0.0.1:9521")
+    return address
+
+
 def shown(text: str) -> str:
     """Return an invalid value as messages repeat it: escaped, and shortened."""
     escaped = ascii(text)
@@ -175,6 +177,14 @@ def shown(text: str) -> str:
 def variable(name: str) -> str:
     """Return the name of an option's environment variable."""
     return _PREFIX + name.upper().replace("-", "_")
+
+
+#: Options that every server has.
+COMMON_OPTIONS = {
+    "user": Option("NAME", "", "drop privileges to this user, by name or number, after binding", user_or_group),
+    "group": Option("NAME", "", "drop privileges to this group (default: the user's primary group)", user_or_group),
+    "metrics": Option("HOST:PORT", "", "serve metrics to Prometheus at http://HOST:PORT/metrics", metrics_address),
+}
 
 
 def option_lines(table: Table) -> list[str]:

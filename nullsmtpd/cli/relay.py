@@ -4,19 +4,16 @@ import os
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from nullsmtpd.cli.arguments import (
+    COMMON_OPTIONS,
     Option,
     UsageError,
     option_lines,
-    parse_all,
-    parse_last,
     positive_int,
     positive_seconds,
     read_options,
-    user_or_group,
     variable,
 )
 from nullsmtpd.cli.command import run_server
-from nullsmtpd.cli.responder import COMMON_OPTIONS, metrics_address
 from nullsmtpd.nullmx import TIMEOUT, MissingExtraError, domain_of, load_extra, resolver_address
 from nullsmtpd.relay.options import Options
 from nullsmtpd.relay.unix import MAX_PATH_OCTETS
@@ -28,66 +25,6 @@ __all__ = ["MAX_TIMEOUT", "TABLE", "help_text", "parse_options", "run"]
 MAX_TIMEOUT = 60.0
 
 _UNIX = "unix:"
-
-TABLE = {
-    "listen": Option(
-        "ADDR",
-        "127.0.0.1:5560",
-        "listen on unix:/PATH, HOST:PORT, [v6]:PORT, or :PORT for all addresses, where everyone who reaches them may "
-        "ask; repeatable",
-        lists=True,
-    ),
-    "except": Option(
-        "DOMAIN",
-        "",
-        "never refuse mail to or from this domain, whatever DNS says, as this host delivers to it; .DOMAIN for all "
-        "domains below it; repeatable",
-        lists=True,
-    ),
-    "resolver": Option("ADDR[:PORT]", "", "the recursive name server to query (default: those of /etc/resolv.conf)"),
-    "timeout": Option(
-        "SECONDS",
-        f"{TIMEOUT:g}",
-        f"limit for a DNS query; NOTFOUND then, so that mail is not refused. At most {MAX_TIMEOUT:.0f}; of the recipes "
-        "in deploy/relay only those for Sendmail (30) and Postfix's tables (100) wait for more than 10",
-    ),
-    "cache": Option("N", "10000", "number of domains to keep, each for the TTL that DNS gives"),
-    "max-sessions": Option(
-        "N", "1000", "number of clients at once; past that the one that has been idle for longest is evicted"
-    ),
-    **COMMON_OPTIONS,
-}
-
-
-def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
-    """Run the command with the arguments after ``relay``; return its exit status, see --help."""
-
-    def serve(options: Options) -> None:
-        from nullsmtpd.relay.server import serve as serve_relays
-
-        serve_relays(options, environment)
-
-    return run_server("nullsmtpd relay", arguments, help_text, lambda: parse_options(arguments, environment), serve)
-
-
-def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
-    """Return the validated options. Raises `UsageError`, also when the extra is missing."""
-    given = read_options(TABLE, arguments, environment)
-    try:
-        load_extra()
-    except MissingExtraError as error:
-        raise UsageError(str(error)) from None
-    return Options(
-        listen=tuple(dict.fromkeys(parse_all(given["listen"], _listen_address))),
-        exceptions=frozenset(parse_all(given["except"], _exception)),
-        resolver=parse_last(given["resolver"], resolver_address) if given["resolver"] else None,
-        timeout=parse_last(given["timeout"], _timeout),
-        cache=parse_last(given["cache"], positive_int),
-        max_sessions=parse_last(given["max-sessions"], positive_int),
-        user=parse_last(given["user"], user_or_group) if given["user"] else None,
-        group=parse_last(given["group"], user_or_group) if given["group"] else None,
-        metrics=parse_last(given["metrics"], metrics_address) if given["metrics"] else None,
-    )
 
 
 def _listen_address(text: str) -> Address | str:
@@ -115,20 +52,82 @@ def _timeout(text: str) -> float:
     return value
 
 
+TABLE = {
+    "listen": Option(
+        "ADDR",
+        "127.0.0.1:5560",
+        "listen on unix:/PATH, HOST:PORT, [v6]:PORT, or :PORT for all addresses, where everyone who reaches them may "
+        "ask; repeatable",
+        _listen_address,
+        lists=True,
+    ),
+    "except": Option(
+        "DOMAIN",
+        "",
+        "never refuse mail to or from this domain, whatever DNS says, as this host delivers to it; .DOMAIN for all "
+        "domains below it; repeatable",
+        _exception,
+        lists=True,
+    ),
+    "resolver": Option(
+        "ADDR[:PORT]", "", "the recursive name server to query (default: those of /etc/resolv.conf)", resolver_address
+    ),
+    "timeout": Option(
+        "SECONDS",
+        f"{TIMEOUT:g}",
+        f"limit for a DNS query; NOTFOUND then, so that mail is not refused. At most {MAX_TIMEOUT:.0f}; of the recipes "
+        "in deploy/relay only those for Sendmail (30) and Postfix's tables (100) wait for more than 10",
+        _timeout,
+    ),
+    "cache": Option("N", "10000", "number of domains to keep, each for the TTL that DNS gives", positive_int),
+    "max-sessions": Option(
+        "N",
+        "1000",
+        "number of clients at once; past that the one that has been idle for longest is evicted",
+        positive_int,
+    ),
+    **COMMON_OPTIONS,
+}
+
+
+def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    """Run the command with the arguments after ``relay``; return its exit status, see --help."""
+
+    def serve(options: Options) -> None:
+        try:
+            load_extra()  # after uvloop, and before privileges are dropped
+        except MissingExtraError as error:
+            raise UsageError(str(error)) from None
+        from nullsmtpd.relay.server import serve as serve_relays
+
+        serve_relays(options, environment)
+
+    return run_server("nullsmtpd relay", arguments, help_text, lambda: parse_options(arguments, environment), serve)
+
+
+def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
+    """Return the validated options. Raises `UsageError`."""
+    try:
+        values = read_options(TABLE, arguments, environment)
+    except MissingExtraError as error:  # an internationalized name needs idna
+        raise UsageError(str(error)) from None
+    return Options(exceptions=frozenset(values.pop("except")), **values)
+
+
 def help_text() -> str:
     """Return what ``--help`` prints."""
     lines = [
         "usage: nullsmtpd relay [-h] [--version] [--listen ADDR] [options]",
         "",
-        "Tell mail servers, over the socketmap protocol, which domains accept no mail (null",
-        "MX, RFC 7505), so that they can reply 556 to RCPT (RFC 7504), and 550 to MAIL from",
-        "such a domain. Requires the extra: pip install 'nullsmtpd-521[relay]'",
+        "Tell mail servers, over the socketmap protocol, which domains accept no mail",
+        "(null MX, RFC 7505), so that they can reply 556 to RCPT (RFC 7504), and 550 to",
+        "MAIL from such a domain. Needs the extra: pip install 'nullsmtpd-521[relay]'",
         "",
         *option_lines(TABLE),
         "",
         "Each option can also be set in the environment: --max-sessions as",
         f"{variable('max-sessions')}. Precedence: flag, environment variable, default.",
-        "Listening sockets that a service manager passes in (LISTEN_FDS) replace --listen.",
+        "Sockets that a service manager passes in (LISTEN_FDS) replace --listen.",
         "SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.",
         "Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options, or the",
         "extra is missing.",

@@ -5,16 +5,16 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from nullsmtpd.cli.arguments import (
+    COMMON_OPTIONS,
     Option,
+    UsageError,
     boolean,
     option_lines,
-    parse_all,
-    parse_last,
     positive_int,
     positive_seconds,
     read_options,
     seconds,
-    user_or_group,
+    shown,
     variable,
 )
 from nullsmtpd.cli.command import run_server
@@ -23,25 +23,35 @@ from nullsmtpd.responder.replies import (
     DEFAULT_TEXT,
     MAX_REPLY_OCTETS,
     MODES,
-    Dialogue,
     mail_dialogue,
     reply_line,
     session_dialogue,
 )
-from nullsmtpd.runtime.sockets import Address, parse_address
+from nullsmtpd.runtime.sockets import parse_address
 
-__all__ = ["help_text", "metrics_address", "parse_options", "run"]
+__all__ = ["TABLE", "help_text", "parse_options", "run"]
 
 # RFC 5321 §2.3.5: labels of letters, digits and hyphens, 255 octets in all.
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = rf"(?=.{{1,255}}\Z){_LABEL}(\.{_LABEL})*"
 
-#: Options that every server has.
-COMMON_OPTIONS = {
-    "user": Option("NAME", "", "drop privileges to this user, by name or number, after binding"),
-    "group": Option("NAME", "", "drop privileges to this group (default: the user's primary group)"),
-    "metrics": Option("HOST:PORT", "", "serve metrics to Prometheus at http://HOST:PORT/metrics"),
-}
+
+def _mode(text: str) -> str:
+    if text not in MODES:
+        raise ValueError(f"is not a mode; give {', '.join(MODES[:-1])} or {MODES[-1]}")
+    return text
+
+
+def _text(text: str) -> str:
+    reply_line(text)  # raises ValueError
+    return text
+
+
+def _domain(text: str) -> str:
+    if not re.fullmatch(_DOMAIN, text):
+        raise ValueError("is not a domain name; give labels of letters, digits and hyphens, separated by dots")
+    return text
+
 
 TABLE = {
     "listen": Option(
@@ -49,6 +59,7 @@ TABLE = {
         ":25",
         "listen on HOST:PORT, [v6]:PORT, or :PORT for all addresses of both families; port 0 picks a free one; "
         "repeatable, and comma-separated in the environment",
+        parse_address,
         lists=True,
     ),
     "mode": Option(
@@ -56,35 +67,47 @@ TABLE = {
         "close",
         "close: send 521 and close the connection. session: reply 521 to every command until QUIT. mail: greet with "
         "220 and reply 521 to MAIL; Postfix, OpenSMTPD and qmail bounce that at once, while they defer a 521 greeting",
+        _mode,
     ),
     "text": Option(
         "TEXT",
         DEFAULT_TEXT,
         f"the text after the code 521: one line of printable ASCII; the whole reply has at most {MAX_REPLY_OCTETS} "
         "octets",
+        _text,
     ),
-    "hostname": Option("NAME", "", "the domain name in the replies of the modes session and mail (default: hostname)"),
+    "hostname": Option(
+        "NAME", "", "the domain name in the replies of the modes session and mail (default: hostname)", _domain
+    ),
     "linger": Option(
-        "SECONDS", "2", "time for an answered client to read the line and close; 0 closes the connection at once"
+        "SECONDS",
+        "2",
+        "time for an answered client to read the line and close; 0 closes the connection at once",
+        seconds,
     ),
     "max-lingering": Option(
         "N",
         "4096",
         "number of answered clients that are kept so; beyond it finished ones are closed first, then the oldest; "
         "lowered to what the limit of open files allows",
+        positive_int,
     ),
     "max-sessions": Option(
-        "N", "1000", "number of clients with a session (modes session and mail); beyond it a client gets mode close"
+        "N",
+        "1000",
+        "number of clients with a session (modes session and mail); beyond it a client gets mode close",
+        positive_int,
     ),
-    "timeout": Option("SECONDS", "300", "time that a client with a session may be silent"),
-    "backlog": Option("N", "4096", "length of the accept queue, limited by net.core.somaxconn"),
+    "timeout": Option("SECONDS", "300", "time that a client with a session may be silent", positive_seconds),
+    "backlog": Option("N", "4096", "length of the accept queue, limited by net.core.somaxconn", positive_int),
     "reuse-port": Option(
         "",
         "no",
         "let other instances of the same user listen on the same port; the kernel spreads connections over them",
+        boolean,
     ),
     "access-log": Option(
-        "", "no", "log one line per connection: both addresses, the mode, early talkers; rate-limited"
+        "", "no", "log one line per connection: both addresses, the mode, early talkers; rate-limited", boolean
     ),
     **COMMON_OPTIONS,
 }
@@ -106,37 +129,15 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
 
     ``arguments``: those after the command's name. Raises `nullsmtpd.cli.arguments.UsageError`.
     """
-    given = read_options(TABLE, arguments, environment)
-    mode = parse_last(given["mode"], _mode)
-    hostname = parse_last(given["hostname"], _domain) if given["hostname"] else _default_hostname()
-    return Options(
-        listen=tuple(dict.fromkeys(parse_all(given["listen"], parse_address))),
-        mode=mode,
-        reply=parse_last(given["text"], reply_line),
-        dialogue=parse_last(given["text"], lambda text: _dialogue(mode, text, hostname)),
-        linger=parse_last(given["linger"], seconds),
-        max_lingering=parse_last(given["max-lingering"], positive_int),
-        max_sessions=parse_last(given["max-sessions"], positive_int),
-        timeout=parse_last(given["timeout"], positive_seconds),
-        backlog=parse_last(given["backlog"], positive_int),
-        reuse_port=parse_last(given["reuse-port"], boolean),
-        user=parse_last(given["user"], user_or_group) if given["user"] else None,
-        group=parse_last(given["group"], user_or_group) if given["group"] else None,
-        access_log=parse_last(given["access-log"], boolean),
-        metrics=parse_last(given["metrics"], metrics_address) if given["metrics"] else None,
-    )
-
-
-def _mode(text: str) -> str:
-    if text not in MODES:
-        raise ValueError(f"is not a mode; give {', '.join(MODES[:-1])} or {MODES[-1]}")
-    return text
-
-
-def _domain(text: str) -> str:
-    if not re.fullmatch(_DOMAIN, text):
-        raise ValueError("is not a domain name; give labels of letters, digits and hyphens, separated by dots")
-    return text
+    values = read_options(TABLE, arguments, environment)
+    text, hostname = values.pop("text"), values.pop("hostname") or _default_hostname()
+    dialogue = None
+    if values["mode"] != "close":
+        try:
+            dialogue = (session_dialogue if values["mode"] == "session" else mail_dialogue)(text, hostname)
+        except ValueError as error:  # too long with the enhanced code before it
+            raise UsageError(f"--text: {shown(text)} {error}") from None
+    return Options(reply=reply_line(text), dialogue=dialogue, **values)
 
 
 def _default_hostname() -> str:
@@ -145,29 +146,15 @@ def _default_hostname() -> str:
     return name if re.fullmatch(_DOMAIN, name) else "localhost"
 
 
-def _dialogue(mode: str, text: str, hostname: str) -> Dialogue | None:
-    if mode == "close":
-        return None
-    return (session_dialogue if mode == "session" else mail_dialogue)(text, hostname)
-
-
-def metrics_address(text: str) -> Address:
-    """Parse ``HOST:PORT``; metrics are never served on all addresses by mistake. Raises `ValueError`."""
-    address = parse_address(text)
-    if address.host is None:
-        raise ValueError("has no host; give HOST:PORT or [v6]:PORT, such as 127.0.0.1:9521")
-    return address
-
-
 def help_text() -> str:
     """Return what ``--help`` prints."""
     lines = [
         "usage: nullsmtpd [-h] [--version] [--listen ADDR] [--mode MODE] [options]",
-        "       nullsmtpd check [HOST[:PORT]] ...    does a host refuse mail properly?",
-        "       nullsmtpd relay [options]            which domains accept no mail?",
+        "       nullsmtpd check [HOST[:PORT]] ...  does a host refuse mail properly?",
+        "       nullsmtpd relay [options]          tell relays which domains accept no mail",
         "",
-        "Answer every connection with one line that says this host does not accept mail",
-        "(RFC 7504), and close it. check and relay have a --help of their own.",
+        "Answer every connection with one line that says that this host does not accept",
+        "mail (RFC 7504), and close it. check and relay have a --help of their own.",
         "",
         *option_lines(TABLE),
         "",
