@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from nullsmtpd.runtime.event_loop import new_event_loop
 from nullsmtpd.runtime.log import log
 
 __all__ = [
@@ -71,7 +70,9 @@ def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]])
     Raises what it raises, and `OSError` when there can be no event loop. An exception in a callback is logged in one
     line, and the next client is served all the same.
     """
-    loop = new_event_loop()
+    import uvloop  # by now the command has imported it, see event_loop.py
+
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     loop.set_exception_handler(_on_internal_error)
     served = serve(loop)
     try:

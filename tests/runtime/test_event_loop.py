@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 #: Programs start with this: a loop in use for a signal, as the daemon has it.
 LOOP = """
 import signal, sys
-from nullsmtpd.runtime.event_loop import import_uvloop, new_event_loop
+from nullsmtpd.runtime.event_loop import import_uvloop
 
-loop = new_event_loop()
+import_uvloop()
+import uvloop
+loop = uvloop.new_event_loop()
 loop.add_signal_handler(signal.SIGUSR1, lambda: None)
 """
 
@@ -57,7 +59,7 @@ async def main():
 loop.run_until_complete(main())
 print(ssl.create_default_context().verify_mode.name)
 import inspect
-print(inspect.signature(new_event_loop))
+print(inspect.signature(import_uvloop))
 asyncio.new_event_loop().close()
 
 import traceback
@@ -129,7 +131,7 @@ def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 #: Serves one client, and prints what the stand-ins were taken for.
 SERVE = f"""{LOOP}
-import asyncio, uvloop
+import asyncio
 
 class Greeter(asyncio.Protocol):
     def connection_made(self, transport):
@@ -158,12 +160,12 @@ for read in READ:
     for resolves in [True, False] if module == "ssl" else [True]:
         child = os.fork()
         if not child:
-            stand_in = getattr(event_loop, f"_{module}")()
-            del vars(stand_in)[name]
+            stand_ins = event_loop._stand_ins()
+            del vars(stand_ins[module])[name]
             if not resolves:
-                type(stand_in).__getattr__ = lambda stand_in, name: {}[name]
-            setattr(event_loop, f"_{module}", lambda: stand_in)
-            event_loop.new_event_loop()
+                type(stand_ins[module]).__getattr__ = lambda stand_in, name: {}[name]
+            event_loop._stand_ins = lambda: stand_ins
+            event_loop.import_uvloop()
             os._exit(module not in sys.modules)
         print(read, resolves, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -206,10 +208,9 @@ def test_every_supported_version_of_uvloop_falls_back_to_the_real_modules(instal
 def test_stand_ins_have_the_names_that_supported_versions_read_and_no_others(installed: dict[str, Path]) -> None:
     """Once no supported version reads a name any more, it is to be removed."""
     code = """
-from nullsmtpd.runtime.event_loop import _inspect, _ssl, _subprocess
+from nullsmtpd.runtime.event_loop import _stand_ins
 
-stand_ins = (_inspect(), _ssl(), _subprocess())
-print([f"{one.__name__}.{name}" for one in stand_ins for name in vars(one) if not name.startswith("__")])
+print([f"{module}.{name}" for module, one in _stand_ins().items() for name in vars(one) if not name.startswith("__")])
 """
     read = set().union(*map(_names_read, installed.values()))
     assert set(ast.literal_eval(run_python(code))) == read
