@@ -1,7 +1,7 @@
 # An image with the program, the Python interpreter and nothing else: no shell, no package manager, no OpenSSL.
 #
 #     docker build -t nullsmtpd .
-#     docker build -t nullsmtpd --build-arg EXTRAS=relay .
+#     docker build -t nullsmtpd:relay --build-arg EXTRAS=relay .
 #
 # The build secrets are optional, for hosts that reach Debian and PyPI through mirrors; none is left in the image:
 # apt is a .sources file, apt-conf an apt.conf, pip a pip.conf, ca a file of certificates that pip.conf may refer to.

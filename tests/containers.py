@@ -1,9 +1,9 @@
 """Images and containers, by podman: built with or without a mirror, run with the README's options.
 
-As a command it prints the options with which ``podman build`` uses this machine's mirrors; their files are put into the
-directory given, for deploy/image/measure.py:
+As a command it prints the options with which ``podman build`` uses this machine's mirrors, whose files it puts into the
+directory given:
 
-    python deploy/image/measure.py $(python tests/containers.py DIRECTORY)
+    podman build $(python tests/containers.py DIRECTORY) --format=docker --network=host -t nullsmtpd .
 """
 
 import contextlib

@@ -5,6 +5,7 @@
 SITE is the directory that pip installed the program and its dependencies in, ROOT the directory to make.
 """
 
+import ast
 import importlib.util
 import marshal
 import re
@@ -12,25 +13,53 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import CodeType
 
-from metadata import Component, add_debian_packages, add_distributions, bill_of_materials
-from modules import needed_modules
-
-PROGRAM = "nullsmtpd"
-PRODUCT = "nullsmtpd-521"
+from metadata import add_debian_packages, add_distributions, bill_of_materials, component, write
 
 _INTERPRETER = Path(sys.executable).resolve()
 _STDLIB = Path(sysconfig.get_path("stdlib"))
+
+#: Modules that functions of the standard library import, or look up by name.
+_IMPORTED_LATE = (
+    *("encodings.ascii", "encodings.latin_1"),  # text streams
+    *("encodings.idna", "encodings.punycode"),  # host names
+    *("inspect", "subprocess"),  # asyncio, when event_loop.py has not deferred their import
+    "locale",  # gettext, when the environment names a language
+    "runpy",  # python -m
+    "shutil",  # argparse, for the width of the terminal
+    *("textwrap", "tokenize"),  # argparse and traceback
+)
+
+# Prints the name and the file of every module that importing those named as arguments loads; the frozen ones of the
+# interpreter have no file. A name that cannot be imported here is not needed in the image either: it is an attribute,
+# a module for another platform, or part of a distribution that is not installed.
+_LOAD = """
+import importlib, sys
+for name in "_bz2", "_hashlib", "_lzma", "_ssl", "zlib":
+    sys.modules[name] = None  # importing it fails: the standard library does without OpenSSL and archives
+sys.path.insert(0, sys.argv[1])
+from nullsmtpd.runtime.event_loop import import_uvloop
+import_uvloop()
+for name in sys.argv[2:]:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+for name, module in sys.modules.items():
+    spec = getattr(module, "__spec__", None)
+    if spec and spec.has_location:
+        print(name, spec.origin)
+"""
 
 # -I, -S: ignore PYTHON* variables and do not search for site-packages. The interpreter then starts sooner, and all
 # modules are in the standard library's directory. The kernel reads the first line; no shell is needed.
 _COMMAND = f"""#!{_INTERPRETER} -IS
 import sys
 
-from {PROGRAM}.__main__ import main
+from nullsmtpd.__main__ import main
 
 sys.exit(main())
 """
@@ -45,7 +74,7 @@ _ETC = {
 def main() -> None:
     """Fill ROOT."""
     site, root = (Path(argument).resolve() for argument in sys.argv[1:])
-    modules = [path for path in needed_modules(PROGRAM, site).values() if path]
+    modules = set(needed_modules(site).values())
     for module in modules:
         _add_module(module, site, root)
     _add_configuration(root)
@@ -54,9 +83,47 @@ def main() -> None:
         _add_file(file, root)
     distributions = add_distributions(modules, site, root / _STDLIB.relative_to("/"))
     components = [*distributions, *add_debian_packages(root), _bundled_libuv(site)]
-    path = root / "usr/share/sbom" / f"{PROGRAM}.cdx.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(bill_of_materials(PRODUCT, components))
+    write(root / "usr/share/sbom/nullsmtpd.cdx.json", bill_of_materials("nullsmtpd-521", components))
+
+
+def needed_modules(site: Path) -> dict[str, Path]:
+    """Return the modules that ``python -m nullsmtpd`` needs beside those in the interpreter, and their files.
+
+    Following every import statement would end with most of the standard library: each platform's branch, each module's
+    own self-test. So what a module imports at its top is found by importing it, and the imports inside functions are
+    read from the source of what is installed in ``site``: the program and its dependencies.
+    """
+    found: dict[str, Path] = {}
+    record_types = site.glob("dns/rdtypes/*/[!_]*.py")  # dnspython computes the names of these modules
+    wanted = {".".join(file.relative_to(site).with_suffix("").parts) for file in record_types}
+    wanted |= {"nullsmtpd.__main__", *_IMPORTED_LATE}
+    while new := {name: path for name, path in _load(wanted, site) if name not in found}:
+        found |= new
+        for name, path in new.items():
+            if path.is_relative_to(site) and path.suffix == ".py":
+                wanted.update(_late_imports(name, path))
+    return found
+
+
+def _load(names: Iterable[str], site: Path) -> Iterator[tuple[str, Path]]:
+    """Import these modules in a new interpreter; yield the name and the file of each module that it has then."""
+    command = [sys.executable, "-I", "-S", "-c", _LOAD, str(site), *sorted(names)]
+    for line in subprocess.check_output(command, text=True).splitlines():
+        name, path = line.split(maxsplit=1)
+        yield name, Path(path)
+
+
+def _late_imports(name: str, path: Path) -> Iterator[str]:
+    """Yield the names of the modules, and of what may be modules, that functions of a module import."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for function in ast.walk(ast.parse(path.read_bytes())):
+        for node in ast.walk(function) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) else ():
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _add_module(source: Path, site: Path, root: Path) -> None:
@@ -90,7 +157,7 @@ def _without_lines(code: CodeType) -> CodeType:
 
 def _linked_libraries(binaries: Iterable[Path]) -> set[Path]:
     """Return the paths of all shared libraries that the dynamic linker loads for these programs and libraries."""
-    listed = subprocess.run(["ldd", *binaries], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.check_output(["ldd", *binaries], text=True)
     if "not found" in listed:
         raise SystemExit(f"a shared library is missing:\n{listed}")
     return {Path(path) for path in re.findall(r"(/\S+) \(0x", listed)}
@@ -105,28 +172,27 @@ def _add_file(source: Path, root: Path) -> None:
 
 
 def _add_configuration(root: Path) -> None:
+    """Add what no package has in this form: links, user database, the command."""
     for directory in Path("/").glob("lib*"):
         if directory.is_symlink():  # /lib is /usr/lib, as on every Debian system
             (root / directory.name).symlink_to(directory.readlink())
     # The interpreter finds the standard library by the name of this file (Modules/getpath.py); `os` itself is frozen.
     (root / _STDLIB.relative_to("/") / "os.pyc").touch()
-    (root / "etc").mkdir()
-    (root / "etc/os-release").symlink_to("../usr/lib/os-release")
     for name, text in _ETC.items():
-        (root / "etc" / name).write_text(text)
-    command = root / "usr/bin" / PROGRAM
-    command.parent.mkdir()
-    command.write_text(_COMMAND)
+        write(root / "etc" / name, text)
+    (root / "etc/os-release").symlink_to("../usr/lib/os-release")
+    command = root / "usr/bin/nullsmtpd"
+    write(command, _COMMAND)
     command.chmod(0o755)
-    (root / "usr/bin/python3").symlink_to(_INTERPRETER.name)
+    command.with_name("python3").symlink_to(_INTERPRETER.name)
 
 
-def _bundled_libuv(site: Path) -> Component:
+def _bundled_libuv(site: Path) -> dict[str, object]:
     """Return the library that is linked into uvloop, which no package database lists."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import uvloop.loop; print(uvloop.loop.libuv_get_version())"
-    number = int(subprocess.run([sys.executable, "-c", code, site], check=True, stdout=subprocess.PIPE).stdout)
+    number = int(subprocess.check_output([sys.executable, "-c", code, site]))
     version = f"{number >> 16}.{number >> 8 & 0xFF}.{number & 0xFF}"  # UV_VERSION_HEX
-    return Component("libuv", version, f"pkg:github/libuv/libuv@v{version}", [{"license": {"id": "MIT"}}])
+    return component("libuv", version, f"pkg:github/libuv/libuv@v{version}", [{"license": {"id": "MIT"}}])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What an image takes: disk space, download size, memory, and time until it answers. Needs root and podman.
+"""What images take: disk space, download size, memory, and time until they answer. Needs root and podman.
 
-    measure.py IMAGE...        print a table of these images
-    measure.py [--OPTION...]   build the images of README.md, with these options of podman build, and write its table
+    measure.py IMAGE...
 
 Each image's own command runs on a copy of its files, as user 65532 on port 2525, and is timed from its start to the
 first client that has received the whole line. Figures are medians of 21 starts; 1 MB is 10^6 octets.
@@ -21,56 +20,46 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["drop_page_cache"]
+__all__ = ["HEADER", "drop_page_cache"]
 
 STARTS = 21
 LINE = b"521 Host does not accept mail\r\n"
 ADDRESS = ("127.0.0.1", 2525)
-DIRECTORY = Path(__file__).resolve().parent
 
 HEADER = """\
 | image | files, MB | compressed, MB | RSS, KiB | anonymous, KiB | first line after, ms |
 | --- | ---: | ---: | ---: | ---: | ---: |
 """
 
-#: The rows of README.md: what is built, with what options.
-ROWS = {
-    "nullsmtpd": (),
-    "nullsmtpd with EXTRAS=relay": ("--build-arg=EXTRAS=relay",),
-    "nginx with its stream module": (f"--file={DIRECTORY / 'nginx.Dockerfile'}",),
-}
+
+def main() -> None:
+    """Print the table for README.md."""
+    print(HEADER + "".join(_row(image) for image in sys.argv[1:]), end="")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the table, or write it into README.md."""
-    if arguments and not arguments[0].startswith("--"):
-        print(HEADER + "".join(_row(image, image) for image in arguments), end="")
-        return
-    build = ("build", "--quiet", "--format=docker", "--network=host", *arguments)
-    rows = [_row(name, _podman(*build, *options, str(DIRECTORY.parents[1]))) for name, options in ROWS.items()]
-    readme = DIRECTORY / "README.md"
-    before, after = re.split(rf"{re.escape(HEADER)}(?:\|.*\n)*", readme.read_text())
-    readme.write_text(before + HEADER + "".join(rows) + after)
-
-
-def _row(name: str, image: str) -> str:
-    config = json.loads(_podman("image", "inspect", image))[0]["Config"]
+def _row(image: str) -> str:
+    config = json.loads(_podman("inspect", image))[0]["Config"]
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        root = Path(directory, "root")
-        shutil.copytree(_podman("image", "mount", image), root, symlinks=True)
-        _podman("image", "unmount", image)
-        size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-        layer = subprocess.run(["tar", "-cz", "-C", root, "."], check=True, stdout=subprocess.PIPE).stdout
+        root = Path(directory)
+        shutil.copytree(_podman("mount", image), root, symlinks=True, dirs_exist_ok=True)
+        _podman("unmount", image)
+        size = sum(path.stat().st_size for path in _files(root))
+        layer = subprocess.check_output(["tar", "-cz", "-C", root, "."])
         (root / "dev").mkdir(exist_ok=True)
         os.mknod(root / "dev/null", stat.S_IFCHR, os.makedev(1, 3))  # which every engine provides
         (root / "dev/null").chmod(0o666)
         drop_page_cache(root)
         starts = [_start(root, config["Entrypoint"], config.get("Env", [])) for _ in range(STARTS)]
-    elapsed, resident, anonymous = (statistics.median(values) for values in zip(*starts, strict=True))
-    return (
-        f"| {name} | {size / 1e6:.1f} | {len(layer) / 1e6:.1f} | {resident:,.0f} | {anonymous:,.0f} | {elapsed:.0f} |\n"
-    )
+    ms, resident, anonymous = (statistics.median(values) for values in zip(*starts, strict=True))
+    return f"| {image} | {size / 1e6:.1f} | {len(layer) / 1e6:.1f} | {resident:,.0f} | {anonymous:,.0f} | {ms:.0f} |\n"
+
+
+def _podman(*arguments: str) -> str:
+    return subprocess.check_output(["podman", "image", *arguments], text=True).strip()
+
+
+def _files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
 
 
 def drop_page_cache(root: Path) -> None:
@@ -80,21 +69,18 @@ def drop_page_cache(root: Path) -> None:
     pages of a large folio of the page cache (mm/filemap.c, filemap_map_pages), and files just written have the largest
     folios: RSS was up to 3 MB higher.
     """
-    for path in root.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)  # pages not written to disk yet would stay
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+    for path in _files(root):
+        with path.open("rb") as file:
+            os.fsync(file)  # pages not written to disk yet would stay
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _start(root: Path, command: Sequence[str], variables: Sequence[str]) -> tuple[float, int, int]:
     """Return the milliseconds from the start to the line, then KiB of memory: resident, and anonymous."""
+    environment = dict(variable.split("=", 1) for variable in variables) | {"PATH": os.environ["PATH"]}
     begin = time.perf_counter()
     process = subprocess.Popen(
-        ["chroot", "--userspec=65532:65532", root, *command],
-        env=dict(variable.split("=", 1) for variable in variables) | {"PATH": os.environ["PATH"]},
-        stderr=subprocess.DEVNULL,
+        ["chroot", "--userspec=65532:65532", root, *command], env=environment, stderr=subprocess.DEVNULL
     )
     try:
         while not _answers():
@@ -118,9 +104,5 @@ def _answers() -> bool:
         return False
 
 
-def _podman(*arguments: str) -> str:
-    return subprocess.run(["podman", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,7 +6,7 @@ import pytest
 from cyclonedx.spdx import is_supported_id
 from hypothesis import given
 from hypothesis import strategies as st
-from metadata import Component, bill_of_materials, debian_licences
+from metadata import bill_of_materials, component, debian_licences
 
 FORMAT = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
 
@@ -70,10 +70,10 @@ def test_any_text_has_a_licence(text: str) -> None:
 
 def test_equal_images_have_equal_bills_of_materials() -> None:
     """The document contains no time, and its serial number depends on the components."""
-    product = Component("program", "1", "pkg:pypi/program@1", [{"expression": "MIT"}])
-    part = Component("part", "2", "pkg:pypi/part@2", [{"license": {"name": "see the text"}}])
+    product = component("program", "1", "pkg:pypi/program@1", [{"expression": "MIT"}])
+    part = component("part", "2", "pkg:pypi/part@2", [{"license": {"name": "see the text"}}])
     document = bill_of_materials("program", [part, product])
     assert document == bill_of_materials("program", [part, product])
-    assert json.loads(document)["dependencies"] == [{"ref": product.purl, "dependsOn": [part.purl]}]
-    other = bill_of_materials("program", [part._replace(version="3"), product])
+    assert json.loads(document)["dependencies"] == [{"ref": product["purl"], "dependsOn": [part["purl"]]}]
+    other = bill_of_materials("program", [part | {"version": "3"}, product])
     assert json.loads(other)["serialNumber"] != json.loads(document)["serialNumber"]
