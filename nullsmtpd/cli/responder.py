@@ -151,7 +151,7 @@ def help_text() -> str:
     lines = [
         "usage: nullsmtpd [-h] [--version] [--listen ADDR] [--mode MODE] [options]",
         "       nullsmtpd check [HOST[:PORT]] ...  does a host refuse mail properly?",
-        "       nullsmtpd relay [options]          tell mail relays which domains take none",
+        "       nullsmtpd relay [options]          tell relays which domains take no mail",
         "",
         "Answer every connection with one line that says that this host does not accept",
         "mail (RFC 7504), and close it. check and relay have a --help of their own.",
