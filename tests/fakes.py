@@ -146,14 +146,21 @@ class FaultyListener(socket.socket):
 
 
 class FakeTransport(asyncio.Transport):
-    """Notes what a Protocol asks of it; ``write`` fails with ``error``."""
+    """Notes what a Protocol asks of it; ``write`` fails with ``error``. ``protocol``: the one that has taken over."""
 
     def __init__(self, error: Exception | None = None, *, can_eof: bool = True) -> None:
         super().__init__()
         self.calls: list[str] = []
         self.written = b""
+        self.protocol: asyncio.BaseProtocol | None = None
         self._error = error
         self._can_eof = can_eof
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.calls.append(f"limits {high}")
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
 
     def write(self, data: Any) -> None:  # noqa: ANN401 - the standard library's own signature
         self.calls.append("write")

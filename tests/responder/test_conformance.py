@@ -5,69 +5,65 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from dialogues import CLOSING, EHLO, GREETING, HOST
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support import LINE, Daemon, Start, connect, read_all, starting
 
-HOST = "mx.example.org"
-GREETING = b"220 mx.example.org ESMTP\r\n"
-EHLO = b"250-mx.example.org\r\n250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n250 SMTPUTF8\r\n"
 HELO = b"250 mx.example.org\r\n"
 OK = b"250 2.0.0 OK\r\n"
 REFUSED = b"521 5.3.2 Host does not accept mail\r\n"
-CLOSING = b"221 2.0.0 mx.example.org closing connection\r\n"
 TOO_MANY = b"421 4.7.0 mx.example.org Too many commands\r\n"
 
 
-def answer(daemon: Daemon, *said: bytes) -> bytes:
-    """Return all octets that a client gets which says something first."""
+def received(daemon: Daemon, sent: bytes = b"") -> bytes:
+    """Return all octets that a client receives which sends these first."""
     with connect(daemon.address) as client:
-        for octets in said:
-            client.sendall(octets)
+        client.sendall(sent)
         return read_all(client)
 
 
 def test_rfc7504_3_the_521_comes_at_connection_opening(daemon: Daemon) -> None:
     """RFC 7504 §3: 521 is returned "when a connection is opened" by a host that does not accept mail."""
-    assert answer(daemon) == b"521 Host does not accept mail\r\n"
+    assert received(daemon) == b"521 Host does not accept mail\r\n"
 
 
 def test_rfc7504_3_the_connection_may_be_closed_after_it(daemon: Daemon) -> None:
-    """RFC 7504 §3: once 521 was said, the server need not wait for QUIT; the client sees an orderly close."""
+    """RFC 7504 §3: after 521 the server need not wait for QUIT; the client sees an orderly close."""
     with connect(daemon.address) as client:
         assert client.recv(512) == LINE
         assert client.recv(512) == b""
 
 
 def test_rfc7504_3_and_rfc5321_3_1_nothing_follows_the_greeting(daemon: Daemon) -> None:
-    """RFC 5321 §3.1: after a greeting that refuses there is no session; no command draws a second reply."""
-    assert answer(daemon, b"EHLO client.example\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\nQUIT\r\n") == LINE
+    """RFC 5321 §3.1: after a greeting that refuses there is no session; no command gets a second reply."""
+    assert received(daemon, b"EHLO client.example\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\nQUIT\r\n") == LINE
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"QUIT\r\n", b"EHLO \xff\x00\r\n", b"%s%n{0}\r\n", b"521 other\r\n", b"GET / HTTP/1.0\r\n\r\n"]
+    "sent", [b"", b"QUIT\r\n", b"EHLO \xff\x00\r\n", b"%s%n{0}\r\n", b"521 other\r\n", b"GET / HTTP/1.0\r\n\r\n"]
 )
-def test_rfc7504_7_the_reply_is_a_fixed_string(daemon: Daemon, said: bytes) -> None:
+def test_rfc7504_7_the_reply_is_a_fixed_string(daemon: Daemon, sent: bytes) -> None:
     """RFC 7504 §7: the reply does not depend on anything but the operator's configuration."""
-    assert answer(daemon, said) == LINE
+    assert received(daemon, sent) == LINE
 
 
 def test_rfc7504_7_the_reply_names_neither_software_nor_host(daemon: Daemon) -> None:
-    """RFC 7504 §7: a fixed string gives nothing away about what runs here."""
-    said = answer(daemon).lower()
-    for telling in (b"nullsmtpd", b"python", b"uvloop", b"esmtp", b"127.0.0.1"):
-        assert telling not in said
+    """RFC 7504 §7: a fixed string discloses nothing about the software or the host."""
+    reply = received(daemon).lower()
+    for disclosure in (b"nullsmtpd", b"python", b"uvloop", b"esmtp", b"127.0.0.1"):
+        assert disclosure not in reply
 
 
 @pytest.mark.parametrize("text", ["Host does not accept mail", "x", "x" * 506, "~ !\"#$%&'()*+,-./"])
 def test_rfc5321_4_2_the_reply_is_a_code_a_space_and_a_text(start: Start, text: str) -> None:
     """RFC 5321 §4.2: Greeting / Reply-line = Reply-code [ SP textstring ] CRLF, textstring of HT and %d32-126."""
-    assert re.fullmatch(rb"[2-5][0-5][0-9] [\t\x20-\x7e]+\r\n", answer(start("--text", text)))
+    assert re.fullmatch(rb"[2-5][0-5][0-9] [\t\x20-\x7e]+\r\n", received(start("--text", text)))
 
 
 def test_rfc5321_4_2_it_is_a_single_line(daemon: Daemon) -> None:
     """RFC 5321 §4.2.1: a hyphen after the code would announce more lines; a space ends the reply."""
-    reply = answer(daemon)
+    reply = received(daemon)
     assert reply[3:4] == b" "
     assert reply.count(b"\r\n") == 1
     assert reply.endswith(b"\r\n")
@@ -75,14 +71,14 @@ def test_rfc5321_4_2_it_is_a_single_line(daemon: Daemon) -> None:
 
 def test_rfc5321_4_5_3_1_5_the_longest_reply_has_512_octets(start: Start) -> None:
     """RFC 5321 §4.5.3.1.5: a reply line, code and CRLF included, is at most 512 octets."""
-    assert len(answer(start("--text", "x" * 506))) == 512
+    assert len(received(start("--text", "x" * 506))) == 512
 
 
-def test_rfc5321_3_8_the_server_survives_clients_that_just_leave(daemon: Daemon) -> None:
+def test_rfc5321_3_8_the_server_survives_clients_that_disconnect(daemon: Daemon) -> None:
     """RFC 5321 §3.8: a connection that the client drops without QUIT is closed, and the next one served."""
     for _ in range(100):
         connect(daemon.address).close()
-    assert answer(daemon) == LINE
+    assert received(daemon) == LINE
 
 
 @pytest.fixture
@@ -91,7 +87,7 @@ def mail(start: Start) -> Daemon:
 
 
 def replies_to(daemon: Daemon, *commands: bytes) -> list[bytes]:
-    """Return the greeting and the reply to each command, which is sent once the reply before it has come."""
+    """Return the greeting and the reply to each command, which is sent after the reply before it was received."""
     with connect(daemon.address) as client, client.makefile("rb") as octets:
         replies = [read_reply(octets)]
         for command in commands:
@@ -110,24 +106,24 @@ def read_reply(octets: Iterator[bytes]) -> bytes:
 
 def test_rfc7504_3_mail_is_refused_after_the_greeting_too(mail: Daemon) -> None:
     """RFC 7504 §3 allows 521 "in other situations", RFC 3463 §3.4 has X.3.2 for a host that takes no messages."""
-    said = replies_to(mail, b"EHLO client.example", b"MAIL FROM:<a@client.example>", b"RSET", b"QUIT")
-    assert said == [GREETING, EHLO, REFUSED, OK, CLOSING]
+    replies = replies_to(mail, b"EHLO client.example", b"MAIL FROM:<a@client.example>", b"RSET", b"QUIT")
+    assert replies == [GREETING, EHLO, REFUSED, OK, CLOSING]
 
 
 COMMANDS = [b"MAIL FROM:<>", b"RCPT TO:<a@b>", b"DATA", b"VRFY x", b"AUTH PLAIN", b"STARTTLS", b"X", b""]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, b"EHLO x", b"HELO x", b"NOOP", b"RSET"])
-def test_rfc7504_3_session_says_521_to_everything_but_quit(start: Start, command: bytes) -> None:
-    """RFC 7504 §3: a server that does not close after 521 waits for QUIT and says 521 to every other command."""
+def test_rfc7504_3_session_replies_521_to_everything_but_quit(start: Start, command: bytes) -> None:
+    """RFC 7504 §3: a server that does not close after 521 waits for QUIT and replies 521 to every other command."""
     daemon = start("--mode", "session", "--hostname", HOST)
-    said = replies_to(daemon, command, command, b"quit")
-    assert said == [LINE, LINE, LINE, b"221 mx.example.org closing connection\r\n"]
+    replies = replies_to(daemon, command, command, b"quit")
+    assert replies == [LINE, LINE, LINE, b"221 mx.example.org closing connection\r\n"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_rfc7504_3_mail_says_521_to_every_command_that_is_about_mail(mail: Daemon, command: bytes) -> None:
-    """RFC 5321 §4.3.2 lets 521 answer any command; nothing that is not offered gets another reply than MAIL."""
+def test_rfc7504_3_mail_replies_521_to_every_other_command(mail: Daemon, command: bytes) -> None:
+    """RFC 7504 §3 allows 521 "in other situations": MAIL and every command that is not offered get it."""
     assert replies_to(mail, command, b"NOOP") == [GREETING, REFUSED, OK]
 
 
@@ -146,13 +142,13 @@ def test_rfc5321_4_1_1_1_the_ehlo_reply_has_the_host_and_then_keywords(mail: Dae
 
 
 def test_rfc6531_3_1_a_server_with_smtputf8_offers_8bitmime(mail: Daemon) -> None:
-    """RFC 6531 §3.1 (3), (8): the keyword SMTPUTF8 has no parameters, and 8BITMIME is announced with it."""
+    """RFC 6531 §3.1: the keyword SMTPUTF8 has no parameters, and 8BITMIME is announced with it."""
     offered = {line[4:] for line in replies_to(mail, b"EHLO client.example")[1].splitlines()}
     assert offered >= {b"SMTPUTF8", b"8BITMIME"}
 
 
-def test_rfc6531_3_4_a_mail_command_with_smtputf8_gets_the_text(mail: Daemon) -> None:
-    """RFC 6531 §3.4: where SMTPUTF8 is offered, MAIL may have UTF-8 and the parameter; it is refused as any other."""
+def test_rfc6531_3_4_a_mail_command_with_smtputf8_is_refused_as_any_other(mail: Daemon) -> None:
+    """RFC 6531 §3.4: where SMTPUTF8 is offered, MAIL may have the parameter and an address in UTF-8."""
     command = "MAIL FROM:<jörg@bücher.example> BODY=8BITMIME SMTPUTF8".encode()
     assert replies_to(mail, "EHLO bücher.example".encode(), command) == [GREETING, EHLO, REFUSED]
 
@@ -175,8 +171,8 @@ def test_rfc2034_4_every_reply_has_a_code_of_its_class(mail: Daemon, hello: byte
 def test_rfc2034_4_the_replies_that_end_a_session_have_a_code_too(start: Start) -> None:
     """RFC 2034 §4 and RFC 3463: 4.4.2 for a timeout, 4.7.0 for too many commands, 4.3.2 for a shutdown."""
     daemon = start("--mode", "mail", "--hostname", HOST, "--timeout", "0.2")
-    assert answer(daemon) == GREETING + b"421 4.4.2 mx.example.org Timeout\r\n"
-    assert answer(daemon, b"NOOP\r\n" * 120) == GREETING + OK * 110 + TOO_MANY
+    assert received(daemon) == GREETING + b"421 4.4.2 mx.example.org Timeout\r\n"
+    assert received(daemon, b"NOOP\r\n" * 120) == GREETING + OK * 110 + TOO_MANY
     daemon = start("--mode", "mail", "--hostname", HOST)
     with connect(daemon.address) as client, client.makefile("rb") as octets:
         assert read_reply(octets) == GREETING
@@ -185,14 +181,14 @@ def test_rfc2034_4_the_replies_that_end_a_session_have_a_code_too(start: Start) 
 
 
 def test_rfc5321_4_1_1_1_helo_offers_nothing(mail: Daemon) -> None:
-    """RFC 5321 §4.1.1.1: a server never gives the extended reply of EHLO to HELO."""
+    """RFC 5321 §4.1.1.1: a server must not send the extended reply of EHLO to HELO."""
     assert replies_to(mail, b"HELO client.example")[1] == HELO
 
 
 def test_rfc5321_4_1_4_noop_and_rset_need_no_ehlo(mail: Daemon) -> None:
     """RFC 5321 §4.1.4: NOOP, RSET and QUIT come in any order, also before EHLO; EHLO may come again."""
-    said = replies_to(mail, b"NOOP", b"RSET", b"EHLO a.example", b"EHLO b.example", b"HELO c.example", b"QUIT")
-    assert said == [GREETING, OK, OK, EHLO, EHLO, HELO, CLOSING]
+    replies = replies_to(mail, b"NOOP", b"RSET", b"EHLO a.example", b"EHLO b.example", b"HELO c.example", b"QUIT")
+    assert replies == [GREETING, OK, OK, EHLO, EHLO, HELO, CLOSING]
 
 
 @pytest.mark.parametrize("command", [b"noop", b"NoOp", b"NOOP x y", b"RSET", b"rset"])
@@ -217,8 +213,8 @@ FIXED = re.compile(
 @given(st.lists(st.tuples(VERBS, st.binary(max_size=60)).map(b" ".join), max_size=12).map(b"\r\n".join))
 @example(b"EHLO " + b"x" * 600 + b"\r\nMAIL FROM:<\r\n250 2.0.0 OK\r\n>\r\n")
 @example(b"EHLO %s%n{0}${hostname}\r\nHELO `id`\r\nMAIL\0\r\n")
-def test_rfc7504_7_every_reply_is_a_fixed_string(mail_for_all: Daemon, said: bytes) -> None:
-    """Invariant (RFC 7504 §7): whatever a client sends, it reads the fixed replies and nothing else."""
+def test_rfc7504_7_every_reply_is_a_fixed_string(mail_for_all: Daemon, sent: bytes) -> None:
+    """Invariant (RFC 7504 §7): whatever a client sends, it receives the fixed replies and nothing else."""
     with connect(mail_for_all.address) as client:
-        client.sendall(said + b"\r\nQUIT\r\n")
+        client.sendall(sent + b"\r\nQUIT\r\n")
         assert FIXED.fullmatch(read_all(client))

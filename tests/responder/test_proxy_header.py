@@ -1,4 +1,4 @@
-"""Behind a load balancer that says who the client is: the PROXY protocol (haproxy's proxy-protocol.txt)."""
+"""Behind a load balancer that sends the client's address: the PROXY protocol (haproxy's proxy-protocol.txt)."""
 
 import socket
 import struct
@@ -19,7 +19,7 @@ each_version = pytest.mark.parametrize("header", [V1, V2], ids=["v1", "v2"])
 @each_version
 @pytest.mark.parametrize("octets", [b"", b"QUIT\r\n", b"EHLO client.example\r\nMAIL FROM:<>\r\n"])
 def test_client_behind_a_header_reads_the_line_and_no_reset(daemon: Daemon, header: bytes, octets: bytes) -> None:
-    """Mode close looks at nothing that is sent, so a header, and what the client says after it, changes nothing."""
+    """Mode close interprets no input, so a header, and what the client sends after it, changes nothing."""
     with connect(daemon.address) as client:
         client.sendall(header)
         client.sendall(octets)
@@ -30,7 +30,7 @@ def test_client_behind_a_header_reads_the_line_and_no_reset(daemon: Daemon, head
 
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
 def test_client_behind_haproxy_reads_the_line(daemon: Daemon, tmp_path: Path, option: str) -> None:
-    """A balancer that sends the header passes the line and the end on, whether or not the client speaks first."""
+    """A balancer that sends the header passes the line and the FIN on, also to an early talker."""
     require_tools("haproxy")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = tmp_path / "haproxy.cfg"
@@ -58,7 +58,7 @@ listen smtp
     server nullsmtpd 127.0.0.1:{{port}} {{option}}
 """
 
-# The greeting, the reply to a command that is none, the replies to EHLO and QUIT.
+# The greeting, the reply to an unknown command, the replies to EHLO and QUIT.
 SESSION = ("521 Host does not accept mail",) * 3 + ("221 host.example closing connection",)
 EHLO = "250-host.example\n250-8BITMIME\n250-ENHANCEDSTATUSCODES\n250 SMTPUTF8"
 MAIL = (
@@ -70,20 +70,20 @@ MAIL = (
 
 
 @pytest.mark.parametrize(("mode", "replies"), [("session", SESSION), ("mail", MAIL)])
-def test_dialogue_takes_a_header_of_version_1_for_a_command(start: Start, mode: str, replies: tuple[str, ...]) -> None:
-    """The modes with a dialogue answer it, so that the client takes each reply for that to its next command."""
+def test_version_1_is_an_unknown_command_to_a_dialogue(start: Start, mode: str, replies: tuple[str, ...]) -> None:
+    """The modes with a dialogue reply to it, so that a client is one reply behind from then on."""
     assert dialogue(start, mode, V1) == "\n".join(replies)
 
 
 @pytest.mark.parametrize(("mode", "replies"), [("session", SESSION), ("mail", MAIL)])
-def test_dialogue_takes_a_header_of_version_2_for_quit(start: Start, mode: str, replies: tuple[str, ...]) -> None:
-    """Its signature holds the line QUIT, after three others: the modes with a dialogue take leave."""
+def test_version_2_is_quit_to_a_dialogue(start: Start, mode: str, replies: tuple[str, ...]) -> None:
+    """Its signature has the line QUIT, after three others: the modes with a dialogue end the session."""
     greeting, refusal, _, closing = replies
     assert dialogue(start, mode, V2) == "\n".join([greeting, *[refusal] * 3, closing])
 
 
 def dialogue(start: Start, mode: str, header: bytes) -> str:
-    """Return what a client that says EHLO and QUIT behind the header gets to read."""
+    """Return what a client receives that sends EHLO and QUIT after the header."""
     daemon = start("--mode", mode, "--hostname", "host.example")
     with connect(daemon.address) as client:
         client.sendall(header)

@@ -59,7 +59,7 @@ def test_the_end_is_a_fin_and_no_reset(daemon: Daemon) -> None:
 
 
 def test_each_reply_of_a_dialogue_is_one_segment(start: Start) -> None:
-    """Greeting, the lines of the EHLO reply, 521 and 221: each leaves in a segment of its own."""
+    """Greeting, EHLO reply with all its lines, 521 and 221: one segment each."""
     daemon = start("--mode", "mail", "--hostname", "mx.example.org")
     for _ in range(50):
         with connect(daemon.address) as client:
@@ -71,7 +71,7 @@ def test_each_reply_of_a_dialogue_is_one_segment(start: Start) -> None:
 
 
 def test_replies_to_pipelined_commands_leave_together(start: Start) -> None:
-    """Commands that arrive in one segment are answered in one, after the greeting's."""
+    """Commands that arrive in one segment are answered in one segment."""
     daemon = start("--mode", "mail", "--hostname", "mx.example.org")
     with connect(daemon.address) as client:
         assert client.recv(4096).startswith(b"220 ")
