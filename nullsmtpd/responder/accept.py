@@ -182,13 +182,14 @@ class Acceptor:
                     listener.shutdown(socket.SHUT_RDWR)  # other processes may have a copy, which close() would leave
             listener.close()
 
-    def _on_sweep(self, arrivals_per_second: float) -> None:
-        """Start or end polling, by the rate of connections since the last sweep of the linger queue."""
+    def _on_sweep(self, arrivals_per_second: float) -> bool:
+        """Start or end polling, by the rate of connections since the last sweep; return whether it is to end later."""
         if arrivals_per_second >= BURST_RATE and self._timer is None and not self._is_draining:
             self._is_polling = True
             self._poll_in(POLL_INTERVAL)
         elif arrivals_per_second < BURST_RATE / 2:
             self._is_polling = False
+        return self._is_polling
 
     def _on_poll_timer(self) -> None:
         """Answer the accept queues; return to epoll after a pause, or when the burst has ended."""

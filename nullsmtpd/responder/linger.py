@@ -45,7 +45,8 @@ class LingerQueue:
     """The half-closed sockets, in order of arrival.
 
     ``seconds``: how long a client may take to close; 0 closes at once. ``limit``: how many sockets there may be, those
-    that are drained included. ``on_sweep`` is called at each sweep with the connections per second since the last one.
+    that are drained included. ``on_sweep`` is called at each sweep with the connections per second since the last one,
+    and returns whether to sweep once more even if the queue is empty.
 
     The accept path appends to ``queue`` while it is shorter than ``room``, and calls `start` when ``timer`` is `None`.
     """
@@ -55,7 +56,7 @@ class LingerQueue:
         self.timer: asyncio.TimerHandle | None = None
         self.cut_short = 0
         self.drained = 0
-        self.on_sweep: Callable[[float], None] = lambda _: None
+        self.on_sweep: Callable[[float], bool] = lambda _: False
         self._loop = loop
         self._seconds = seconds
         self._min_linger = min(MIN_LINGER, seconds)
@@ -161,15 +162,15 @@ class LingerQueue:
     def _on_timer(self) -> None:
         self.timer = None
         now = self._loop.time()
-        arrivals = 0
+        is_burst = False
         try:
             self._drain(now)
             if (elapsed := now - self._swept_at) >= 0.9 * self._interval:  # or the timer ran to drain
                 arrivals = self._removed + len(self.queue) - self._swept
                 self._sweep(now)
-                self.on_sweep(arrivals / elapsed)
+                is_burst = self.on_sweep(arrivals / elapsed)
         finally:
-            if self or self._draining or arrivals:  # with the last sweep `on_sweep` learns that nobody has arrived
+            if self or self._draining or is_burst:
                 interval = min(self._interval, DRAIN_INTERVAL) if self._draining else self._interval
                 self.timer = self._loop.call_later(interval, self._on_timer)
 
