@@ -1,4 +1,4 @@
-"""A child process that lives as long as a block, and no longer than this process."""
+"""A child process that runs until the end of a block, and not longer than this process."""
 
 import contextlib
 import subprocess
@@ -7,13 +7,13 @@ from typing import IO
 
 __all__ = ["UNTIL_WE_END", "child"]
 
-#: What to put before a command that must not survive this process, not even if it is killed (setpriv(1), util-linux).
+#: Prefix of a command that must not survive this process, even if this process is killed (setpriv(1), util-linux).
 UNTIL_WE_END = ("setpriv", "--pdeathsig", "KILL")
 
 
 @contextlib.contextmanager
 def child(command: Sequence[str], log: IO[bytes] | None = None) -> Iterator[str]:
-    """Start a command and kill it at the end; yield the line that it says when it is ready.
+    """Start a command and kill it at the end; yield the line that it prints when it is ready.
 
     Its standard input is a pipe from here, its errors go to ``log``.
     """
@@ -22,9 +22,9 @@ def child(command: Sequence[str], log: IO[bytes] | None = None) -> Iterator[str]
     ) as popen:
         try:
             assert popen.stdout
-            said = popen.stdout.readline().strip()
-            if not said:
+            line = popen.stdout.readline().strip()
+            if not line:
                 raise RuntimeError(f"{command[0]} ended with {popen.wait()}")
-            yield said
+            yield line
         finally:
             popen.kill()

@@ -34,7 +34,7 @@ from support import require_root, require_tools
 
 __all__ = ["NO_NETWORK", "OWN_NETWORK", "SUITES", "Chroot", "apt_settings", "apt_sources", "chroot"]
 
-#: What people call each suite.
+#: The release of each suite.
 SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 
 #: A network namespace with nothing but the loopback interface.
@@ -152,7 +152,7 @@ class Chroot:
         return self.run("sh", "-e", "-c", script, "sh", *arguments, user=user, stdin=stdin, patience=patience)
 
     def save(self, directory: Path, archive: Path) -> None:
-        """Pack what was written in the chroot, which was mounted on ``directory``."""
+        """Pack what was written in the chroot, which is mounted on ``directory``."""
         tar = ("tar", "--create", f"--directory={directory}/upper", "--numeric-owner", "--xattrs", "--one-file-system")
         subprocess.run([*self._namespaces, "--", *tar, f"--file={archive}", "."], check=True, timeout=_BUILD_PATIENCE)
 
@@ -179,9 +179,9 @@ def chroot(  # noqa: PLR0913 - each may differ on its own
     """Run a chroot of ``suite`` with these packages, without what they merely recommend, until the end of the block.
 
     ``selections``: answers to the packages' questions, as for debconf-set-selections(1). ``prepare``: a shell script
-    that was run once, after the installation, such as ``useradd --create-home alice``. ``network``: what to put before
-    a command to run it in the network that the chroot is to be in; name servers are those of this machine in its own
-    network, else 127.0.0.1. In its own network pip works as it does outside.
+    that was run once, after the installation, such as ``useradd --create-home alice``. ``network``: prefix of a
+    command that runs in the network of the chroot: `NO_NETWORK`, `OWN_NETWORK` or another. The name server is
+    127.0.0.1, except in `OWN_NETWORK`, where also pip works as on this machine.
     """
     require_root()
     require_tools("mmdebstrap", "ip", "nsenter", "setpriv", "tar", "unshare")
@@ -208,7 +208,7 @@ def _boot(suite: str, archive: Path | None, network: Sequence[str], hostname: st
 
 @contextlib.contextmanager
 def _ended(process: contextlib.AbstractContextManager[str]) -> Iterator[int]:
-    """Give the process id that a child says, and wait at the end until this process and its namespaces are gone."""
+    """Yield the process id that a child prints; wait at the end until that process and its namespaces are gone."""
     with contextlib.ExitStack() as stack:
         with process as pid:
             handle = os.pidfd_open(int(pid))
@@ -257,7 +257,7 @@ def _installed(suite: str, packages: Sequence[str], selections: str, prepare: st
 
 @contextlib.contextmanager
 def _cached(name: str, *made_from: str) -> Iterator[tuple[Path, bool]]:
-    """Give the path in the cache for something made from these, and whether it has yet to be made, by no one else."""
+    """Yield, locked, the path in the cache of what is made from these strings, and whether it has to be made."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "nullsmtpd-tests"
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{name}-{hashlib.sha256(chr(0).join(made_from).encode()).hexdigest()[:16]}"
@@ -274,7 +274,7 @@ def _build(command: Sequence[str]) -> None:
 
 @functools.cache
 def apt_sources(suite: str) -> str:
-    """Return the apt sources of this machine for another suite of Debian; none where it has not Debian's."""
+    """Return the apt sources of this machine for another suite of Debian; nothing where they are not Debian's."""
     sources = Path("/etc/apt/sources.list.d/debian.sources")
     if not sources.exists():
         return ""
@@ -285,7 +285,7 @@ def apt_sources(suite: str) -> str:
 
 @functools.cache
 def apt_settings() -> str:
-    """Return what apt is told on this machine about the way to its mirrors."""
+    """Return the settings of apt on this machine that concern the connection to its mirrors."""
     settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     return "".join(re.findall(r"^Acquire::(?:Check-\w+|https?::\S+) .*\n", settings, re.MULTILINE))
 

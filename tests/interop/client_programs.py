@@ -22,7 +22,7 @@ _THERE = "/srv/programs"
 
 _PACKAGES = ("curl", "golang-go", "msmtp", "node-nodemailer", "nodejs", "python3", "python3-aiosmtplib", "swaks")
 
-# The compiler is twice as big as everything else, and not needed for what it has compiled.
+# The compiler is twice as big as everything else, and no longer needed.
 _PREPARE = f"""
 mkdir -p {_THERE}
 cat > {_THERE}/send.go <<'END'
@@ -32,7 +32,7 @@ CGO_ENABLED=0 GOCACHE=/tmp/go GO111MODULE=off GOTOOLCHAIN=local go build -o {_TH
 apt-get purge --quiet --yes --autoremove golang-go
 """
 
-# For a client there is no next message, and no other MX than it was told.
+# A client has no memory for a next message, and no other MX than its argument.
 _PURPOSES = ("first", "utf8", "ehlo")
 
 

@@ -36,7 +36,7 @@ def domain_for(purpose: str, mode: str) -> str:
 
 #: Its MX says 220, and then 521 to EHLO and HELO.
 EHLO_REFUSED = "ehlo.example"
-#: Its MX is the null MX of RFC 7505. It has an address, too, for those senders that do not heed the MX.
+#: Its MX is the null MX of RFC 7505. It has an address, too, which shows who connects all the same.
 NULL_MX = "null.example"
 #: Another one with a null MX, an internationalized name (RFC 5890): as DNS has it, and as people write it.
 NULL_MX_A_LABELS = "xn--bcher-kva.example"
@@ -48,7 +48,7 @@ ORDINARY = domain_for("plain", "close")
 #: The host that the mail comes from, and that its bounces go to.
 SENDING = "mail.sending.example"
 
-# Relays remember what a host has said, so whatever is to be seen apart from the rest has a host of its own.
+# Relays remember the last reply of a host, so each purpose has a host of its own.
 _DOMAINS = (*(domain_for(purpose, mode) for mode in MODES for purpose in ("plain", "utf8", "spared")), EHLO_REFUSED)
 
 # RFC 5737: never an address of anyone. The receiving host has all of the upper half.
@@ -114,7 +114,7 @@ class Network:
     def __init__(self, sending: int, receiving: int) -> None:
         self._sending = sending
         self._receiving = receiving
-        #: What to put before a command to run it on the sending host.
+        #: Prefix of a command that runs on the sending host.
         self.prefix = ("nsenter", f"--target={sending}", "--net", "--mount", "--")
         #: The same for the receiving host.
         self.receiving_prefix = ("nsenter", f"--target={receiving}", "--net", "--mount", "--")
@@ -124,7 +124,7 @@ class Network:
         subprocess.run([*self.prefix, "sh", "-e", "-c", _CONNECT, "sh", str(self._receiving)], check=True)
 
     def end_dns(self) -> None:
-        """Kill the name server: nobody answers at its port any more."""
+        """Kill the name server: nothing listens at its port any more."""
         children = Path(f"/proc/{self._sending}/task/{self._sending}/children").read_text()
         for pid in children.split():
             os.kill(int(pid), signal.SIGKILL)

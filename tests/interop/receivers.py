@@ -1,4 +1,4 @@
-"""The hosts that mail is for: nullsmtpd in each mode, one that says 521 to EHLO, and one that takes everything."""
+"""The hosts that mail is for: nullsmtpd in each mode, one that replies 521 to EHLO, one that takes every message."""
 
 import contextlib
 import os
@@ -42,11 +42,11 @@ def receivers(network: Network, directory: Path) -> Iterator[Receivers]:
 
 @contextlib.contextmanager
 def _nullsmtpd(network: Network, directory: Path, mode: str) -> Iterator[Daemon]:
-    """Run nullsmtpd in this mode at the addresses of the domains for it; in mode ``close`` also at `NULL_MX`."""
+    """Run nullsmtpd in this mode at the addresses of its domains; in mode ``close`` also at that of `NULL_MX`."""
     domains = [domain for domain in ADDRESSES if f".{mode}." in domain] + ([NULL_MX] if mode == MODES[0] else [])
     listen = [f"--listen={ADDRESSES[domain]}:{_PORT}" for domain in domains]
     options = ["--access-log", *listen]
-    if mode != "close":  # the default is asked for by saying nothing, as its users do
+    if mode != "close":  # which is the default
         options += ["--mode", mode, "--hostname", f"mx.{domain_for('plain', mode)}"]
     command = [*UNTIL_WE_END, *network.receiving_prefix, sys.executable, "-m", "nullsmtpd", *options]
     own = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}

@@ -1,4 +1,4 @@
-"""What becomes of a message: the words for it, and how they are found in what its author gets to read."""
+"""What becomes of a message, and what its author reads about it."""
 
 import re
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ __all__ = ["GREETED_BY_521", "MESSAGES", "SENDER", "Fate", "Mail", "Message", "R
 #: The modes in which a client is greeted by 521.
 GREETED_BY_521 = ("close", "session")
 
-#: Who writes, and gets the bounce.
+#: The author of every message, who gets the bounces.
 SENDER = f"alice@{SENDING}"
 
 
 class Message(NamedTuple):
-    """A message to be sent. ``purpose``: what is to be seen by it. ``mode``: of the nullsmtpd it is for, if it is."""
+    """A message to be sent. ``purpose``: first, next, utf8, spared, ehlo or null. ``mode``: of nullsmtpd, if any."""
 
     purpose: str
     mode: str
@@ -37,7 +37,7 @@ class Message(NamedTuple):
         return f"From: {SENDER}\nTo: {self.recipient}\nSubject: {self.subject}\n\nOn Friday.\n"
 
 
-#: Every message that a sender gets to deliver: those by which it gets to know a host, and those that come after them.
+#: The messages that every sender gets to deliver: the first for each host, and after them the next for some.
 MESSAGES = (
     [
         *(Message("first", mode, f"bob@{domain_for('plain', mode)}") for mode in MODES),
@@ -55,16 +55,16 @@ class Fate(StrEnum):
 
     BOUNCED = "bounced"
     DELIVERED = "delivered"
-    FAILED = "failed"  #: the program ended with an error
-    NOT_TAKEN = "not taken"  #: the relay would not have it from its author
+    FAILED = "failed"  #: a program without a queue ended with an error
+    NOT_TAKEN = "not taken"  #: the sender did not accept it from its author
 
 
 class Stage(StrEnum):
-    """When it does."""
+    """When its author reads about it."""
 
     AT_ONCE = "at once"
     NEXT_RETRY = "at the next retry"
-    LAST = "when its time in the queue is over"
+    LAST = "when its time in the queue has ended"
 
 
 class Mail(NamedTuple):
@@ -77,12 +77,12 @@ class Mail(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Tell whether no more will come. OpenSMTPD 6.8 calls a message delayed that it has just thrown away."""
+        """Tell whether it is the last about this message. OpenSMTPD 6.8 calls a message delayed that it has removed."""
         return self.action == "failed" or self.status.endswith(".4.7")  # RFC 3463 §3.5: delivery time expired
 
 
 def read_mail(messages: Iterable[bytes]) -> list[Mail]:
-    """Return those of the messages that are about one of `MESSAGES`, which is returned in part or whole in them."""
+    """Return those that are about one of `MESSAGES`: each has that message's header, whole or in part."""
     found = []
     for octets in messages:
         text = octets.decode("utf-8", "replace")
@@ -126,6 +126,6 @@ class Record(NamedTuple):
 
 
 def select(records: Iterable[Record], purposes: str, modes: Iterable[str] = ("",)) -> list[Record]:
-    """Return those for messages with one of these purposes, parted by spaces, to a nullsmtpd in one of these modes."""
+    """Return the records of these purposes, separated by spaces, in one of these modes."""
     wanted = purposes.split()
     return [record for record in records if record.message.purpose in wanted and record.message.mode in modes]

@@ -1,4 +1,4 @@
-"""Relays: how each is installed and set up, how it is given messages, and how it tells what became of them."""
+"""Mail servers: how each is installed, set up and given messages, and how its log shows what becomes of them."""
 
 import contextlib
 import mailbox
@@ -14,28 +14,28 @@ from network import SENDING, open_network
 from receivers import receivers
 from records import MESSAGES, SENDER, Fate, Mail, Message, Record, Stage, read_mail
 
-__all__ = ["LISTENING", "PATIENCE", "PREPARE", "RELAYS", "SENDER", "TLS_REQUIRED", "Relay", "version_of"]
+__all__ = ["LISTENING", "PATIENCE", "PREPARE", "RELAYS", "SENDER", "TLS_REQUIRED", "Relay"]
 
-#: Seconds for one step. OpenSMTPD alone takes 11 to say that it defers, and others run at the same time.
+#: Seconds for one step. OpenSMTPD alone takes 11 to defer a message, and others run at the same time.
 PATIENCE = 90.0
 
 _AGAIN_AFTER = 15.0  # seconds; OpenSMTPD takes 11 for a try
 
-#: A shell command that makes the author of the messages, once.
+#: A shell command that adds the author of the messages.
 PREPARE = "useradd --create-home alice"
 
-#: The name of every setting with which a relay hands over nothing without TLS.
+#: The name of every setting that requires TLS.
 TLS_REQUIRED = "TLS required"
 
 
 class Relay(NamedTuple):
     """A mail server with a queue, installed from Debian in a chroot of its own.
 
-    ``set_up``: a shell script on top of Debian's stock configuration that also starts it. ``log``: its log file, where
-    the patterns ``deferred`` and ``delivered`` tell that of the recipient which is put for ``{to}`` in them. ``retry``:
-    a shell command that has it try all of its queue again. ``warn``: the same, with the author of every message being
-    warned that it is delayed; ``expire``: with every message being too old. ``times``: a shell command that prints
-    after how many hours and days it does either by its own settings, such as ``4h 5d``; 0h is never.
+    ``set_up``: a shell script on top of Debian's stock configuration that also starts it. ``log``: its log file;
+    ``deferred`` and ``delivered``: patterns of lines in it, with ``{to}`` for the recipient. Shell commands: ``retry``
+    has it try its whole queue again, ``warn`` the same with settings that send a warning of delay now, ``expire`` with
+    settings by which every message is too old; ``times`` prints by its own settings the hours until such a warning and
+    the days until a message is too old, such as ``4h 5d``; 0h is never.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Relay(NamedTuple):
     setting: str = ""
 
     def records(self, suite: str) -> list[Record]:
-        """Let it try to deliver every message, in a network of its own, until it has given up on all of them."""
+        """Have it deliver every message, in a network of its own, until each is delivered or bounced."""
         return list(self._records(suite))
 
     def _records(self, suite: str) -> Iterator[Record]:
@@ -71,7 +71,7 @@ class Relay(NamedTuple):
         ):
             debian.shell(self.set_up, patience=PATIENCE)
             warned, days = re.findall(r"\d+", debian.shell(self.times))
-            version = version_of(debian, self.packages[0])
+            version = _version_of(debian, self.packages[0])
             for message, outcome in _Delivery(self, debian).outcomes().items():
                 yield Record(
                     sender=self.name,
@@ -89,7 +89,7 @@ class Relay(NamedTuple):
                 )
 
 
-def version_of(debian: Chroot, package: str) -> str:
+def _version_of(debian: Chroot, package: str) -> str:
     """Return the first two numbers of the version of an installed package: they stay the same within a release."""
     version = debian.run("dpkg-query", "--show", "--showformat=${Version}", package)
     found = re.search(r"^(?:\d+:)?(\d+\.\d+)", version)
@@ -105,7 +105,7 @@ class _Outcome(NamedTuple):
 
 
 class _Delivery:
-    """The messages of one relay on their way."""
+    """The messages in the queue of one relay."""
 
     def __init__(self, relay: Relay, debian: Chroot) -> None:
         self._relay = relay
@@ -116,7 +116,7 @@ class _Delivery:
         """Submit all of them, and wait until each is bounced or delivered."""
         sent: list[Message] = []
         for messages in MESSAGES:
-            sent += [message for message in messages if self._is_for_us(message) and self._submit(message)]
+            sent += [message for message in messages if self._is_sent(message) and self._submit(message)]
             self._wait(sent, Stage.AT_ONCE, self._deferrals)
         tries = {message: self._deferrals(message) for message in self._open(sent)}
         if tries:
@@ -130,8 +130,8 @@ class _Delivery:
             self._wait(sent, Stage.LAST, lambda _: False)
         return self._outcomes
 
-    def _is_for_us(self, message: Message) -> bool:
-        # The host that takes mail has no TLS either.
+    def _is_sent(self, message: Message) -> bool:
+        # The second MX, which takes mail, has no TLS either.
         return self._relay.setting != TLS_REQUIRED or message.purpose != "spared"
 
     def _submit(self, message: Message) -> bool:
@@ -143,12 +143,12 @@ class _Delivery:
         return True
 
     def _wait(self, messages: Iterable[Message], stage: Stage, is_enough: Callable[[Message], object]) -> None:
-        """Note what has become of messages at this stage; wait until something has, or it is enough, for each.
+        """Wait until each message is bounced or delivered, or ``is_enough``; record the stage at which it was.
 
-        A relay that is told to try again while it reads its settings or its queue may miss it, so it is told again.
+        The command to try again is repeated: a relay that is reading its settings or its queue may ignore it.
         """
         began = last = time.monotonic()
-        while not self._note(messages, stage, is_enough):
+        while not self._record(messages, stage, is_enough):
             now = time.monotonic()
             if now > began + PATIENCE:
                 left = ", ".join(f"{message.recipient} {self._deferrals(message)}" for message in self._open(messages))
@@ -158,7 +158,7 @@ class _Delivery:
                 last = now
             time.sleep(0.2)
 
-    def _note(self, messages: Iterable[Message], stage: Stage, is_enough: Callable[[Message], object]) -> bool:
+    def _record(self, messages: Iterable[Message], stage: Stage, is_enough: Callable[[Message], object]) -> bool:
         for message in self._open(messages):
             mails = self._about(message)
             bounces = [mail for mail in mails if mail.is_last]
@@ -182,7 +182,7 @@ class _Delivery:
         return [mail for mail in self._mails() if mail.subject == message.subject]
 
     def _count(self, pattern: str, message: Message) -> int:
-        # A log has its own ways to write what is not ASCII; there is no other recipient in that domain.
+        # Each log has its own way to write characters beyond ASCII; there is one such recipient in a domain.
         local = re.escape(message.recipient.partition("@")[0]) if message.recipient.isascii() else r"[^@ ]*"
         return len(re.findall(pattern.format(to=f"{local}@{re.escape(message.domain)}"), self._log(), re.MULTILINE))
 
@@ -191,7 +191,7 @@ class _Delivery:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def _mails(self) -> list[Mail]:
-        """Return what the author has got: in a Maildir or a file, as each relay has it."""
+        """Return what the author has received, in a Maildir or in a file, depending on the relay."""
         root = self._debian.root
         octets = [file.read_bytes() for file in (root / "home/alice/Maildir/new").glob("*")]
         for path in (root / "var/mail/alice", root / "home/alice/mbox"):
@@ -230,7 +230,7 @@ def _exim(setting: str = "", set_up: str = "") -> Relay:
             "exim4-config exim4/dc_eximconfig_configtype select "
             "internet site; mail is sent and received directly using SMTP\n"
         ),
-        # It delivers at submission: what a daemon would add is the retries.
+        # It delivers at submission; a daemon would only add the retries.
         set_up=f"{set_up}update-exim4.conf",
         log="/var/log/exim4/mainlog",
         deferred=r" == {to} ",
@@ -243,7 +243,7 @@ def _exim(setting: str = "", set_up: str = "") -> Relay:
     )
 
 
-#: A shell command that waits until something listens on port 25: some take mail only over SMTP to themselves.
+#: A shell command that waits until something listens on port 25: some submit local mail over SMTP.
 LISTENING = "until grep -q ':0019 00000000:0000 0A' /proc/net/tcp; do sleep 0.02; done\n"
 
 
@@ -254,7 +254,7 @@ def _stop(name: str) -> str:
 
 _SYSLOG = "busybox syslogd -O /var/log/mail.log\n"  # for those that log to syslog alone
 
-# Debian's local delivery waits 8 s for the lock on a mailbox that somebody else delivers to, so alice has a file.
+# Debian's local delivery waits 8 s for a locked mailbox, so mail to alice is forwarded to a file.
 _FORWARD = (
     "setpriv --reuid=alice --clear-groups sh -c 'umask 077; cd /home/alice; echo $PWD/mbox > .forward; : > mbox'\n"
 )
@@ -276,7 +276,7 @@ def _sendmail(setting: str = "", set_up: str = "") -> Relay:
     )
 
 
-# Once it has read its queue: before that it schedules none.
+# Repeated until it has read its queue: before that it schedules nothing.
 _SMTPD_SCHEDULE = "until smtpctl schedule all | grep '^[1-9]'; do sleep 0.1; done"
 _SMTPD_RESTART = _stop("smtpd") + "smtpd"
 
@@ -293,17 +293,17 @@ def _opensmtpd(setting: str = "", set_up: str = "") -> Relay:
         retry="smtpctl schedule all",
         warn=f"sed -i '1i bounce warn-interval 1s' /etc/smtpd.conf\n{_SMTPD_RESTART}\n{_SMTPD_SCHEDULE}",
         expire=f"sed -i '1i queue ttl 1s' /etc/smtpd.conf\n{_SMTPD_RESTART}",
-        times="echo 4h 4d",  # smtpd.conf(5), "bounce warn-interval" and "queue ttl": nothing that runs tells them
+        times="echo 4h 4d",  # defaults of smtpd.conf(5), "bounce warn-interval" and "queue ttl"
         setting=setting,
     )
 
 
-# Otherwise those processes keep their messages to themselves, each until its own next try.
+# Those processes lock their messages until their own next try.
 _DMA_STOP = _stop("dma")
 
 
 def _dma(setting: str = "", set_up: str = "") -> Relay:
-    """Return the DragonFly Mail Agent, of which one process delivers one message. Its log has the recipient first."""
+    """Return the DragonFly Mail Agent. A process of its own delivers each message, and logs the recipient first."""
     verdict = r"dma\[(\S+)\]: <{{to}}> trying delivery\n(?:.*\n)*?.*dma\[\1\]: .*delivery {}"
     return Relay(
         name="dma",

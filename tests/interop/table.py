@@ -19,7 +19,7 @@ from senders import RELAYS, Relay
 
 __all__ = ["AT_ONCE", "TABLES", "Answers", "ask_all"]
 
-#: How many senders run at a time: most of what each does is to wait for its own clocks.
+#: How many senders run at a time. Most of their time is waiting for their own timers.
 AT_ONCE = 6
 
 
@@ -31,7 +31,7 @@ class Answers(NamedTuple):
 
 
 def ask_all(pool: ThreadPoolExecutor) -> Answers:
-    """Have every sender in every suite try everything; those first that take longest."""
+    """Have every sender in every suite deliver everything; first those that take longest."""
     cases = [(relay, suite) for relay in RELAYS for suite in SUITES]
     relays = {(relay, suite): pool.submit(relay.records, suite) for relay, suite in reversed(cases)}
     programs = {suite: pool.submit(client_records, suite) for suite in SUITES}
@@ -71,7 +71,7 @@ TABLES: dict[str, Callable[[Answers], Iterator[str]]] = {
 def _table(
     head: tuple[str, ...], groups: Iterable[list[Record]], cells_of: Callable[[list[Record]], Iterable[str]]
 ) -> Iterator[str]:
-    """Make a row of each group; those of one sender that say the same are one."""
+    """Make a row of each group; rows of one sender with the same cells become one."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for records in groups:
         first = records[0]
@@ -114,7 +114,7 @@ def _two(label: str, records: list[Record], others: list[Record]) -> str:
 
 
 def _each(cells: Iterable[str]) -> str:
-    """Return what all of them say, or each of the things that they say."""
+    """Return the one text that all cells have, or each that occurs."""
     return "; ".join(dict.fromkeys(cells))
 
 

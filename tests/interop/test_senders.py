@@ -1,8 +1,8 @@
 """Real senders of Debian 12 and 13, each with real messages for hosts that refuse mail, two in a row for each host.
 
-RFC 7504 §3 leaves to the sender what it makes of a 521; these tests say what each one does, judged by its own log and
-by what the author of the message gets to read. The tables of the documentation, and the words of ``nullsmtpd check``,
-are held to the same records.
+RFC 7504 §3 leaves to the sender what it makes of a 521. What each one does is read from its log and from the mail that
+the author of the message receives. The tables of the documentation and the facts of ``nullsmtpd check`` are compared
+with the same records.
 """
 
 import email
@@ -64,7 +64,7 @@ def records(answers: Answers, relay: Relay, suite: str) -> list[Record]:
 @each_suite
 @each_relay
 def test_close_and_session_are_the_same_to_a_sender(records: list[Record]) -> None:
-    """A sender that is greeted by 521 does not care what the server would say next."""
+    """To a sender that is greeted by 521 it makes no difference how the server would go on."""
     close, session = (
         [(r.message.purpose, r.fate, r.stage, r.days, r.warned, r.status, r.has_text) for r in seen]
         for seen in (sorted(select(records, "first next utf8 spared", (mode,))) for mode in GREETED_BY_521)
@@ -89,7 +89,7 @@ def test_in_mode_mail_every_message_is_bounced_at_once(records: list[Record]) ->
 @each_suite
 @each_relay_with_tls
 def test_in_mode_mail_a_sender_that_requires_tls_tries_until_the_end(records: list[Record]) -> None:
-    """Mode mail offers no STARTTLS (RFC 3207): who insists on it never gets to hear the 521."""
+    """Mode mail offers no STARTTLS (RFC 3207), and such a sender stops before MAIL, which would get the 521."""
     for record in select(records, "first next", ("mail",)):
         assert (record.fate, record.stage, record.has_text) == (Fate.BOUNCED, Stage.LAST, False)
 
@@ -166,7 +166,7 @@ def test_check_knows_what_the_senders_do(answers: Answers, relay: Relay, suite: 
 
 @pytest.mark.parametrize("client", [client for client in CLIENTS if not client.setting], ids=lambda client: client.name)
 def test_check_knows_which_programs_show_the_text(answers: Answers, client: Client) -> None:
-    """So is what it says of programs without a queue."""
+    """So are its facts about programs without a queue."""
     (fact,) = (program for program in known.PROGRAMS if program.name == client.name)
     records = [
         r for suite in SUITES for r in answers.programs[suite].result() if r.sender == client.name and not r.setting
