@@ -1,4 +1,4 @@
-"""deploy/man/nullsmtpd.8: well-formed, true of the options, and in the wheel."""
+"""The manual pages in deploy/man: well-formed, true of the options, and in the wheel."""
 
 import re
 import subprocess
@@ -15,13 +15,14 @@ import nullsmtpd.cli.responder
 from nullsmtpd.cli.arguments import Option
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "deploy/man/nullsmtpd.8"
+PAGES = sorted((ROOT / "deploy/man").iterdir())
 PIP_PATIENCE = 120.0  # seconds: a build in an environment of its own
 
+#: The options of each page.
 TABLES: dict[str, Mapping[str, Option]] = {
-    "The responder": nullsmtpd.cli.responder.TABLE,
-    "check": {name: Option(value, "", "") for name, value in check_options().items()},
-    "relay": nullsmtpd.cli.relay.TABLE,
+    "nullsmtpd.8": nullsmtpd.cli.responder.TABLE,
+    "nullsmtpd-check.1": {name: Option(value, "", "") for name, value in check_options().items()},
+    "nullsmtpd-relay.8": nullsmtpd.cli.relay.TABLE,
 }
 
 
@@ -38,57 +39,64 @@ def complaints(page: Path) -> str:
     return re.sub(".*referenced manual not found.*\n", "", said)
 
 
-def test_the_page_is_well_formed() -> None:
+def test_there_is_a_page_for_each_command() -> None:
+    assert {page.name for page in PAGES} == TABLES.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_well_formed(page: Path) -> None:
     """No error, no warning, and no matter of style."""
-    assert not complaints(PAGE)
+    assert not complaints(page)
 
 
 @pytest.mark.parametrize(("good", "bad"), [(".El\n", ""), (r"\&No", "No")])
-def test_a_mistake_in_the_page_would_be_found(tmp_path: Path, good: str, bad: str) -> None:
-    """A list that is not closed, which mandoc sees, and a word that groff takes for a macro."""
+def test_a_mistake_in_a_page_would_be_found(tmp_path: Path, good: str, bad: str) -> None:
+    """A list that is not closed, which mandoc reports, and a word that groff takes for a macro."""
     broken = tmp_path / "nullsmtpd.8"
-    broken.write_text(PAGE.read_text().replace(good, bad, 1))
+    broken.write_text((ROOT / "deploy/man/nullsmtpd.8").read_text().replace(good, bad, 1))
     assert complaints(broken)
 
 
-def documented(section: str) -> dict[str, str]:
-    """Return the options in a section of the page, each with its description."""
-    text = re.search(rf"^\.Ss {section}\n(.*?)^\.S[sh] ", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert text
-    items = re.split(r"^\.It Fl -", text[1], flags=re.MULTILINE)[1:]
+def documented(page: str) -> dict[str, str]:
+    """Return the options that a page describes, each with its description."""
+    text = (ROOT / "deploy/man" / page).read_text()
+    description = re.search(r"^\.Sh DESCRIPTION\n(.*?)^\.Sh ", text, re.MULTILINE | re.DOTALL)
+    assert description
+    items = re.split(r"^\.It (?:Fl h , )?Fl -", description[1], flags=re.MULTILINE)[1:]
     return {re.split(r"\s", item, maxsplit=1)[0]: item for item in items}
 
 
-@pytest.mark.parametrize("section", TABLES)
-def test_every_option_is_documented_and_no_other(section: str) -> None:
+@pytest.mark.parametrize("page", TABLES)
+def test_every_option_is_documented_and_no_other(page: str) -> None:
     """In the order of --help, too."""
-    assert list(documented(section)) == [*TABLES[section], "version", "help"]
+    assert list(documented(page)) == [*TABLES[page], "version", "help"]
 
 
-@pytest.mark.parametrize("section", TABLES)
-def test_a_documented_option_takes_a_value_where_it_really_does(section: str) -> None:
-    """A switch has no argument on the page, every other option has one."""
-    items = documented(section)
-    for name, option in TABLES[section].items():
+@pytest.mark.parametrize("page", TABLES)
+def test_a_documented_option_takes_a_value_where_it_really_does(page: str) -> None:
+    """An option without a value has no argument on the page, every other one has."""
+    items = documented(page)
+    for name, option in TABLES[page].items():
         assert (" Ar " in items[name].splitlines()[0]) == bool(option.metavar), name
 
 
-@pytest.mark.parametrize("section", TABLES)
-def test_defaults_are_the_real_ones(section: str) -> None:
+@pytest.mark.parametrize("page", TABLES)
+def test_defaults_are_the_real_ones(page: str) -> None:
     """Where --help names a default, the page has the same."""
-    items = documented(section)
-    for name, option in TABLES[section].items():
+    items = documented(page)
+    for name, option in TABLES[page].items():
         if option.default and option.metavar:
             assert re.search(
                 rf"^The default is(\n\.\w\w)? {re.escape(option.default)}\W*$", items[name], re.MULTILINE
             ), name
 
 
-def test_the_wheel_has_it(tmp_path: Path) -> None:
-    """Installed where man looks beside a bin directory: share/man/man8."""
+def test_the_wheel_has_them(tmp_path: Path) -> None:
+    """Installed where man looks beside a bin directory: share/man."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(pip, check=True, timeout=PIP_PATIENCE)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as files:
-        (name,) = (name for name in files.namelist() if name.endswith(".data/data/share/man/man8/nullsmtpd.8"))
-        assert files.read(name) == PAGE.read_bytes()
+        names = {name.split(".data/data/share/man/")[-1]: name for name in files.namelist()}
+        for page in PAGES:
+            assert files.read(names[f"man{page.suffix[1:]}/{page.name}"]) == page.read_bytes()
