@@ -15,7 +15,7 @@ _DIRECTORY = _ROOT / "deploy" / "relay"
 _README = _DIRECTORY / "README.md"
 
 #: Where the table of what they say is shown.
-READMES = (_README, _ROOT / "README.md")
+READMES = (_README,)
 
 _SOCKET = "/run/nullsmtpd/relay"
 _POSTFIX_SOCKET = "/var/spool/postfix/nullsmtpd/relay"
