@@ -1,4 +1,4 @@
-"""One relay, set up after its recipe: what it says at RCPT while nullsmtpd relay answers, and while it cannot."""
+"""One relay, set up by its recipe: its replies to MAIL and RCPT while nullsmtpd relay answers, and while it cannot."""
 
 import contextlib
 import json
@@ -16,16 +16,18 @@ from child import UNTIL_WE_END
 from debian import chroot
 from network import (
     BELOW_NULL_MX,
+    LOCAL_NULL_MX,
     NULL_MX,
     NULL_MX_A_LABELS,
     NULL_MX_U_LABELS,
     ORDINARY,
+    RELAYED_NULL_MX,
     SENDING,
     Network,
     open_network,
 )
 from recipes import Recipe
-from senders import PREPARE, SENDER
+from senders import PREPARE, SENDER, version_of
 from support import Daemon
 
 __all__ = [
@@ -33,32 +35,43 @@ __all__ = [
     "IN_A_LABELS",
     "IN_UPPER_CASE",
     "IN_U_LABELS",
+    "LOCAL",
     "NOBODY",
+    "NULL_SENDER",
+    "RELAYED",
     "SOMEBODY",
     "Interview",
     "Reply",
     "interview",
 ]
 
-#: Recipients whose domain has a null MX.
+#: Addresses whose domain has a null MX.
 NOBODY = f"bob@{NULL_MX}"
 IN_UPPER_CASE = f"Bob@{NULL_MX.upper()}"
 IN_A_LABELS = f"bob@{NULL_MX_A_LABELS}"
 IN_U_LABELS = f"bob@{NULL_MX_U_LABELS}"
 
-#: Recipients whose domain has an MX. What that host says to the mail is not asked at RCPT.
+#: The same, but the relay delivers to the one domain and relays for the other.
+LOCAL = f"alice@{LOCAL_NULL_MX}"
+RELAYED = f"bob@{RELAYED_NULL_MX}"
+
+#: Addresses whose domain has an MX. What that host replies to the mail plays no part at RCPT.
 SOMEBODY = f"bob@{ORDINARY}"
 BELOW = f"bob@{BELOW_NULL_MX}"
 
-_ALL = (NOBODY, IN_UPPER_CASE, IN_A_LABELS, IN_U_LABELS, SOMEBODY, BELOW)
+#: RFC 5321 §4.5.5.
+NULL_SENDER = ""
+
+_RECIPIENTS = (NOBODY, IN_UPPER_CASE, IN_A_LABELS, IN_U_LABELS, SOMEBODY, BELOW, LOCAL, RELAYED)
+_SENDERS = (NOBODY, IN_A_LABELS, SOMEBODY, LOCAL, RELAYED, NULL_SENDER)
 _ONE_OF_EACH = (NOBODY, SOMEBODY)
-_SUITE = "bookworm"
+_MANY = 12  # Debian's Exim has a limit for bad recipients from the eleventh on
 _PATIENCE = 120.0  # seconds for a reply: the client itself waits 60 for each of the relay's, and then ends
 _CLIENT = Path(__file__).with_name("programs") / "ask_recipients.py"
 
 
 class Reply(NamedTuple):
-    """A reply to RCPT; ``text`` begins with the enhanced status code if it has one."""
+    """A reply to MAIL or RCPT; ``text`` begins with the enhanced status code if it has one."""
 
     code: int
     text: str
@@ -71,15 +84,18 @@ class Reply(NamedTuple):
 
 
 class Interview(NamedTuple):
-    """The replies by recipient.
+    """The replies by recipient, to a sender with an MX.
 
-    ``answered``: with nullsmtpd relay and DNS at work. ``cut_off``: nullsmtpd relay has ended since the recipient
-    before, within one session. ``stopped``: it is not there. ``without_dns``: it is, and no name server is;
-    ``dns_failures`` is how many it counted then. ``log``: what the relay noted.
+    ``answered``: with nullsmtpd relay and DNS at work; ``senders``: the same, by sender, to a recipient with an MX.
+    ``after_many``: the reply to one with an MX after `_MANY` with a null MX. ``cut_off``: nullsmtpd relay has ended
+    since the recipient before, within one session. ``stopped``: it is not running. ``without_dns``: it is, and no name
+    server is; ``dns_failures`` is how many it counted then. ``log``: that of the relay.
     """
 
     version: str
     answered: dict[str, Reply]
+    senders: dict[str, Reply]
+    after_many: Reply
     cut_off: dict[str, Reply]
     stopped: dict[str, Reply]
     without_dns: dict[str, Reply]
@@ -87,15 +103,15 @@ class Interview(NamedTuple):
     log: str
 
 
-def interview(recipe: Recipe) -> Interview:
-    """Set up the relay in a machine of its own, and ask it about recipients in each of these situations."""
+def interview(recipe: Recipe, suite: str) -> Interview:
+    """Set up the relay of a Debian suite, and ask it about senders and recipients in each of these situations."""
     relay = recipe.relay
     with tempfile.TemporaryDirectory(prefix="nullsmtpd-interview-") as name:
         directory = Path(name)
         with (
             open_network(directory) as network,
             chroot(
-                _SUITE,
+                suite,
                 relay.packages,
                 selections=relay.selections,
                 prepare=PREPARE,
@@ -108,45 +124,46 @@ def interview(recipe: Recipe) -> Interview:
             path.parent.mkdir(mode=0o755)  # Sendmail uses none that everybody may write to
             with _client(network) as client:
                 with _nullsmtpd_relay(network, path, directory):
-                    answered = client.ask(_ALL)
-                cut_off = client.ask((SOMEBODY,))
+                    senders = {sender: client.ask(sender, SOMEBODY) for sender in _SENDERS}
+                    answered = client.ask_all(_RECIPIENTS)
+                    for _ in range(_MANY):
+                        client.ask(SENDER, NOBODY)
+                    after_many = client.ask(SENDER, SOMEBODY)
+                cut_off = client.ask_all((SOMEBODY,))
             with _client(network) as client:
-                stopped = client.ask(_ONE_OF_EACH)
+                stopped = client.ask_all(_ONE_OF_EACH)
             network.end_dns()
             with _nullsmtpd_relay(network, path, directory) as daemon, _client(network) as client:  # nothing is cached
-                without_dns = client.ask(_ONE_OF_EACH)
+                without_dns = client.ask_all(_ONE_OF_EACH)
                 dns_failures = int(daemon.stats()["dns_failures"])
-            version = machine.run("dpkg-query", "--show", "--showformat=${Version}", relay.packages[0])
-            upstream = version.rpartition(":")[2].partition("-")[0]
-            return Interview(
-                upstream, answered, cut_off, stopped, without_dns, dns_failures, log=machine.run("cat", relay.log)
-            )
+            version = version_of(machine, relay.packages[0])
+            log = machine.run("cat", relay.log)
+            return Interview(version, answered, senders, after_many, cut_off, stopped, without_dns, dns_failures, log)
 
 
 class _Client:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def ask(self, recipients: Sequence[str]) -> dict[str, Reply]:
-        return {recipient: self._ask(recipient) for recipient in recipients}
+    def ask_all(self, recipients: Sequence[str]) -> dict[str, Reply]:
+        return {recipient: self.ask(SENDER, recipient) for recipient in recipients}
 
-    def _ask(self, recipient: str) -> Reply:
+    def ask(self, sender: str, recipient: str) -> Reply:
         assert self._process.stdin
         assert self._process.stdout
-        print(recipient, file=self._process.stdin, flush=True)
-        ready, _, _ = select.select(
-            [self._process.stdout], [], [], _PATIENCE
-        )  # a line a request: none is in its buffer
-        assert ready, f"no reply to {recipient} in {_PATIENCE} s"
+        print(json.dumps([sender, recipient]), file=self._process.stdin, flush=True)
+        # One line for each request: none is left in its buffer.
+        ready, _, _ = select.select([self._process.stdout], [], [], _PATIENCE)
+        assert ready, f"no reply to {sender}, {recipient} in {_PATIENCE} s"
         line = self._process.stdout.readline()
-        assert line, f"the session ended at {recipient}"
+        assert line, f"the session ended at {sender}, {recipient}"
         return Reply(*json.loads(line))
 
 
 @contextlib.contextmanager
 def _client(network: Network) -> Iterator[_Client]:
-    """Open a session with the relay, and a message from its own domain in it."""
-    command = [*UNTIL_WE_END, *network.prefix, sys.executable, str(_CLIENT), SENDER]
+    """Open a session with the relay."""
+    command = [*UNTIL_WE_END, *network.prefix, sys.executable, str(_CLIENT)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as process:
         try:
             yield _Client(process)

@@ -14,11 +14,13 @@ __all__ = [
     "ADDRESSES",
     "BELOW_NULL_MX",
     "EHLO_REFUSED",
+    "LOCAL_NULL_MX",
     "MODES",
     "NULL_MX",
     "NULL_MX_A_LABELS",
     "NULL_MX_U_LABELS",
     "ORDINARY",
+    "RELAYED_NULL_MX",
     "SENDING",
     "SPARE_ADDRESS",
     "Network",
@@ -43,6 +45,9 @@ NULL_MX_A_LABELS = "xn--bcher-kva.example"
 NULL_MX_U_LABELS = "bücher.example"
 #: A domain below `NULL_MX` with an MX: a null MX holds for its own name alone.
 BELOW_NULL_MX = f"sub.{NULL_MX}"
+#: More of them, which the sending host itself delivers to and relays for, in spite of that.
+LOCAL_NULL_MX = "local.example"
+RELAYED_NULL_MX = "relayed.example"
 #: A domain with an MX.
 ORDINARY = domain_for("plain", "close")
 #: The host that the mail comes from, and that its bounces go to.
@@ -100,9 +105,10 @@ def _dns() -> Iterator[str]:
         domain = domain_for("spared", mode)
         yield f"--mx-host={domain},mx2.{domain},20"
         yield f"--host-record=mx2.{domain},{SPARE_ADDRESS}"
-    for domain in (NULL_MX, NULL_MX_A_LABELS):
+    for domain in (NULL_MX, NULL_MX_A_LABELS, LOCAL_NULL_MX, RELAYED_NULL_MX):
         yield f"--dns-rr={domain},15,000000"  # MX, preference 0, the root: dnsmasq has no option for a null MX
     yield f"--host-record={NULL_MX},{ADDRESSES[NULL_MX]}"
+    yield f"--host-record={LOCAL_NULL_MX},{RELAYED_NULL_MX},{_SENDER_ADDRESS}"
     yield f"--mx-host={BELOW_NULL_MX},mx.{ORDINARY},10"
     yield f"--host-record={SENDING},{_SENDER_ADDRESS}"
     yield f"--mx-host={SENDING},{SENDING},10"

@@ -1,8 +1,9 @@
-"""Print what relays say at RCPT when set up after deploy/relay/: ``python tests/interop/relay_table.py``, as root.
+"""Print the replies of relays that are set up by deploy/relay/: ``python tests/interop/relay_table.py``, as root.
 
-The README there and the one of the project have the output between ``<!-- relays -->`` and ``<!-- /relays -->``.
+The README there has the output between ``<!-- relays -->`` and ``<!-- /relays -->``.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # for conftest, as pytest has it
 
+from debian import SUITES
 from interview import NOBODY, SOMEBODY, Interview, Reply, interview
 from recipes import RECIPES, Recipe
 
@@ -18,8 +20,9 @@ __all__ = ["relay_table"]
 
 _HEAD = (
     "relay",
-    "domain with a null MX",
-    "ordinary domain",
+    "recipient with a null MX",
+    "sender with a null MX",
+    "other recipients",
     "`nullsmtpd relay` stopped",
     "stopped within a session",
     "no DNS",
@@ -27,15 +30,23 @@ _HEAD = (
 
 
 def relay_table(interviews: Iterable[tuple[Recipe, Interview]]) -> Iterator[str]:
-    """Make the lines of the table."""
-    for cells in (_HEAD, ("---",) * len(_HEAD), *(_row(recipe, seen) for recipe, seen in interviews)):
+    """Make the lines of the table: one for each recipe and each set of replies, with the versions that give them."""
+    versions: dict[tuple[str, ...], list[str]] = {}
+    for recipe, seen in interviews:
+        versions.setdefault((recipe.heading, *_cells(seen)), []).append(seen.version)
+    rows = [(_name(heading, " and ".join(found)), *cells) for (heading, *cells), found in versions.items()]
+    for cells in (_HEAD, ("---",) * len(_HEAD), *rows):
         yield f"| {' | '.join(cells)} |"
 
 
-def _row(recipe: Recipe, seen: Interview) -> Iterable[str]:
-    name, comma, setting = recipe.heading.partition(",")
-    yield f"{name} {seen.version}{comma}{setting}"
+def _name(heading: str, versions: str) -> str:
+    name, comma, setting = heading.partition(",")
+    return f"{name} {versions}{comma}{setting}"
+
+
+def _cells(seen: Interview) -> Iterator[str]:
     yield f"`{seen.answered[NOBODY].code} {seen.answered[NOBODY].text}`"
+    yield _codes([seen.senders[NOBODY]])
     yield _codes([seen.answered[SOMEBODY]])
     yield _codes(seen.stopped.values())
     yield _codes(seen.cut_off.values())
@@ -43,16 +54,17 @@ def _row(recipe: Recipe, seen: Interview) -> Iterable[str]:
 
 
 def _codes(replies: Iterable[Reply]) -> str:
-    """Name the codes, once where they are the same whatever the domain."""
+    """Return the codes, each once."""
     return ", ".join(dict.fromkeys(f"`{reply.status}`" for reply in replies))
 
 
 def main() -> None:
-    """Interview every relay."""
+    """Interview every relay of every suite."""
     if os.geteuid():
         sys.exit("needs root")
-    with ThreadPoolExecutor(len(RECIPES)) as pool:
-        for line in relay_table(zip(RECIPES, pool.map(interview, RECIPES), strict=True)):
+    recipes, suites = zip(*itertools.product(RECIPES, SUITES), strict=True)
+    with ThreadPoolExecutor(len(recipes)) as pool:
+        for line in relay_table(zip(recipes, pool.map(interview, recipes, suites), strict=True)):
             print(line)  # noqa: T201 - this is a program
 
 

@@ -1,11 +1,22 @@
-dnl To the end of /etc/mail/sendmail.mc, after the MAILER lines; then run make -C /etc/mail and restart sendmail.
-dnl The directory of the socket must not be writable for everybody. The columns of a rule are parted by tabs.
+dnl Append to /etc/mail/sendmail.mc, after the MAILER lines; then run make -C /etc/mail and restart sendmail.
+dnl The socket's directory must not be writable for everybody. The columns of a rule are separated by tabs.
 LOCAL_CONFIG
 Knullmx socket unix:/run/nullsmtpd/relay
+Knullmxsender socket unix:/run/nullsmtpd/relay
 
 LOCAL_RULESETS
-SLocal_check_rcpt
-# mail for this host itself, or without a domain: nothing to ask
-R<$+ @ $=w>		$@ $1
-R<$+ @ $+>		$: $(nullmx $1@$2 $: NOTFOUND $)
+# Addresses without a domain, of this host, and of domains that it relays for, are not looked up.
+Snullmx_lookup
+R$* < $+ @ $=w > $*		$@ OK
+R$* < $+ @ $={VirtHost} > $*	$@ OK
+R$* < $+ @ $* $=R > $*		$@ OK
+R< recipient > < $+ @ $+ > $*	$: $(nullmx $1@$2 $: NOTFOUND $)
+R< sender > < $+ @ $+ > $*	$: $(nullmxsender $1@$2 $: NOTFOUND $)
 R556 $*			$#error $@ 5.1.10 $: 556 Domain does not accept mail
+R550 $*			$#error $@ 5.7.27 $: 550 Sender address has null MX
+
+SLocal_check_rcpt
+R$*			$: $>nullmx_lookup < recipient > $1
+
+SLocal_check_mail
+R$*			$: $>nullmx_lookup < sender > $1

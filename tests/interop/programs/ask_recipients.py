@@ -1,6 +1,7 @@
-"""Ask the mail server on port 25 of this host about each recipient that comes as a line; print its reply as JSON.
+"""Ask the mail server on port 25 of this host about senders and recipients; print its replies as JSON.
 
-The message is from the address given as argument, in one transaction which is never completed.
+Each line on standard input is a sender and a recipient as JSON. The reply is that to MAIL if it is negative, else that
+to RCPT. Successive recipients of one sender belong to one transaction; none is ever completed.
 """
 
 import json
@@ -12,10 +13,15 @@ PATIENCE = 60.0  # seconds
 with smtplib.SMTP("127.0.0.1", 25, timeout=PATIENCE) as smtp:
     smtp.ehlo()
     options = ["SMTPUTF8"] if smtp.has_extn("SMTPUTF8") else []
-    code, text = smtp.mail(sys.argv[1], options)
-    if code != 250:
-        sys.exit(f"MAIL: {code} {text.decode()}")
-    smtp.command_encoding = "utf-8"  # also where SMTPUTF8 is not offered: some take it all the same
+    transaction = None
     for line in sys.stdin:
-        code, text = smtp.rcpt(line.rstrip("\n"))
+        sender, recipient = json.loads(line)
+        code, text = 250, b""
+        if sender != transaction:
+            smtp.rset()
+            code, text = smtp.mail(sender, options)
+            transaction = sender if code == 250 else None
+        if code == 250:
+            smtp.command_encoding = "utf-8"  # also where SMTPUTF8 is not offered: some take it nevertheless
+            code, text = smtp.rcpt(recipient)
         print(json.dumps([code, text.decode()]), flush=True)  # noqa: T201 - this is a program
