@@ -26,6 +26,7 @@ PAGES = (
     "bench/README.md",
     "deploy/README.md",
     "deploy/image/README.md",
+    "deploy/relay/README.md",
     "tests/interop/README.md",
 )
 

@@ -25,7 +25,10 @@ SOURCE = "/srv/nullsmtpd"
 BLOCK_PATIENCE = 300.0  # seconds: a block may build an image
 
 #: Pages whose blocks are run by a test below, unless a comment names another one or the reason why not.
-RUN_HERE = {"README.md", "CONTRIBUTING.md", "bench/README.md", "deploy/README.md", "deploy/image/README.md"}
+RUN_HERE = {
+    *("README.md", "CONTRIBUTING.md", "bench/README.md"),
+    *("deploy/README.md", "deploy/image/README.md", "deploy/relay/README.md"),
+}
 
 ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 
@@ -269,6 +272,30 @@ def test_the_commands_for_deployment() -> None:
         for block in blocks(page):
             if not needs_engine(block):
                 run_block(place, block, stack)
+
+
+# Argument: a request of one netstring.
+_QUERY = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect("/run/nullsmtpd/relay")
+    client.sendall(sys.argv[1].encode())
+    print(client.recv(512).decode())
+"""
+
+
+def test_the_commands_for_relays() -> None:
+    """A missing extra is reported at once; with it, the service answers."""
+    page = "deploy/relay/README.md"
+    install = find(page, "systemctl enable")
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(host("trixie", page, "python3-venv", directory="deploy/relay"))
+        without_extra = install.text.replace("[relay]", "")
+        assert subprocess.run(place.command(without_extra), capture_output=True, check=False).returncode
+        assert "[relay]" in place.machine.run("journalctl", "--unit=nullsmtpd-relay.service")
+        for block in blocks(page):
+            run_block(place, block, stack)
+        assert "NOTFOUND" in place.machine.run("python3", "-c", _QUERY, "18:nullmx example.com,")
 
 
 def test_the_commands_for_contributors(workshop: Workshop) -> None:
