@@ -39,11 +39,13 @@ def failing(daemon: Daemon, trace: Path, faults: str) -> Iterator[None]:
         ["strace", "-p", str(daemon.pid), "-o", trace, "-e", f"inject={faults}"], stderr=subprocess.PIPE
     )
     with tracer:
-        assert tracer.stderr
-        assert b"attached" in tracer.stderr.readline()
-        yield
-        daemon.wait_for(lambda: "(INJECTED)" in trace.read_text(), "a call that fails")
-        tracer.terminate()
+        try:
+            assert tracer.stderr
+            assert b"attached" in tracer.stderr.readline()
+            yield
+            daemon.wait_for(lambda: "(INJECTED)" in trace.read_text(), "a call that fails")
+        finally:
+            tracer.terminate()
 
 
 def network(command: str = ":") -> list[str]:

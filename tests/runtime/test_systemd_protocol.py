@@ -19,6 +19,7 @@ from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require
 from nullsmtpd.runtime.sockets import ListenError
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
+
 def test_sockets_of_both_families_replace_listen(tmp_path: Path) -> None:
     """Two sockets passed in are answered on, and the address given by --listen is not bound."""
     with socket.create_server(("127.0.0.1", 0)) as v4, socket.create_server(("::1", 0), family=socket.AF_INET6) as v6:
