@@ -110,7 +110,7 @@ def booted(suite: str, packages: Sequence[str] = (), downloads: Sequence[str] = 
     """
     prepare = f"apt-get update -q; apt-get install --yes -q --download-only {' '.join(downloads)}" if downloads else ":"
     with cgroup() as group, chroot(suite, [*_BARE, *packages], prepare=prepare) as debian:
-        _provide_wheels(debian)
+        _go_offline(debian)
         into = f'echo $$ > {group}/cgroup.procs && exec "$@"'
         enter = ("nsenter", f"--target={debian.pid}", "--mount", "--uts", "--pid", "--net", "--wd", "--")
         spaces = ("unshare", "--mount", "--ipc", "--cgroup", "--pid", "--fork", "--kill-child")
@@ -121,10 +121,12 @@ def booted(suite: str, packages: Sequence[str] = (), downloads: Sequence[str] = 
             yield host
 
 
-def _provide_wheels(debian: Chroot) -> None:
+def _go_offline(debian: Chroot) -> None:
     """Let pip find what building and running this project takes in a directory, and nowhere else."""
     shutil.copytree(_wheels(debian.suite), debian.root / "srv/wheels")
     (debian.root / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /srv/wheels\n")
+    # `apt update` finds no mirror, warns and goes on with the lists that it has; otherwise after seconds of retries.
+    (debian.root / "etc/apt/apt.conf.d/99-no-network").write_text('Acquire::Retries "0";\n')
 
 
 @functools.cache
