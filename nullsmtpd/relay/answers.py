@@ -80,6 +80,7 @@ class Answers:
             if expires <= self._loop.time():
                 del self._cache[domain]
                 return None
+            self._counters.cache_hits += 1
             self._cache.move_to_end(domain)
         return finding
 

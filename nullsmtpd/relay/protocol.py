@@ -124,7 +124,7 @@ def key_domain(key: bytes) -> str | None:
 def is_excepted(domain: str, exceptions: Collection[str]) -> bool:
     """Return whether ``exceptions`` has the domain, or one above it with a dot in front."""
     parents = (domain[index:] for index, character in enumerate(domain) if character == ".")
-    return domain in exceptions or any(parent in exceptions for parent in parents)
+    return bool(exceptions) and (domain in exceptions or any(parent in exceptions for parent in parents))
 
 
 class RelayProtocol(asyncio.BufferedProtocol):
@@ -240,9 +240,11 @@ class RelayProtocol(asyncio.BufferedProtocol):
         while (request := take_netstring(self._received)) is None:
             if self._is_finished:
                 return None
-            if self._received and deadline is None:
-                deadline = self._loop.time() + REQUEST_TIMEOUT
             self._resume_reading()
+            if not self._received:
+                await self._change()
+                continue
+            deadline = deadline or self._loop.time() + REQUEST_TIMEOUT
             async with asyncio.timeout_at(deadline):
                 await self._change()
         return request
@@ -259,7 +261,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self._counters.not_domains += 1
         elif is_excepted(domain, self._exceptions):
             self._counters.excepted += 1
-        elif (finding := await self._find(domain)) is Finding.NULL_MX:
+        elif (finding := self._answers.known(domain) or await self._find(domain)) is Finding.NULL_MX:
             self._counters.null_mx += 1
             return reply
         elif finding is Finding.NOT_NULL_MX:
@@ -269,10 +271,6 @@ class RelayProtocol(asyncio.BufferedProtocol):
         return NOT_FOUND
 
     async def _find(self, domain: str) -> Finding:
-        finding = self._answers.known(domain)
-        if finding is not None:
-            self._counters.cache_hits += 1
-            return finding
         query = self._answers.find(domain)
         query.add_done_callback(self._wake)
         await self._wait_until(lambda: query.done() or self._transport is None, None)

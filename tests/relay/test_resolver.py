@@ -119,6 +119,33 @@ def test_each_server_is_asked_as_often_as_attempts_says(servers: list[NameServer
     assert asked(servers) == [3, 3, 3]
 
 
+def test_the_time_is_divided_among_the_attempts(
+    servers: list[NameServer], resolv_conf: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has an equal share of what is left, and at most ``timeout`` seconds, which double each time (res_send.c)."""
+    seen: list[float] = []
+
+    def time_out_at_once(delay: float) -> asyncio.Timeout:
+        seen.append(round(delay, 1))
+        return real_timeout(0)
+
+    real_timeout = asyncio.timeout
+    monkeypatch.setattr(asyncio, "timeout", time_out_at_once)
+    for server in servers:
+        server.faults["*"] = "silence"
+    for options, timeout, delays in (
+        ("timeout:5 attempts:2", 5, [1.2, 1.7, 2.5, 5.0]),
+        ("timeout:1 attempts:2", 60, [1.0, 1.0, 2.0, 2.0]),
+        ("timeout:30 attempts:1", 3, [1.5, 3.0]),
+        ("timeout:2 attempts:3", 60, [2.0, 2.0, 4.0, 4.0, 8.0, 8.0]),
+    ):
+        resolv_conf("nameserver 127.0.0.2", "nameserver 127.0.0.3", f"options {options}")
+        with pytest.raises(DNSError, match=r"timed out$"):
+            query(asyncio.run, Resolver(timeout=timeout), "plain.example")
+        assert seen == delays
+        seen.clear()
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -145,9 +172,11 @@ def test_a_response_that_is_no_answer_is_asked_of_the_next_server(
     assert asked(servers) == [queries + 1, 1, 0]
     for server in servers:
         server.faults["empty.example"] = fault
+    before = asked(servers)
     with pytest.raises(DNSError) as caught:
         query(run, resolver, "empty.example")
     assert caught.value.reason == reason
+    assert [now - then for now, then in zip(asked(servers), before, strict=True)] == [queries] * 3
 
 
 def test_an_empty_authoritative_response_is_an_answer(servers: list[NameServer], resolv_conf: Write) -> None:
