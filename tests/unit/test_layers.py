@@ -13,7 +13,7 @@ ALLOWED = {
     "nullmx": {"runtime"},
     "responder": {"runtime"},
     "check": {"nullmx", "runtime"},
-    "relay": {"nullmx", "responder", "runtime"},  # of the responder: the draining Protocol
+    "relay": {"nullmx", "runtime"},
     "cli": {"check", "nullmx", "relay", "responder", "runtime"},
     "__main__": {"cli", "runtime"},
 }
