@@ -1,7 +1,6 @@
 """What the daemon costs while it has nothing to do, and after it had a lot to do. No test here measures time."""
 
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -26,27 +25,6 @@ loop.run_forever()
 @pytest.fixture(autouse=True)
 def linux() -> None:
     require(sys.platform == "linux", "Linux's /proc")
-
-
-def proportional_memory(pid: int) -> int:
-    """Return the proportional set size in KiB, which counts a page shared by N processes as 1/N (proc(5), smaps)."""
-    match = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    assert match
-    return int(match[1])
-
-
-def family_memory(daemon: Daemon) -> int:
-    """Return what the daemon and its workers take, in KiB, once all of them have come to rest."""
-    daemon.wait_for(lambda: all(map(has_event_loop, daemon.children())), "the start of every worker")
-    assert daemon.wake_ups_within(0) == 0
-    return sum(map(proportional_memory, [daemon.pid, *daemon.children()]))
-
-
-def has_event_loop(pid: int) -> bool:
-    try:
-        return "anon_inode:[eventpoll]" in [str(found.readlink()) for found in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:  # one was closed meanwhile
-        return False
 
 
 def empty_server_memory() -> int:
@@ -91,9 +69,3 @@ def test_100_000_connections_leave_nothing_behind(start: Start) -> None:
     assert daemon.stats()["connections"] == "110000"
     assert daemon.descriptors() == descriptors
     assert daemon.memory() - memory <= 256
-
-
-def test_a_further_worker_takes_little_memory(start: Start) -> None:
-    """Proportional set size: processes share what they had before the fork."""
-    few, many = (family_memory(start("--workers", str(count))) for count in (2, 6))
-    assert (many - few) / 4 <= 2_500_000 / 1024, f"{(many - few) / 4} KiB"
