@@ -23,7 +23,7 @@ _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 2**31 - 1
 
 _IPPROTO_MPTCP = 262  # include/uapi/linux/in.h
-_TCP_SYN_RECV = "03"  # include/net/tcp_states.h, as /proc/net/tcp writes it
+_TCP_SYN_RECV = b"03"  # include/net/tcp_states.h, as /proc/net/tcp writes it
 
 
 def cork(listener: socket.socket, *, on: bool) -> None:
@@ -98,10 +98,11 @@ def refuse_handshakes(listener: socket.socket) -> None:
 
 def pending_handshakes(ports: set[int]) -> int:
     """Return how many handshakes are in progress at these local ports: SYN_RECV in /proc/net/tcp, proc(5)."""
-    suffixes = tuple(f":{port:04X}" for port in ports)
+    suffixes = tuple(b":%04X" % port for port in ports)
     count = 0
     for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError), open(f"/proc/net/{name}", encoding="ascii") as table:  # noqa: PTH123
+        # As octets: with privileges dropped, or no descriptor left, no codec could be loaded now.
+        with contextlib.suppress(OSError), open(f"/proc/net/{name}", "rb") as table:  # noqa: PTH123
             for line in table:
                 _, local, _, state = line.split(None, 4)[:4]
                 count += state == _TCP_SYN_RECV and local.endswith(suffixes)

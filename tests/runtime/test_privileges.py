@@ -1,25 +1,41 @@
-"""Whom the daemon becomes, seen from outside in /proc."""
+"""Dropping privileges, seen from outside in /proc."""
 
+import contextlib
 import grp
-import os
 import pwd
 import re
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import LINE, Daemon, Start, connect, read_all, require_root, run_cli
+from scrapes import WITH_METRICS, scrape
+from support import (
+    LINE,
+    MODES,
+    PATIENCE,
+    Daemon,
+    Start,
+    call_as,
+    connect,
+    read_all,
+    require_root,
+    require_tools,
+    run_cli,
+)
 
-from nullsmtpd.cli.arguments import UsageError
-from nullsmtpd.runtime.privileges import Account, PrivilegeError, become, find_account
+from nullsmtpd.runtime.privileges import Account, AccountError, drop_privileges, find_account
 
 NOBODY = pwd.getpwnam("nobody")
 UNUSED = 64_321
 
 
-def status(daemon: Daemon, field: str, pid: int | None = None) -> list[str]:
-    match = re.search(rf"^{field}:(.*)$", Path(f"/proc/{pid or daemon.pid}/status").read_text(), re.MULTILINE)
+def status(daemon: Daemon, field: str) -> list[str]:
+    match = re.search(rf"^{field}:(.*)$", Path(f"/proc/{daemon.pid}/status").read_text(), re.MULTILINE)
     assert match
     return match[1].split()
 
@@ -31,20 +47,19 @@ def status(daemon: Daemon, field: str, pid: int | None = None) -> list[str]:
         (["--user", str(NOBODY.pw_uid)], NOBODY.pw_uid, NOBODY.pw_gid),
         (["--user", "nobody", "--group", "daemon"], NOBODY.pw_uid, grp.getgrnam("daemon").gr_gid),
         (["--user", str(UNUSED), "--group", str(UNUSED)], UNUSED, UNUSED),
-        (["--user", "nobody", "--workers", "2"], NOBODY.pw_uid, NOBODY.pw_gid),
+        (["--group", "daemon", "--user", "nobody"], NOBODY.pw_uid, grp.getgrnam("daemon").gr_gid),
         (["--user", "nobody", "--mode", "mail"], NOBODY.pw_uid, NOBODY.pw_gid),
     ],
 )
-def test_root_is_given_up_for_good(start: Start, arguments: list[str], uid: int, gid: int) -> None:
+def test_privileges_are_dropped_for_good(start: Start, arguments: list[str], uid: int, gid: int) -> None:
     """All user and group ids are the new ones, there are no other groups and no capabilities, and it answers."""
     require_root()
     daemon = start(*arguments)
-    for pid in [daemon.pid, *daemon.children()]:
-        assert status(daemon, "Uid", pid) == [str(uid)] * 4
-        assert status(daemon, "Gid", pid) == [str(gid)] * 4
-        assert status(daemon, "Groups", pid) == [str(gid)]
-        for capabilities in ("CapPrm", "CapEff", "CapAmb"):
-            assert int(status(daemon, capabilities, pid)[0], 16) == 0
+    assert status(daemon, "Uid") == [str(uid)] * 4
+    assert status(daemon, "Gid") == [str(gid)] * 4
+    assert status(daemon, "Groups") == [str(gid)]
+    for capabilities in ("CapPrm", "CapEff", "CapAmb"):
+        assert int(status(daemon, capabilities)[0], 16) == 0
     with connect(daemon.address) as client:
         client.sendall(b"QUIT\r\n")
         assert read_all(client).startswith(b"220 " if "mail" in arguments else LINE)
@@ -52,18 +67,50 @@ def test_root_is_given_up_for_good(start: Start, arguments: list[str], uid: int,
     assert daemon.stop() == 0
 
 
-def test_started_as_root_without_a_user_it_says_so_once(start: Start) -> None:
-    """One line, whether or not there are workers; whoever asks for root by name is not told."""
+def test_a_group_alone_changes_the_group_alone(start: Start) -> None:
+    """A process that remains root with another group is what was asked for."""
+    require_root()
+    daemon = start("--group", "daemon")
+    assert status(daemon, "Uid") == ["0"] * 4
+    assert status(daemon, "Gid") == [str(grp.getgrnam("daemon").gr_gid)] * 4
+    assert status(daemon, "Groups") == [str(grp.getgrnam("daemon").gr_gid)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_loaded_after_the_start(start: Start, tmp_path: Path, mode: str) -> None:
+    """For no client, signal or scrape, nor at shutdown: another user may not be able to read the files."""
+    require_tools("strace")
+    daemon = start("--mode", mode, "--access-log", "--linger", "0.2", *WITH_METRICS)
+    trace = tmp_path / "trace"
+    with subprocess.Popen(["strace", "-p", str(daemon.pid), "-o", trace], stderr=subprocess.PIPE) as tracer:
+        assert tracer.stderr
+        assert b"attached" in tracer.stderr.readline()
+        for sent in (b"QUIT\r\n", b"EHLO x\r\nNOOP\r\nQUIT\r\n", b"x" * (1 << 18)):
+            with connect(daemon.address) as client:
+                client.sendall(sent)
+                client.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionResetError):
+                    read_all(client)
+        assert "nullsmtpd_connections_total" in scrape(daemon)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_until_idle()
+        assert daemon.stop() == 0
+    opened = re.findall(r'^open(?:at)?\(.*?"(.*?)"', trace.read_text(), re.MULTILINE)
+    assert {path for path in opened if not path.startswith(("/proc/", "/dev/"))} == set()
+    assert "/proc/self/stat" in opened
+
+
+def test_running_as_root_is_warned_of_once(start: Start) -> None:
+    """Not if root was chosen by name."""
     require_root()
     assert len(start().lines("running-as-root")) == 1
-    assert len(start("--workers", "2").lines("running-as-root")) == 1
     assert not start("--user", "root").lines("running-as-root")
 
 
 def test_sockets_are_bound_before_the_user_changes(start: Start) -> None:
     """A port below 1024 is one that only root may bind."""
     require_root()
-    start("--user", "nobody", "--workers", "2", "--listen", "127.82.1.1:25", listen=None)
+    start("--user", "nobody", listen="127.82.1.1:25")
     with connect(("127.82.1.1", 25)) as client:
         assert read_all(client) == LINE
 
@@ -76,56 +123,65 @@ def test_sockets_are_bound_before_the_user_changes(start: Start) -> None:
         (["--user", str(UNUSED)], f"--user: '{UNUSED}' has no entry in the user database; give --group too"),
         (
             ["--user", "nobody", "--group", "4294967295"],
-            "--group: '4294967295' is beyond what a number of an account can be",
+            "--group: '4294967295' is beyond the range of account numbers; give one below 4294967295",
         ),
-        (["--user", "99999999999"], "--user: '99999999999' is beyond what a number of an account can be"),
+        (
+            ["--user", "99999999999"],
+            "--user: '99999999999' is beyond the range of account numbers; give one below 4294967295",
+        ),
     ],
 )
-def test_an_account_that_cannot_be_is_a_mistake(arguments: list[str], message: str) -> None:
+def test_an_account_that_does_not_exist_is_an_invalid_option(arguments: list[str], message: str) -> None:
     """One line with the option and the value; status 2."""
     run = run_cli("--listen", "127.0.0.1:0", *arguments)
     assert (run.returncode, run.stderr) == (2, f"nullsmtpd: {message}\n")
 
 
-def in_a_child(uid: int, account: Account) -> str:
-    """Call `become` in a forked process of user ``uid``; return how it ended."""
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-            become(account)
-            os.write(writer, b"became")
-        except PrivilegeError as error:
-            os.write(writer, str(error).encode())
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    os.close(writer)
-    with os.fdopen(reader) as outcome:
-        return outcome.read()
-
-
-def test_who_is_not_root_cannot_become_another() -> None:
-    """One line with the account and the way out; to stay oneself is no change."""
+def test_only_root_can_change_to_another_account() -> None:
+    """To remain the same is no change."""
     require_root()
-    refusal = "Operation not permitted; start as root to become another, or leave the options out"
-    assert in_a_child(UNUSED, Account(NOBODY.pw_uid, NOBODY.pw_gid)) == (
-        f"--user {NOBODY.pw_uid} --group {NOBODY.pw_gid}: {refusal}"
-    )
-    assert in_a_child(UNUSED, Account(None, NOBODY.pw_gid)) == f"--group {NOBODY.pw_gid}: {refusal}"
-    assert in_a_child(UNUSED, Account(UNUSED, UNUSED)) == "became"
-    assert in_a_child(UNUSED, Account(None, None)) == "became"
+
+    def drop(uid: int | None, gid: int | None) -> str:
+        return call_as(UNUSED, lambda: drop_privileges(Account(uid, gid)))
+
+    for account in ((NOBODY.pw_uid, NOBODY.pw_gid), (None, NOBODY.pw_gid), (NOBODY.pw_uid, UNUSED), (0, 0)):
+        assert drop(*account).startswith("PrivilegeError: [Errno 1] Operation not permitted")
+    assert drop(UNUSED, UNUSED) == drop(None, None) == drop(UNUSED, None) == "None"
+
+
+def test_without_root_the_message_names_the_options_and_the_remedy() -> None:
+    """One line; exit status 1."""
+    require_root()
+    command = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0", "--user", "nobody", "--group", "daemon"]
+    drop = ["setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-setuid,-setgid", *command]
+    run = subprocess.run(drop, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert run.returncode == 1
+    assert run.stderr.startswith("nullsmtpd: --user nobody --group daemon: ")
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_user_namespace_that_denies_setgroups_is_named() -> None:
+    """user_namespaces(7): "start as root" would be no help to a process that is root already."""
+    require_tools("unshare")
+    command = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0", "--user", "root", "--group", "root"]
+    unshare = ["unshare", "--user", "--map-root-user", *command]  # denies it by default
+    run = subprocess.run(unshare, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("nullsmtpd: --user root --group root: ")
+    assert "setgroups(2)" in run.stderr
+    assert "user namespace" in run.stderr
+    assert "start as root" not in run.stderr
 
 
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", fullmatch=True))
-def test_any_name_is_found_or_refused_in_a_line(name: str) -> None:
-    """Invariant: an account in range with a group, or UsageError that names the option."""
+def test_any_name_is_found_or_refused(name: str) -> None:
+    """Invariant: an account in range with a group, or an error that has the option, the value and the reason."""
     try:
         account = find_account(name, None)
-    except UsageError as error:
-        assert re.fullmatch(r"--user: '.*' (does not exist|has no entry|is beyond).*", str(error))
+    except AccountError as error:
+        assert (error.kind, error.value) == ("user", name)
+        assert re.fullmatch(r"(does not exist|has no entry|is beyond).*", str(error))
     else:
         assert account.uid is not None
         assert account.gid is not None
