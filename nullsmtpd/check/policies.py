@@ -26,6 +26,9 @@ _POLICIES = ("none", "quarantine", "reject")
 
 _MAX_STRING_OCTETS = 255  # RFC 1035 §3.3: of one character-string in a TXT record
 
+# RFC 1035 §5.1: characters that a quoted string of a zone file cannot contain as they are.
+_ESCAPES = {code: f"\\{code:03d}" for code in (*range(32), *range(127, 256))} | {ord(c): f"\\{c}" for c in '"\\'}
+
 
 class SPF(NamedTuple):
     """What one record permits (RFC 7208).
@@ -34,10 +37,10 @@ class SPF(NamedTuple):
     not fail. ``passes_all``: mail from every host passes. ``redirect``: the domain whose record applies, or ``""``.
     """
 
-    error: str
-    sends: bool
-    passes_all: bool
-    redirect: str
+    error: str = ""
+    sends: bool = False
+    passes_all: bool = False
+    redirect: str = ""
 
 
 def spf_texts(texts: Iterable[str]) -> list[str]:
@@ -54,19 +57,19 @@ def parse_spf(text: str) -> SPF:
         if found := _MODIFIER.fullmatch(term):
             name = found["name"].lower()
             if name in {"redirect", "exp"} and (name in modifiers or not found["value"]):
-                return SPF(f"{quoted(term.encode('latin-1'))} is repeated or empty", False, False, "")
+                return SPF(f"{quoted(term.encode('latin-1'))} is repeated or empty")
             modifiers[name] = found["value"]
         elif (found := _MECHANISM.fullmatch(term)) and _is_network(found["ip4"], 4) and _is_network(found["ip6"], 6):
             if not ends_in_all:
                 qualifiers.append(found["qualifier"] or "+")
             ends_in_all = ends_in_all or bool(found["all"])
         else:
-            return SPF(f"{quoted(term.encode('latin-1'))} is no valid term", False, False, "")
+            return SPF(f"{quoted(term.encode('latin-1'))} is no valid term")
     redirect = "" if ends_in_all else modifiers.get("redirect", "")
     if "%" in redirect or not (ends_in_all or redirect):  # it depends on the message, or it is neutral (§4.7)
-        return SPF("", True, False, "")
+        return SPF(sends=True)
     sends = any(qualifier != "-" for qualifier in qualifiers)
-    return SPF("", sends, ends_in_all and qualifiers[-1] == "+", redirect)
+    return SPF(sends=sends, passes_all=ends_in_all and qualifiers[-1] == "+", redirect=redirect)
 
 
 def _is_network(text: str | None, version: int) -> bool:
@@ -93,9 +96,8 @@ def parse_dmarc(text: str) -> dict[str, str] | None:
 
 def dmarc_policy(tags: Mapping[str, str], *, of_subdomain: bool = False) -> str:
     """Return the policy for the record's own domain or for its existing subdomains: none, quarantine or reject."""
-    policy = tags.get("p", "none").lower()
-    if of_subdomain:
-        policy = tags.get("sp", policy).lower()
+    own = tags.get("p", "none")
+    policy = (tags.get("sp", own) if of_subdomain else own).lower()
     return policy if policy in _POLICIES else "none"
 
 
@@ -107,15 +109,6 @@ def dmarc_text(tags: Mapping[str, str]) -> str:
 
 def zone_txt(name: str, text: str) -> str:
     """Return the line of a zone file for a TXT record (RFC 1035 §5.1)."""
-    parts = [text[start : start + _MAX_STRING_OCTETS] for start in range(0, len(text) or 1, _MAX_STRING_OCTETS)]
-    return f"{name}. IN TXT {' '.join(map(_quoted_string, parts))}"
-
-
-def _quoted_string(text: str) -> str:
-    return '"' + "".join(_escaped(character) for character in text) + '"'
-
-
-def _escaped(character: str) -> str:
-    if character in {'"', "\\"}:
-        return f"\\{character}"
-    return character if character.isascii() and character.isprintable() else f"\\{ord(character):03d}"
+    size = _MAX_STRING_OCTETS
+    strings = [text[start : start + size].translate(_ESCAPES) for start in range(0, len(text) or 1, size)]
+    return f"{name}. IN TXT " + " ".join(f'"{string}"' for string in strings)

@@ -23,13 +23,12 @@ _MAX_RECORDS_SHOWN = 5
 #: Targets of operators who mean the root: alone, or with the domain appended for lack of a final dot.
 _MEANT_AS_ROOT = {"0", "null", "none"}
 
-#: Why a record that only a domain which receives mail needs has to go: RFC 8461, RFC 8460, RFC 7672.
-_REMOVE = {
-    "MTA-STS": "it is for domains that receive mail: remove it, once a policy with mode: none has replaced the one it "
-    "announces (RFC 8461 section 8.3)",
-    "TLSRPT": "it is for domains that receive mail: remove it",
-    "TLSA": "senders that heed it (DANE) require TLS, and try again for days: remove it",
-}
+# Why records that only a domain which receives mail needs have to go: RFC 8460, RFC 8461, RFC 7672.
+_REMOVE_TLSRPT = "it is for domains that receive mail: remove it"
+_REMOVE_MTA_STS = (
+    f"{_REMOVE_TLSRPT}, once a policy with mode: none has replaced the one it announces (RFC 8461 section 8.3)"
+)
+_REMOVE_TLSA = "senders that heed it (DANE) require TLS, and try again for days: remove it"
 
 
 class Status(StrEnum):
@@ -61,6 +60,21 @@ class Finding(NamedTuple):
         return f"{self.name} {self.subject}: {self.found}: {self.status}: {self.words}{publish}"
 
 
+#: A status, the reason for it, and whether that applies. The first rule that applies is the judgement.
+_Rule = tuple[Status, str, object]
+#: A finding without subject and name. The line to publish is left out of the finding if its status is OK.
+_Row = tuple[str, tuple[Status, str], str]
+
+
+def _judge(*rules: _Rule) -> tuple[Status, str]:
+    return next((status, words) for status, words, applies in rules if applies)
+
+
+def _finding(subject: str, name: str, row: _Row) -> Finding:
+    found, (status, words), publish = row
+    return Finding(subject, name, found, status, words, "" if status is Status.OK else publish)
+
+
 def is_address(target: str) -> bool:
     """Tell whether an MX target is an IP address: no top-level domain is a number (RFC 3696 §2)."""
     return target.rpartition(".")[2].isdigit() or ":" in target
@@ -68,36 +82,32 @@ def is_address(target: str) -> bool:
 
 def judge_mx(mx: "MXAnswer", owner: str, *, sends: bool) -> Finding:
     """Return the finding on the MX set itself. ``owner``: the name that has it; ``sends``: the domain sends mail."""
-    status, words = Status.WRONG, _mx_fault(mx)
-    if mx.is_null_mx and sends:
-        words = (
-            "a null MX, but the domain sends mail, which relays then reject with 550 5.7.27 (RFC 7505 section 4.2): "
-        )
-        words += "remove it and run nullsmtpd in mode mail; or, if it sends nothing, make its SPF record end in -all"
-    elif mx.is_null_mx:
-        status, words = Status.OK, "a null MX"
-    elif not words and sends:
-        status, words = (
-            Status.OK,
-            "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce",
-        )
-    elif not words:
-        where = "its MX hosts" if mx.records else "its own addresses (RFC 5321 section 5.1)"
-        status, words = Status.ADVICE, f"no null MX, so senders connect to {where}"
-    publish = "" if sends or status is Status.OK else f"{owner}. IN MX 0 ."
+    contradiction = (
+        "a null MX, but the domain sends mail, which relays then reject with 550 5.7.27 (RFC 7505 section 4.2): remove "
+        "it and run nullsmtpd in mode mail; or, if it sends nothing, make its SPF record end in -all"
+    )
+    where = "its MX hosts" if mx.records else "its own addresses (RFC 5321 section 5.1)"
+    fault = _mx_fault(mx)
+    judgement = _judge(
+        (Status.WRONG, contradiction, mx.is_null_mx and sends),
+        (Status.OK, "a null MX", mx.is_null_mx),
+        (Status.WRONG, fault, fault),
+        (Status.OK, "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce", sends),
+        (Status.ADVICE, f"no null MX, so senders connect to {where}", True),
+    )
     found = f"{_shown(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none"
-    return Finding("MX", mx.domain, found, status, words, publish)
+    return _finding("MX", mx.domain, (found, judgement, "" if sends else f"{owner}. IN MX 0 ."))
 
 
 def _mx_fault(mx: "MXAnswer") -> str:
     if mx.is_faulty_null_mx:
         must = "be the only MX" if len(mx.records) > 1 else "have preference 0"
         return f"an invalid null MX: it must {must} (RFC 7505 section 3)"
-    for record in mx.records:
-        if record.target.lower().removesuffix(f".{mx.domain}") in _MEANT_AS_ROOT:
-            return f"not a null MX, whose target is a single dot instead of {record.target}. (RFC 7505 section 3)"
-        if is_address(record.target):
-            return f"{record.target} is an IP address; an MX must be a host name (RFC 1035 section 3.3.9)"
+    for _, target in mx.records:
+        if target.lower().removesuffix(f".{mx.domain}") in _MEANT_AS_ROOT:
+            return f"not a null MX, whose target is a single dot instead of {target}. (RFC 7505 section 3)"
+        if is_address(target):
+            return f"{target} is an IP address; an MX must be a host name (RFC 1035 section 3.3.9)"
     return ""
 
 
@@ -115,33 +125,42 @@ class Publications:
     async def findings(self, mx: "MXAnswer", hosts: Sequence[str]) -> list[Finding]:
         """Return all findings but those on ``mx``. ``hosts``: where mail goes, whose TLSA records matter."""
         domain = self._domain
-        spf = await self._find(self._spf, "SPF", domain)  # first: what is right of the others depends on it
+        spf = await self._find("SPF", domain, self._spf)  # first: what is right of the others depends on it
         others = await asyncio.gather(
-            self._find(self._dmarc, "DMARC", f"_dmarc.{domain}"),
-            self._find(partial(self._text_leftover, "v=STSv1"), "MTA-STS", f"_mta-sts.{domain}"),
-            self._find(partial(self._text_leftover, "v=TLSRPTv1"), "TLSRPT", f"_smtp._tls.{domain}"),
-            *(self._find(self._tlsa, "TLSA", f"_25._tcp.{host}") for host in hosts[:_MAX_TLSA]),
-            self._find(partial(self._other_mx, mx), "MX", f"www.{domain}"),
-            self._find(partial(self._other_mx, mx), "MX", f"*.{domain}"),
+            self._find("DMARC", f"_dmarc.{domain}", self._dmarc),
+            self._find("MTA-STS", f"_mta-sts.{domain}", partial(self._leftover, "v=STSv1", _REMOVE_MTA_STS)),
+            self._find("TLSRPT", f"_smtp._tls.{domain}", partial(self._leftover, "v=TLSRPTv1", _REMOVE_TLSRPT)),
+            *(self._find("TLSA", f"_25._tcp.{host}", self._tlsa) for host in hosts[:_MAX_TLSA]),
+            *(self._find("MX", f"{label}.{domain}", partial(self._other_mx, mx)) for label in ("www", "*")),
         )
-        return [finding for finding in (spf, *others) if finding]
+        return [*spf, *(finding for found in others for finding in found)]
 
-    async def _find(
-        self, judge: Callable[[str, str], Awaitable[Finding | None]], subject: str, name: str
-    ) -> Finding | None:
+    async def _find(self, subject: str, name: str, judge: Callable[[str], Awaitable[_Row | None]]) -> list[Finding]:
         try:
-            return await judge(subject, name)
+            row = await judge(name)
         except DNSError as error:
-            return Finding(subject, name, "?", Status.UNKNOWN, f"DNS does not answer: {error.reason}")
+            row = "?", (Status.UNKNOWN, f"DNS does not answer: {error.reason}"), ""
+        return [_finding(subject, name, row)] if row else []
 
-    async def _spf(self, subject: str, name: str) -> Finding:
-        owner, found = await self._texts(name)
-        texts = spf_texts(found)
-        policies = [await self._follow_redirects(parse_spf(text)) for text in texts]
-        status, words = _judge_spf(policies, says_sends=self.sends)
-        publish = zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all") if status is not Status.OK else ""
+    async def _spf(self, name: str) -> _Row:
+        owner, texts = await self._texts(name)
+        records = spf_texts(texts)
+        policies = [await self._follow_redirects(parse_spf(record)) for record in records]
+        policy = policies[0] if policies else SPF()
+        hint = "" if self.sends else " (if it sends mail itself, use --sends)"
+        several = "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
+        judgement = _judge(
+            (Status.WRONG, several, len(policies) > 1),
+            (Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}", not policies),
+            (Status.WRONG, f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}", policy.error),
+            (Status.ADVICE, "every host may send mail as this domain", policy.passes_all),
+            (Status.OK, "the domain sends mail: not every host fails", policy.sends),
+            (Status.WRONG, "no host may send mail as this domain, but it sends", self.sends),
+            (Status.OK, "no host may send mail as this domain", True),
+        )
+        publish = zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all")
         self.sends = self.sends or any(policy.sends for policy in policies)
-        return Finding(subject, name, _quoted(texts) or "none", status, words, publish)
+        return _quoted(records) or "none", judgement, publish
 
     async def _follow_redirects(self, policy: SPF) -> SPF:
         """Return the policy that applies in the end; a redirect that leads nowhere is an error (RFC 7208 §6.1)."""
@@ -153,27 +172,26 @@ class Publications:
             if len(texts := spf_texts(texts)) != 1:
                 break
             policy = parse_spf(texts[0])
-        return SPF(f"it redirects to {policy.redirect}, which has not one record", sends, False, "")
+        return SPF(f"it redirects to {policy.redirect}, which has not one record", sends)
 
-    async def _dmarc(self, subject: str, name: str) -> Finding:
+    async def _dmarc(self, name: str) -> _Row:
         owner, own = await self._dmarc_tags(self._domain)
         parent, tags = ("", own[0]) if own else await self._inherited_dmarc()
         policy, below = dmarc_policy(tags, of_subdomain=not own), dmarc_policy(tags, of_subdomain=True)
         is_partial = tags.get("t") == "y" or tags.get("pct", "100") != "100"
         found = f"policy {policy}" + (f", {below} for subdomains" if below != policy else "") if tags else "none"
         found += (" in part" if is_partial else "") + (f", inherited from {parent}" if parent else "")
-        status, words = Status.ADVICE, "receivers should reject all mail that pretends to be from this domain"
-        if len(own) > 1:
-            found, status = f"{len(own)} records", Status.WRONG
-            words = "receivers ignore all of several records (RFC 7489 section 6.6.3)"
-        elif policy == below == "reject" and not is_partial:
-            status, words = Status.OK, "receivers reject mail that pretends to be from this domain"
-        elif self.sends:
-            status, words = Status.OK, "for a domain that sends mail this is its owner's choice"
+        is_strict = policy == below == "reject" and not is_partial
+        judgement = _judge(
+            (Status.WRONG, "receivers ignore all of several records (RFC 7489 section 6.6.3)", len(own) > 1),
+            (Status.OK, "receivers reject mail that pretends to be from this domain", is_strict),
+            (Status.OK, "for a domain that sends mail this is its owner's choice", self.sends),
+            (Status.ADVICE, "receivers should reject all mail that pretends to be from this domain", True),
+        )
         # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
         owner = owner if own or owner.startswith("_dmarc.") else name
-        publish = zone_txt(owner, dmarc_text(own[0] if own else {})) if status is not Status.OK else ""
-        return Finding(subject, name, found, status, words, publish)
+        publish = zone_txt(owner, dmarc_text(own[0] if own else {}))
+        return f"{len(own)} records" if len(own) > 1 else found, judgement, publish
 
     async def _inherited_dmarc(self) -> tuple[str, dict[str, str]]:
         """Return the organizational domain that has a record, or the public suffix above it, and the record's tags.
@@ -198,31 +216,30 @@ class Publications:
         owner, texts = await self._texts(f"_dmarc.{domain}")
         return owner, [tags for text in texts if (tags := parse_dmarc(text))]
 
-    async def _text_leftover(self, version: str, subject: str, name: str) -> Finding | None:
+    async def _leftover(self, version: str, words: str, name: str) -> _Row | None:
         _, texts = await self._texts(name)
         found = _quoted([text for text in texts if text.startswith(version)])
-        return Finding(subject, name, found, Status.WRONG, _REMOVE[subject]) if found else None
+        return (found, (Status.WRONG, words), "") if found else None
 
-    async def _tlsa(self, subject: str, name: str) -> Finding | None:
+    async def _tlsa(self, name: str) -> _Row | None:
         records = (await self._query(name, "TLSA")).records
-        return Finding(subject, name, f"records: {len(records)}", Status.WRONG, _REMOVE[subject]) if records else None
+        return (f"records: {len(records)}", (Status.WRONG, _REMOVE_TLSA), "") if records else None
 
-    async def _other_mx(self, domain_mx: "MXAnswer", subject: str, name: str) -> Finding | None:
+    async def _other_mx(self, domain_mx: "MXAnswer", name: str) -> _Row | None:
         """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
         mx, *addresses = await asyncio.gather(*(self._query(name, rdtype) for rdtype in ("MX", "A", "AAAA")))
         records: tuple[Any, ...] = mx.records
         targets = tuple(sorted((record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records))
+        if not targets and not any(answer.records for answer in addresses):
+            return None
+        is_same = targets == ((0, "."),) or (mx.is_alias and targets and targets == domain_mx.records)
+        judgement = _judge(
+            (Status.OK, "mail to this name is treated as mail to the domain", is_same),
+            (Status.WRONG, "mail to this name goes there; let it have a null MX", targets),
+            (Status.ADVICE, "mail to this name goes to its address; let it have a null MX", True),
+        )
         found = (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else "")
-        publish = f"{mx.name if mx.is_alias else name}. IN MX 0 ."
-        if targets == ((0, "."),) or (mx.is_alias and targets and targets == domain_mx.records):
-            return Finding(subject, name, found, Status.OK, "mail to this name is treated as mail to the domain")
-        if targets:
-            words = "mail to this name goes there; let it have a null MX"
-            return Finding(subject, name, found, Status.WRONG, words, publish)
-        if any(answer.records for answer in addresses):
-            words = "mail to this name goes to its address; let it have a null MX"
-            return Finding(subject, name, found, Status.ADVICE, words, publish)
-        return None
+        return found, judgement, f"{mx.name if mx.is_alias else name}. IN MX 0 ."
 
     async def _texts(self, name: str) -> tuple[str, list[str]]:
         """Return the name that has the TXT records, another than ``name`` if that is an alias, and their text."""
@@ -234,23 +251,6 @@ class Publications:
         if len(name) > MAX_DOMAIN:  # there can be no such name
             return Answer(name, exists=False, records=(), ttl=0, is_alias=False, is_secure=False)
         return await self._resolver.query(name, rdtype)
-
-
-def _judge_spf(policies: Sequence[SPF], *, says_sends: bool) -> tuple[Status, str]:
-    if len(policies) > 1:
-        return Status.WRONG, "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
-    if not policies:
-        hint = "" if says_sends else " (if it sends mail itself, use --sends)"
-        return Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"
-    (policy,) = policies
-    rules = (
-        (policy.error, Status.WRONG, f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}"),
-        (policy.passes_all, Status.ADVICE, "every host may send mail as this domain"),
-        (policy.sends, Status.OK, "the domain sends mail: not every host fails"),
-        (says_sends, Status.WRONG, "no host may send mail as this domain, but it sends"),
-        (True, Status.OK, "no host may send mail as this domain"),
-    )
-    return next((status, words) for applies, status, words in rules if applies)
 
 
 def _shown(records: Sequence[tuple[int, str]]) -> str:
