@@ -14,8 +14,7 @@ For other programs there are:
 
 _MODULES = {
     "check.domain": ("DomainReport", "HostReport", "check_domain"),
-    "check.hosts": ("check_host",),
-    "check.probe": ("Probe", "probe"),
+    "check.probe": ("Probe", "check_host", "probe"),
     "check.published": ("Finding",),
     "check.verdicts": ("Verdict",),
     "nullmx": ("MX", "DNSError", "DomainError", "MXAnswer", "accepts_mail", "look_up_mx"),

@@ -1,8 +1,8 @@
 from nullsmtpd.check.domain import DomainReport as DomainReport
 from nullsmtpd.check.domain import HostReport as HostReport
 from nullsmtpd.check.domain import check_domain as check_domain
-from nullsmtpd.check.hosts import check_host as check_host
 from nullsmtpd.check.probe import Probe as Probe
+from nullsmtpd.check.probe import check_host as check_host
 from nullsmtpd.check.probe import probe as probe
 from nullsmtpd.check.published import Finding as Finding
 from nullsmtpd.check.verdicts import Verdict as Verdict

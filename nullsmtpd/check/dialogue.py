@@ -2,18 +2,7 @@
 
 from typing import NamedTuple
 
-__all__ = [
-    "ANY",
-    "MODES",
-    "QUIT",
-    "Reply",
-    "Script",
-    "early_commands",
-    "known_mode",
-    "parse_replies",
-    "quoted",
-    "script_for",
-]
+__all__ = ["ANY", "MODES", "QUIT", "Reply", "early_commands", "known_mode", "parse_replies", "quoted", "script_for"]
 
 QUIT = "QUIT"
 _EHLO, _HELO, _MAIL = "EHLO {own}", "HELO {own}", "MAIL FROM:<>"
@@ -27,13 +16,13 @@ MODES: dict[str, Script] = {
     "mail": (("", "220"), (_EHLO, "250"), (_MAIL, "521"), (QUIT, "221")),
 }
 
-#: A mode for `probe` alone: the one that the greeting belongs to.
-ANY = "any"
+ANY = "any"  #: a mode for `probe` alone: the one that the greeting belongs to
 
 #: RFC 5321 §4.5.3.1.5: a reply line, code and CRLF included, is at most 512 octets.
 _MAX_LINE_OCTETS = 512
 
-#: ``textstring`` of RFC 5321 §4.2: the tab, and printable ASCII.
+#: RFC 5321 §4.2: the digits that each place of a code may have, and ``textstring``, the tab and printable ASCII.
+_CODE = b"2345", b"012345", b"0123456789"
 _TEXT = frozenset(b"\t" + bytes(range(32, 127)))
 
 _MAX_QUOTED = 240  # characters of a server's octets that a report repeats
@@ -95,15 +84,11 @@ def parse_replies(octets: bytes) -> tuple[list[Reply], bytes, bool]:
 
 
 def _is_reply_line(line: bytes) -> bool:
-    code, separator, text = line[:3], line[3:4], line[4:]
     return (
-        len(line) + len(b"\r\n") <= _MAX_LINE_OCTETS
-        and len(code) == len("521")
-        and code[0] in b"2345"  # RFC 5321 §4.2: the digits of a code
-        and code[1] in b"012345"
-        and code[2] in b"0123456789"
-        and separator in (b"", b" ", b"-")
-        and _TEXT.issuperset(text)
+        len(b"521") <= len(line) <= _MAX_LINE_OCTETS - len(b"\r\n")
+        and all(octet in digits for octet, digits in zip(line, _CODE, strict=False))
+        and line[3:4] in (b"", b" ", b"-")
+        and _TEXT.issuperset(line[4:])
     )
 
 

@@ -2,13 +2,12 @@
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 from nullsmtpd.check.dialogue import ANY
-from nullsmtpd.check.hosts import probe_address, run_all
-from nullsmtpd.check.probe import TIMEOUT, Probe, probe
+from nullsmtpd.check.probe import TIMEOUT, Probe, probe, run_all
 from nullsmtpd.check.published import Finding, Publications, Status, is_address, judge_mx
 from nullsmtpd.check.verdicts import Behaviour, Verdict, behaviour_of, verdict_on
 from nullsmtpd.nullmx import DNSError, MXAnswer, Resolver, domain_of
@@ -34,8 +33,7 @@ class HostReport(NamedTuple):
 
     ``error``: why DNS does not tell all addresses, or ``""``. ``canonical``: the name that has them, another one if
     ``name`` is an alias (CNAME). ``addresses``: those to connect to; ``not_public``: those that no sender on the
-    Internet can reach, each with its kind. ``probes``: by `nullsmtpd.probe` in mode ``any``, one for each of
-    ``addresses`` unless there are too many.
+    Internet can reach, each with its kind. ``probes``: in mode `ANY`, one for each of ``addresses`` up to the bounds.
     """
 
     name: str
@@ -105,8 +103,8 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
         mx, error = None, failure.reason
     names = _names(domain, mx)
     hosts = await asyncio.gather(*(_look_up(session, *name, allow_private=allow_private) for name in names[:MAX_HOSTS]))
-    prober = partial(probe, mode=ANY, timeout=timeout)
-    targets = [partial(probe_address, host.name, address, port, prober) for host in hosts for address in host.addresses]
+    prober = partial(probe, port=port, mode=ANY, timeout=timeout)
+    targets = [partial(prober, address, host=host.name) for host in hosts for address in host.addresses]
     published = Publications(session, domain, sends=sends)
     findings, probes = await asyncio.gather(
         _findings(published, mx, error, hosts), asyncio.to_thread(run_all, targets[:MAX_ADDRESSES])
@@ -121,10 +119,10 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
 def _names(domain: str, mx: MXAnswer | None) -> list[tuple[str, tuple[int, ...]]]:
     """Return the domain's own name, and those in its MX set with their preferences, each once."""
     preferences: dict[str, tuple[int, ...]] = {domain: ()}
-    for record in mx.records if mx else ():
-        if record.target != _ROOT and not is_address(record.target):
-            name = record.target.lower()
-            preferences[name] = (*preferences.get(name, ()), record.preference)
+    for preference, target in mx.records if mx else ():
+        if target != _ROOT and not is_address(target):
+            name = target.lower()
+            preferences[name] = (*preferences.get(name, ()), preference)
     return list(preferences.items())
 
 
@@ -134,15 +132,15 @@ async def _look_up(session: Resolver, name: str, preferences: tuple[int, ...], *
     for answer in await asyncio.gather(*queries, return_exceptions=True):
         if isinstance(answer, DNSError):
             host = host._replace(error=answer.reason)
-        elif isinstance(answer, BaseException):
+            continue
+        if isinstance(answer, BaseException):
             raise answer
-        else:
-            host = host._replace(canonical=answer.name if answer.is_alias else host.canonical)
-            for address in (record.address for record in cast("Any", answer.records)):
-                if (kind := not_public(address)) and not allow_private:
-                    host.not_public.append((address, kind))
-                else:
-                    host.addresses.append(address)
+        host = host._replace(canonical=answer.name if answer.is_alias else host.canonical)
+        for address in (record.address for record in cast("Any", answer.records)):
+            if (kind := not_public(address)) and not allow_private:
+                host.not_public.append((address, kind))
+            else:
+                host.addresses.append(address)
     return host
 
 
@@ -194,24 +192,23 @@ def _host_faults(host: HostReport) -> list[Finding]:
     return [Finding(subject, host.name, found, Status.WRONG, words) for found, words in faults]
 
 
-def _tried(mx: MXAnswer | None, hosts: Sequence[HostReport]) -> list[HostReport]:
+def _tried(mx: MXAnswer, hosts: Sequence[HostReport]) -> list[HostReport]:
     """Return the hosts that a sender would try: those in the MX set, or without one the domain's own name."""
-    return [host for host in hosts if host.preferences] if mx and mx.records else list(hosts[:1])
+    return [host for host in hosts if host.preferences] if mx.records else list(hosts[:1])
 
 
 def _verdict(mx: MXAnswer | None, hosts: Sequence[HostReport], left_out: int) -> Verdict:
-    tried = _tried(mx, hosts)
-    preferences = sorted({min(host.preferences, default=0) for host in tried})
-    groups = [
-        _behaviours(host for host in tried if min(host.preferences, default=0) == preference)
-        for preference in preferences
-    ]
+    tried = _tried(mx, hosts) if mx else []
+    groups: dict[int, set[Behaviour]] = {}
+    for host in sorted(tried, key=_preference):
+        groups.setdefault(_preference(host), set()).update(_behaviours(host))
     is_known = mx is not None and not any(host.error for host in tried)
-    return verdict_on(mx, _behaviours(hosts[:1]), groups if mx else [], is_known=is_known, left_out=left_out)
+    return verdict_on(mx, _behaviours(hosts[0]), list(groups.values()), is_known=is_known, left_out=left_out)
 
 
-def _behaviours(hosts: Iterable[HostReport]) -> set[Behaviour]:
-    found: set[Behaviour] = set()
-    for host in hosts:
-        found.update(map(behaviour_of, host.probes), {Behaviour.NOT_PUBLIC} if host.not_public else ())
-    return found
+def _preference(host: HostReport) -> int:
+    return min(host.preferences, default=0)
+
+
+def _behaviours(host: HostReport) -> set[Behaviour]:
+    return {behaviour_of(seen) for seen in host.probes} | ({Behaviour.NOT_PUBLIC} if host.not_public else set())

@@ -8,8 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from nullsmtpd.check.dialogue import known_mode
-from nullsmtpd.check.hosts import Prober, probe_hosts
-from nullsmtpd.check.probe import NO_FAMILY, Probe, probe
+from nullsmtpd.check.probe import NO_FAMILY, Probe, probe, probe_hosts
 from nullsmtpd.runtime.sockets import parse_address
 
 __all__ = ["BUDGET", "check_health"]
@@ -36,25 +35,24 @@ def check_health(
     the variable, when that is invalid or names nothing to connect to.
     """
     mode = mode or _parse("NULLSMTPD_MODE", environment.get("NULLSMTPD_MODE", "close"), known_mode)
-    listen = environment.get("NULLSMTPD_LISTEN", ":25")
-    entries = [_parse("NULLSMTPD_LISTEN", entry, _hosts_of) for entry in listen.split(",")]
+    listen = environment.get("NULLSMTPD_LISTEN", ":25").split(",")
+    entries = [_parse("NULLSMTPD_LISTEN", entry, _hosts_of) for entry in listen]
     timeout = timeout or BUDGET / sum(map(len, entries))
     text = environment.get("NULLSMTPD_TEXT")
     prober = partial(probe, mode=mode, early=early, text=text, may_be_full=True, timeout=timeout)
     return (seen for hosts in entries for seen in _probe_entry(hosts, prober))
 
 
-def _probe_entry(hosts: list[tuple[str, int]], prober: Prober) -> Iterator[Probe]:
+def _probe_entry(hosts: list[tuple[str, int]], prober: Callable[..., Probe]) -> Iterator[Probe]:
     lacking: list[Probe] = []
-    has_answered = False
-    for host in hosts:
-        for seen in probe_hosts([host], prober):
-            if seen.ending == NO_FAMILY:
-                lacking.append(seen)
-            else:
-                has_answered = True
-                yield seen
-    if not has_answered:
+    has_family = False
+    for seen in (seen for host in hosts for seen in probe_hosts([host], prober)):
+        if seen.ending == NO_FAMILY:
+            lacking.append(seen)
+        else:
+            has_family = True
+            yield seen
+    if not has_family:
         yield from lacking
 
 

@@ -1,26 +1,16 @@
-"""One connection to one address, from the SYN to the FIN: what was seen, and what is wrong with it."""
+"""One connection to one address, from the SYN to the FIN: what was seen, what is wrong with it; and many at once."""
 
 import contextlib
 import errno
 import socket
 import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from nullsmtpd.check.dialogue import ANY, QUIT, Reply, early_commands, known_mode, parse_replies, quoted, script_for
 
-__all__ = [
-    "FIN",
-    "LEFT",
-    "MAX_OCTETS",
-    "NO_FAMILY",
-    "REFUSED",
-    "RESET",
-    "SILENCE",
-    "TIMEOUT",
-    "UNREACHABLE",
-    "Probe",
-    "probe",
-    "unresolved",
-]
+__all__ = ["MAX_OCTETS", "TIMEOUT", "Probe", "check_host", "probe", "probe_hosts", "run_all"]
+__all__ += ["FIN", "LEFT", "NO_FAMILY", "REFUSED", "RESET", "SILENCE", "UNREACHABLE"]
 
 #: Seconds for everything, from the first SYN to the FIN. Longer than a lost SYN or two (1 s and 2 s, tcp(7)), and no
 #: longer than what container engines and Kubernetes' users give a probe.
@@ -38,6 +28,8 @@ NO_FAMILY = "no such family"  # this host has no such address family, or no rout
 #: A refusal has at most this many octets, and one more is read to see that there are more: eight lines of the longest
 #: kind (RFC 5321 §4.5.3.1.5) are more than any needs.
 MAX_OCTETS = 8 * 512
+
+_MAX_THREADS = 32  # each waits for one server; further addresses are queued
 
 # How the connection ended, after the octets received.
 _THEN = {FIN: ", then FIN", RESET: ", then a reset", SILENCE: ", not closed within {timeout:g} s", LEFT: ""}
@@ -58,8 +50,8 @@ class Probe:
     ``fault`` is what is wrong in a few words, or empty.
     """
 
-    def __init__(self, address: str, port: int, timeout: float) -> None:
-        self.host = address
+    def __init__(self, address: str, port: int, timeout: float, host: str = "") -> None:
+        self.host = host or address
         self.address = address
         self.port = port
         self.timeout = timeout
@@ -89,65 +81,35 @@ class Probe:
         name = f"{self.host} " if self.host != address else ""
         found = f"bad: {self.fault}" if self.fault else f"good: {quoted(self.received)}, then {self.ending}"
         end = self.ending if self.ending in {FIN, RESET} else "end"
-        times = [
-            f"{event} {1000 * when:.1f} ms"
-            for event, when in (("connect", self.connected), ("first octet", self.first_octet), (end, self.ended))
-            if when is not None
-        ]
-        return f"{name}{where} {found}" + (f" ({', '.join(times)})" if times else "")
+        events = (("connect", self.connected), ("first octet", self.first_octet), (end, self.ended))
+        times = ", ".join(f"{event} {1000 * when:.1f} ms" for event, when in events if when is not None)
+        return f"{name}{where} {found}" + (f" ({times})" if times else "")
 
 
-def _fault_of(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> str:
-    """Return what keeps this from being a proper refusal in ``mode``, on one line, or ``""``.
+async def check_host(
+    host: str,
+    port: int = 25,
+    *,
+    mode: str = "close",
+    early: bool = False,
+    timeout: float = TIMEOUT,  # noqa: ASYNC109 - passed on to each probe
+) -> list[Probe]:
+    """Return what is seen at each address of ``host``, a name or a literal address: at least one `Probe`.
 
-    ``text``: the text that the 521 must have; `None` if any will do. ``may_be_full`` as for `script_for`.
+    A host that refuses mail properly has ``all(seen.is_good for seen in …)``. A name without an address is one `Probe`
+    with that fault. The arguments are those of `probe`; the system's resolver has its own timeouts. Blocking calls run
+    in threads. Raises `ValueError` for an unknown ``mode``, and for a ``host`` that is not ASCII.
     """
-    if seen.connected is None:
-        words = "{reason}" if seen.reason else "no answer to the SYN within {timeout:g} s"
-        return _NO_CONNECTION.get(seen.ending, words).format(reason=seen.reason, timeout=seen.timeout)
-    fault = _wrong_octets(seen) or _wrong_codes(seen, mode, may_be_full=may_be_full) or _wrong_text(seen, text)
-    if not fault and seen.ending == FIN:
-        return ""
-    then = _THEN[seen.ending].format(timeout=seen.timeout)
-    return f"{fault or 'no FIN after the reply'}: {quoted(seen.received)}{then}"
+    import asyncio
 
-
-def _wrong_octets(seen: Probe) -> str:
-    if not seen.received:
-        return "no data received"
-    if len(seen.received) > MAX_OCTETS:
-        return f"more than {MAX_OCTETS} octets"
-    replies, rest, is_invalid = parse_replies(seen.received)
-    if rest and replies:
-        return "octets after the last complete reply"
-    if rest:
-        return "not an SMTP reply" if is_invalid else "an incomplete reply"
-    return ""
-
-
-def _wrong_codes(seen: Probe, mode: str, *, may_be_full: bool) -> str:
-    codes, script = seen.codes, script_for(mode, seen.codes, may_be_full=may_be_full)
-    if codes == ["521"] and (may_be_full or mode == ANY):
-        return ""  # even though the 221 of mode session is missing
-    for step, (command, due) in enumerate(script):
-        reply = f"the reply to {command.partition(' ')[0]}" if command else "the greeting"
-        if step == len(codes):
-            return f"{reply} is missing"
-        if codes[step] != due:
-            return f"{reply} is {codes[step]}, not {due}"
-    return "one reply too many" if len(codes) > len(script) else ""
-
-
-def _wrong_text(seen: Probe, text: str | None) -> str:
-    if text is None or any(reply.code == "521" and reply.text in (text, f"5.3.2 {text}") for reply in seen.replies):
-        return ""
-    return f"the text of the 521 is not {quoted(text.encode('utf-8', 'surrogateescape'))}"
+    return await asyncio.to_thread(probe_hosts, [(host, port)], partial(probe, mode=mode, early=early, timeout=timeout))
 
 
 def probe(  # noqa: PLR0913 - what may differ from one check to the next
     address: str,
     port: int = 25,
     *,
+    host: str = "",
     mode: str = "close",
     early: bool = False,
     text: str | None = None,
@@ -156,16 +118,19 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
 ) -> Probe:
     """Connect to a literal ``address`` and see whether it refuses mail the way the responder does in ``mode``.
 
-    ``mode``: one of `MODES`, or `ANY` to go by the greeting. ``early``: send all commands before the greeting, in one
-    go. ``text``: the text that the 521 must have, if any. ``may_be_full``: one 521 and a FIN are good in each mode,
-    the reply of a responder at its --max-sessions. ``timeout``: seconds, for all of it; this blocks until then at most.
-    Faults of the network and of the server are in the result. Raises `ValueError` for an unknown ``mode``, and an
-    ``address`` that is no literal one.
+    ``host``: the name that led there, if any. ``mode``: one of `MODES`, or `ANY` to go by the greeting. ``early``: send
+    all commands before the greeting, in one go. ``text``: the text that the 521 must have, if any. ``may_be_full``: one
+    521 and a FIN are good in each mode, the reply of a responder at its --max-sessions. ``timeout``: seconds, for all
+    of it; this blocks until then at most. Faults of the network and of the server are in the result. Raises
+    `ValueError` for an unknown ``mode``, and an ``address`` that is no literal one.
     """
     if mode != ANY:
         known_mode(mode)
-    seen = Probe(address, port, timeout)
-    family, sockaddr = _socket_address(address, port)
+    seen = Probe(address, port, timeout, host)
+    try:
+        family, sockaddr = _resolve(address, port, flags=socket.AI_NUMERICHOST)[0]
+    except (OSError, UnicodeEncodeError):
+        raise ValueError(f"{address!a} is not an IP address") from None
     start = time.monotonic()
     try:
         with socket.socket(family, socket.SOCK_STREAM) as connection:
@@ -181,21 +146,51 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
     return seen
 
 
-def unresolved(host: str, port: int, error: OSError) -> Probe:
-    """Return the result for a host without an address."""
-    seen = Probe("", port, 0)
-    seen.host = host
-    seen.ending = UNREACHABLE
-    seen.fault = f"no address: {error.strerror}"
+def probe_hosts(hosts: Iterable[tuple[str, int]], prober: Callable[..., Probe] = probe) -> list[Probe]:
+    """Return what is seen at each address of each host, in this order. ``prober``: `probe`, or a partial of it.
+
+    The addresses of a name are in the system's order of preference; this blocks as long as the system's resolver does.
+    """
+    tasks: list[Callable[[], Probe]] = []
+    for host, port in hosts:
+        try:
+            tasks += [partial(prober, address, port, host=host) for address in _addresses_of(host)]
+        except OSError as error:
+            tasks.append(partial(_unresolved, host, port, error))
+    return run_all(tasks)
+
+
+def run_all(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
+    """Return the tasks' results, in this order: up to `_MAX_THREADS` run at once, a single one without a thread."""
+    if len(tasks) == 1:
+        return [tasks[0]()]
+    from concurrent.futures.thread import ThreadPoolExecutor  # slow to import; a health check does without
+
+    try:
+        with ThreadPoolExecutor(_MAX_THREADS) as threads:
+            return list(threads.map(lambda task: task(), tasks))
+    except RuntimeError:  # no thread can be started: run them in turn
+        return [task() for task in tasks]
+
+
+def _addresses_of(host: str) -> list[str]:
+    try:
+        _resolve(host, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        return list(dict.fromkeys(str(sockaddr[0]) for _, sockaddr in _resolve(host)))
+    return [host]  # not the result, which has lost its scope, as in fe80::1%eth0
+
+
+def _resolve(host: str, port: int | None = None, flags: int = 0) -> list[tuple[int, tuple[object, ...]]]:
+    # As octets: a str would be encoded as an IDN, which loads half a megabyte of tables.
+    found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def _unresolved(host: str, port: int, error: OSError) -> Probe:
+    seen = Probe("", port, 0, host)
+    seen.ending, seen.fault = UNREACHABLE, f"no address: {error.strerror}"
     return seen
-
-
-def _socket_address(address: str, port: int) -> tuple[int, tuple[object, ...]]:
-    try:  # as octets: a str would be encoded as an IDN, which loads half a megabyte of tables
-        found = socket.getaddrinfo(address.encode("ascii"), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeEncodeError):
-        raise ValueError(f"{address!a} is not an IP address") from None
-    return found[0][0], found[0][4]
 
 
 class _Dialogue:
@@ -254,6 +249,49 @@ def _ending(error: OSError, *, is_connected: bool) -> str:
         return RESET
     if isinstance(error, ConnectionRefusedError):
         return REFUSED
-    if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
-        return NO_FAMILY
-    return UNREACHABLE
+    lacks_family = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
+    return NO_FAMILY if lacks_family else UNREACHABLE
+
+
+def _fault_of(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> str:
+    """Return what keeps this from being a proper refusal in ``mode``, on one line, or ``""``."""
+    if seen.connected is None:
+        words = "{reason}" if seen.reason else "no answer to the SYN within {timeout:g} s"
+        return _NO_CONNECTION.get(seen.ending, words).format(reason=seen.reason, timeout=seen.timeout)
+    fault = _wrong_octets(seen) or _wrong_codes(seen, mode, may_be_full=may_be_full) or _wrong_text(seen, text)
+    if not fault and seen.ending == FIN:
+        return ""
+    then = _THEN[seen.ending].format(timeout=seen.timeout)
+    return f"{fault or 'no FIN after the reply'}: {quoted(seen.received)}{then}"
+
+
+def _wrong_octets(seen: Probe) -> str:
+    if not seen.received:
+        return "no data received"
+    if len(seen.received) > MAX_OCTETS:
+        return f"more than {MAX_OCTETS} octets"
+    replies, rest, is_invalid = parse_replies(seen.received)
+    if not rest:
+        return ""
+    if replies:
+        return "octets after the last complete reply"
+    return "not an SMTP reply" if is_invalid else "an incomplete reply"
+
+
+def _wrong_codes(seen: Probe, mode: str, *, may_be_full: bool) -> str:
+    codes, script = seen.codes, script_for(mode, seen.codes, may_be_full=may_be_full)
+    if codes == ["521"] and (may_be_full or mode == ANY):
+        return ""  # even though the 221 of mode session is missing
+    for step, (command, due) in enumerate(script):
+        reply = f"the reply to {command.partition(' ')[0]}" if command else "the greeting"
+        if step == len(codes):
+            return f"{reply} is missing"
+        if codes[step] != due:
+            return f"{reply} is {codes[step]}, not {due}"
+    return "one reply too many" if len(codes) > len(script) else ""
+
+
+def _wrong_text(seen: Probe, text: str | None) -> str:
+    if text is None or any(reply.code == "521" and reply.text in (text, f"5.3.2 {text}") for reply in seen.replies):
+        return ""
+    return f"the text of the 521 is not {quoted(text.encode('utf-8', 'surrogateescape'))}"

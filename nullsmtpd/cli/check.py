@@ -1,12 +1,14 @@
 """``nullsmtpd check``: its options, its output and its exit status."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.health import BUDGET, check_health
-from nullsmtpd.check.probe import TIMEOUT
+from nullsmtpd.check.probe import TIMEOUT, probe, probe_hosts
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
 from nullsmtpd.runtime.sockets import parse_address
 
@@ -22,14 +24,6 @@ _GOOD, _BAD, _USAGE = 0, 1, 2
 
 _SMTP_PORT = 25
 _T = TypeVar("_T")
-
-_TIMEOUT = (
-    f"for one address, and for one DNS query (default: {TIMEOUT:g}; as a health check {BUDGET:g} for all addresses)"
-)
-_MODE = "how HOST should refuse: close (the default), session or mail; as a health check that of NULLSMTPD_MODE"
-_DOMAIN = "domains to check; needs the extra [relay] of the distribution"
-_ALLOW_PRIVATE = "treat private, loopback and other addresses that are not on the public Internet like all others"
-_RESOLVER = "the name server for --domain (default: those of /etc/resolv.conf)"
 
 _DESCRIPTION = """\
 Connect to each address of HOST, and check that it refuses mail properly: one
@@ -58,7 +52,7 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Check, report on stdout, and return the exit status, see --help."""
     try:
         return _run(arguments, environment) if arguments else _report_each(check_health(environment))
-    except ValueError as error:  # an invalid environment
+    except (ValueError, ImportError) as error:  # invalid options or environment, or the extra is missing
         return _print(f"nullsmtpd check: {error}", _USAGE, STDERR)
     except (OSError, RuntimeError) as error:  # out of file descriptors, threads or memory
         reason = getattr(error, "strerror", None) or error
@@ -67,66 +61,57 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
 
 def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
     from nullsmtpd import __version__
-    from nullsmtpd.cli.arguments import UsageError
-    from nullsmtpd.nullmx import MissingExtraError, need_extra
+    from nullsmtpd.nullmx import need_extra
 
     parser = make_parser()
     if {"-h", "--help"} & set(arguments):
         return _print(parser.format_help().rstrip(), _GOOD)
     if "--version" in arguments:
         return _print(f"nullsmtpd {__version__}", _GOOD)
-    try:
-        options = parser.parse_intermixed_args(arguments)
-        _reject_unused_flags(options)
-        probes = _probe(options, environment)
-        if options.domain:
-            need_extra()
-    except (UsageError, MissingExtraError) as error:
-        return _print(f"nullsmtpd check: {error}", _USAGE, STDERR)
+    options = parser.parse_intermixed_args(arguments)
+    _reject_unused_flags(options)
+    if options.domain:
+        need_extra()
+    probes = _probe(options, environment)
     if not options.json and not options.domain:
         return _report_each(probes)
     from nullsmtpd.check.report import as_json, domain_lines
 
-    probes, reports = list(probes), []
-    if not options.json:
-        _report_each(probes)
-    for report in _check_domains(options) if options.domain else ():
-        reports.append(report)
-        if not options.json:
-            _print("\n".join(domain_lines(report, strict=options.strict)), _GOOD)
-    is_good = all(seen.is_good for seen in probes) and all(report.passes(strict=options.strict) for report in reports)
+    strict = options.strict
+    reports = _check_domains(options) if options.domain else iter(())
     if options.json:
-        _print(as_json(probes, reports, is_good=is_good, strict=options.strict).replace("|", "\\u007c"), _GOOD)
-    return _GOOD if is_good else _BAD
+        seen, found = list(probes), list(reports)
+        is_good = all(one.is_good for one in seen) and all(report.passes(strict=strict) for report in found)
+        line = as_json(seen, found, is_good=is_good, strict=strict)
+        return _print(line.replace("|", "\\u007c"), _GOOD if is_good else _BAD)
+    status = _report_each(probes)
+    for report in reports:
+        lines = "\n".join(domain_lines(report, strict=strict))
+        status = _print(lines, status if report.passes(strict=strict) else _BAD)
+    return status
 
 
 def _probe(options: "Namespace", environment: Mapping[str, str]) -> "Iterable[Probe]":
-    """Probe the hosts that are named, or without any those of the environment. Raises `UsageError`, `ValueError`."""
-    from functools import partial
-
-    from nullsmtpd.check.hosts import probe_hosts
-    from nullsmtpd.check.probe import probe
-
+    """Probe the hosts that are named, or without any those of the environment. Raises `ValueError`."""
     if not options.hosts and not options.domain:
         return check_health(environment, mode=options.mode, early=options.early, timeout=options.timeout)
-    hosts = dict.fromkeys(_host(text, options.port or _SMTP_PORT) for text in options.hosts)
-    prober = partial(probe, mode=options.mode or "close", early=options.early, timeout=options.timeout or TIMEOUT)
-    return probe_hosts(hosts, prober)
+    hosts = dict.fromkeys(_host(text, options.port) for text in options.hosts)
+    mode, timeout = options.mode or "close", options.timeout or TIMEOUT
+    return probe_hosts(hosts, partial(probe, mode=mode, early=options.early, timeout=timeout))
 
 
 def _check_domains(options: "Namespace") -> "Iterator[DomainReport]":
     import asyncio
-    from functools import partial
 
     from nullsmtpd.check.domain import check_domain
 
     for descriptor in os.pipe() + os.pipe():  # an event loop takes three, and prints a traceback if there are fewer
         os.close(descriptor)
-    check = partial(check_domain, port=options.port or _SMTP_PORT, timeout=options.timeout or TIMEOUT)
+    arguments = {name: getattr(options, name) for name in ("resolver", "sends", "allow_private")}
+    arguments |= {"port": options.port or _SMTP_PORT, "timeout": options.timeout or TIMEOUT}
     with asyncio.Runner() as runner:
         for domain in dict.fromkeys(options.domain):
-            report = check(domain, resolver=options.resolver, sends=options.sends, allow_private=options.allow_private)
-            yield runner.run(report)
+            yield runner.run(check_domain(domain, **arguments))
 
 
 def _report_each(probes: "Iterable[Probe]") -> int:
@@ -138,16 +123,16 @@ def _report_each(probes: "Iterable[Probe]") -> int:
 
 
 def make_parser() -> "ArgumentParser":
-    """Return a parser that raises `UsageError`."""
+    """Return a parser that raises `ValueError`."""
     from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
-    from nullsmtpd.cli.arguments import UsageError, positive_seconds, shown
+    from nullsmtpd.cli.arguments import positive_seconds, shown
     from nullsmtpd.nullmx import domain_of, resolver_address
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
             line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-            raise UsageError(line.removeprefix("argument ") + ("" if ";" in line else "; see --help"))
+            raise ValueError(line.removeprefix("argument ") + ("" if ";" in line else "; see --help"))
 
     def typed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
         def checked(text: str) -> _T:
@@ -164,59 +149,61 @@ def make_parser() -> "ArgumentParser":
         allow_abbrev=False,
         add_help=False,
     )
+
     add = parser.add_argument
     add("hosts", metavar="HOST[:PORT]", nargs="*", help="what to connect to: a name, an IPv4 or an IPv6 address")
-    add("--timeout", metavar="SECONDS", type=typed(positive_seconds), help=_TIMEOUT)
+    seconds = f"{TIMEOUT:g}; as a health check {BUDGET:g} for all addresses"
+    help_text = f"for one address, and for one DNS query (default: {seconds})"
+    add("--timeout", metavar="SECONDS", type=typed(positive_seconds), help=help_text)
     add("--early", action="store_true", help="send EHLO and MAIL before the greeting; the same reply is due")
-    add("--mode", metavar="MODE", type=typed(known_mode), help=_MODE)
+    help_text = "how HOST should refuse: close (the default), session or mail; as a health check that of NULLSMTPD_MODE"
+    add("--mode", metavar="MODE", type=typed(known_mode), help=help_text)
     add("--json", action="store_true", help="print one line of JSON")
-    add("--domain", metavar="NAME", nargs="+", action="extend", type=typed(domain_of), help=_DOMAIN)
+    help_text = "domains to check; needs the extra [relay] of the distribution"
+    add("--domain", metavar="NAME", nargs="+", action="extend", type=typed(domain_of), help=help_text)
     add("--sends", action="store_true", help="the domains send mail, even if no SPF record says so")
     add("--strict", action="store_true", help="advice about a domain makes it bad, too")
-    add("--allow-private", action="store_true", help=_ALLOW_PRIVATE)
+    help_text = "treat private, loopback and other addresses that are not on the public Internet like all others"
+    add("--allow-private", action="store_true", help=help_text)
     add("--port", metavar="PORT", type=typed(_port), help="for --domain and each HOST without a port (default: 25)")
-    add("--resolver", metavar="ADDR[:PORT]", type=typed(resolver_address), help=_RESOLVER)
+    help_text = "the name server for --domain (default: those of /etc/resolv.conf)"
+    add("--resolver", metavar="ADDR[:PORT]", type=typed(resolver_address), help=help_text)
     add("--version", action="store_true", help="print the version and exit")
     add("-h", "--help", action="store_true", help="print this and exit")
     return parser
 
 
 def _reject_unused_flags(options: "Namespace") -> None:
-    """Raise `UsageError` for a flag that would have no effect."""
-    from nullsmtpd.cli.arguments import UsageError
-
+    """Raise `ValueError` for a flag that would have no effect."""
     needed = dict.fromkeys(("resolver", "sends", "strict", "allow_private"), "" if options.domain else "--domain")
     needed["port"] = "" if options.domain or options.hosts else "HOST or --domain"
     needed |= dict.fromkeys(("early", "mode"), "HOST" if options.domain and not options.hosts else "")
     for name, other in needed.items():
         if other and getattr(options, name):
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is for {other} only; give that too, or leave {flag} out")
+            raise ValueError(f"{flag} is for {other} only; give that too, or leave {flag} out")
 
 
 def _port(text: str) -> int:
-    try:
-        port = parse_address(f":{text}").port
-    except ValueError:
-        port = 0
-    if not port:
-        raise ValueError("is not a port; give a number from 1 to 65535")
-    return port
+    with contextlib.suppress(ValueError):
+        if port := parse_address(f":{text}").port:
+            return port
+    raise ValueError("is not a port; give a number from 1 to 65535")
 
 
-def _host(text: str, default_port: int) -> tuple[str, int]:
-    """Parse ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` or an IPv6 address with or without brackets. Raises `UsageError`."""
-    from nullsmtpd.cli.arguments import UsageError, shown
+def _host(text: str, default_port: int | None) -> tuple[str, int]:
+    """Parse ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` or an IPv6 address with or without brackets. Raises `ValueError`."""
+    from nullsmtpd.cli.arguments import shown
 
     address = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
     if address.endswith("]") or ":" not in address:
-        address = f"{address}:{default_port}"
+        address = f"{address}:{default_port or _SMTP_PORT}"
     try:
         host, port = parse_address(address)
     except ValueError as error:
-        raise UsageError(f"HOST: {shown(text)} {error}") from None
+        raise ValueError(f"HOST: {shown(text)} {error}") from None
     if host is None or not port:
-        raise UsageError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
+        raise ValueError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
     return host, port
 
 

@@ -25,8 +25,7 @@ from support import LINE, PATIENCE, Start, require, require_root, require_tools,
 import nullsmtpd
 from nullsmtpd.check.dialogue import ANY, MODES
 from nullsmtpd.check.health import check_health
-from nullsmtpd.check.hosts import probe_hosts
-from nullsmtpd.check.probe import MAX_OCTETS
+from nullsmtpd.check.probe import MAX_OCTETS, probe_hosts
 from nullsmtpd.runtime.sockets import parse_address
 
 GOOD = LINE.decode().rstrip()
