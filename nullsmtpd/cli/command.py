@@ -27,6 +27,7 @@ _UNIX_HINTS = {
     errno.EACCES: "choose a directory that this user may write to",
     errno.EROFS: "choose a directory that this user may write to",
     errno.ENOTDIR: "choose a path whose directories are directories",
+    errno.EINVAL: "restart the program that passes it in",
 }
 
 

@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import select
 import socket
 from collections.abc import MutableMapping
-from functools import partial
-from typing import Any
 
 from nullsmtpd.nullmx import Resolver
 from nullsmtpd.relay.answers import Answers
@@ -27,7 +26,7 @@ from nullsmtpd.runtime.process import (
     run,
     warn_if_root,
 )
-from nullsmtpd.runtime.sockets import Address, bind, local_address
+from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
 __all__ = ["serve"]
@@ -42,15 +41,16 @@ SPARE_DESCRIPTORS = 16
 #: Seconds at shutdown for clients that wait for DNS, or do not read. Container engines kill a process after 10 seconds.
 SHUTDOWN_TIMEOUT = 5.0
 
-#: Seconds at shutdown for draining the accept queue; a full one takes a fraction of that. Without this limit a steady
-#: stream of new connections would block shutdown.
-BACKLOG_DRAIN_TIMEOUT = 1.0
+#: Seconds without accepting when file descriptors or memory have run out; clients wait in the accept queue.
+CAPACITY_PAUSE = 0.1
+
+_CAPACITY_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def serve(options: Options, environment: MutableMapping[str, str]) -> None:
     """Answer mail servers until a termination signal.
 
-    Raises `nullsmtpd.runtime.sockets.ListenError` when a socket cannot be opened,
+    Raises `nullsmtpd.runtime.sockets.ListenError` when a socket cannot be opened or is lost,
     `nullsmtpd.runtime.privileges.AccountError` and `nullsmtpd.runtime.privileges.PrivilegeError` when privileges cannot
     be dropped, and `OSError` when file descriptors or memory are missing.
     """
@@ -69,6 +69,8 @@ class Server:
         self._environment = environment
         self._notifier = Notifier(environment)
         self._unix_listeners: list[UnixListener] = []
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._failure: ListenError | None = None
         self._counters = Counters()
         limit = _client_limit(options.max_sessions)
         self._clients = Clients(loop, self._counters, limit)
@@ -76,28 +78,34 @@ class Server:
         self._answers = Answers(loop, self._counters, look_up, cache_size=options.cache, max_pending=limit)
 
     async def serve(self) -> None:
-        """Serve until a termination signal, and shut down."""
-        shutdown = install_signal_handlers(self._loop, self._log_stats)
+        """Serve until a termination signal, and shut down. Raises `ListenError` when a listener is lost."""
+        self._shutdown = install_signal_handlers(self._loop, self._log_stats)
         try:
             listeners = await self._open_sockets()
-            servers = [await self._start(listener) for listener in listeners]
             for listener in listeners:
+                self._watch(listener)
                 log("listening", address=_address(listener))
             self._notifier.notify("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
             self._notifier.start_watchdog(self._loop)
             self._clients.evict_idle()
-            await shutdown.wait()
+            await self._shutdown.wait()
         finally:
             for unix_listener in self._unix_listeners:
                 unix_listener.remove()
         self._notifier.notify("STOPPING=1", "STATUS=Waiting for clients to finish")
-        await self._drain_backlog(listeners)
-        for server in servers:
-            server.close()
+        for listener in listeners:
+            self._loop.remove_reader(listener)
+            for _ in range(BACKLOG):  # closing the listener would reset the clients that wait
+                if not self._accept(listener):
+                    break
+            listener.close()
+        await asyncio.gather(*self._connecting)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                 await self._clients.shut_down()
         self._log_stats()
+        if self._failure is not None:
+            raise self._failure
 
     async def _open_sockets(self) -> list[socket.socket]:
         """Return the listening sockets, and drop privileges; sockets that were passed in replace --listen."""
@@ -123,27 +131,42 @@ class Server:
         for listener in listeners:
             log("metrics", address=local_address(listener))
 
-    async def _start(self, listener: socket.socket) -> asyncio.AbstractServer:
-        loop: Any = self._loop  # uvloop's, of which type checkers know too little
-        create = loop.create_server
-        if listener.family == socket.AF_UNIX:
-            # Otherwise the loop removes the file when the server is closed, from Python 3.13 on, also that of a socket
-            # which a service manager has passed in and goes on using.
-            create = partial(loop.create_unix_server, cleanup_socket=False)
-        factory = partial(RelayProtocol, self._answers, self._counters, self._clients, self._options.exceptions)
-        # The backlog is passed because the loop calls listen(2) again.
-        server: asyncio.AbstractServer = await create(factory, sock=listener, backlog=BACKLOG)
-        return server
+    def _accept(self, listener: socket.socket) -> bool:
+        """Accept one client; return whether there was one.
 
-    async def _drain_backlog(self, listeners: list[socket.socket]) -> None:
-        """Let the loop accept the clients that wait in the accept queues: closing those would reset them."""
-        poll = select.poll()
-        for listener in listeners:
-            poll.register(listener, select.POLLIN)
-        deadline = self._loop.time() + BACKLOG_DRAIN_TIMEOUT
-        while poll.poll(0) and self._loop.time() < deadline:  # noqa: ASYNC110 - each turn of the loop accepts some
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)  # the turn in which those that were accepted last get their Protocols
+        The loop's own servers would not do: they close connections that they have no file descriptor for, spin when a
+        listener is shut down, and from Python 3.13 on remove Unix sockets that a service manager goes on using.
+        """
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            self._on_accept_error(listener, error)
+            return False
+        connection.setblocking(False)
+        task = self._loop.create_task(self._connect(connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return True
+
+    async def _connect(self, connection: socket.socket) -> None:
+        protocol = RelayProtocol(self._answers, self._counters, self._clients, self._options.exceptions)
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError:  # no memory for it
+            connection.close()
+
+    def _on_accept_error(self, listener: socket.socket, error: OSError) -> None:
+        """Handle the errors of accept(2) that concern the listener, or this process, and not one connection."""
+        if _is_shut_down(listener):
+            self._failure = ListenError(errno.EINVAL, "the listening socket was shut down", _address(listener))
+            self._shutdown.set()
+        elif error.errno in _CAPACITY_ERRNOS:
+            self._loop.remove_reader(listener)
+            self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
+
+    def _watch(self, listener: socket.socket) -> None:
+        if not self._shutdown.is_set():
+            self._loop.add_reader(listener, self._accept, listener)
 
     def _gauges(self) -> dict[str, int]:
         return {"talking": len(self._clients), "pending": self._answers.pending, "cached": self._answers.cached}
@@ -161,6 +184,13 @@ def _client_limit(wanted: int) -> int:
         return wanted
     log("max-sessions-lowered", wanted=wanted, to=limit, reason=f"at most {max_files()} files may be open")
     return limit
+
+
+def _is_shut_down(listener: socket.socket) -> bool:
+    """Return whether another process that has the socket called shutdown(2): nobody can connect to it any more."""
+    poll = select.poll()
+    poll.register(listener, 0)
+    return bool(poll.poll(0))  # POLLHUP, which is always reported; accept(2) says EINVAL for TCP, EAGAIN for Unix
 
 
 def _address(listener: socket.socket) -> str:

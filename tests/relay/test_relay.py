@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from activation import hand_over
+from faults import failing
 from name_server import NameServer, name_server
 from support import PATIENCE, Daemon, Start, connect, read_all, require, require_root, require_tools, run_cli
 
@@ -587,6 +588,37 @@ def test_sockets_that_are_passed_in_replace_listen_and_stay(
             finally:
                 process.kill()
                 process.wait()
+
+
+@pytest.mark.parametrize("is_local", [False, True])
+def test_a_listener_that_is_shut_down_by_another_process_ends_it(
+    dns_server: NameServer, tmp_path: Path, *, is_local: bool
+) -> None:
+    """Exit status 1 and one line, rather than a process that looks healthy and answers nobody."""
+    with contextlib.ExitStack() as stack:
+        if is_local:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(tmp_path / "relay"))
+            listener.listen()
+        else:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        log_path = tmp_path / "log"
+        with log_path.open("wb") as log:
+            command = command_with([listener], "--resolver", dns_server.flag)
+            process = stack.enter_context(subprocess.Popen(command, stderr=log, pass_fds=[listener.fileno()]))
+        stack.callback(process.kill)
+        daemon = Daemon(process, log_path)
+        daemon.wait_for(lambda: daemon.lines("listening"), "a listening line")
+        listener.shutdown(socket.SHUT_RDWR)
+        assert process.wait(PATIENCE) == 1
+        assert daemon.log.endswith(": the listening socket was shut down; restart the program that passes it in\n")
+
+
+def test_out_of_descriptors_it_accepts_later(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
+    """Clients wait in the accept queue meanwhile: none is closed without a reply."""
+    daemon = relay(start, dns_server)
+    with failing(daemon, tmp_path / "trace", "accept4:error=EMFILE:when=1..3"), connect(daemon.address) as client:
+        assert ask(client, "null.example") == [REFUSAL]
 
 
 def test_a_datagram_socket_that_is_passed_in_is_an_error() -> None:
