@@ -60,18 +60,17 @@ class Finding(NamedTuple):
         return f"{self.name} {self.subject}: {self.found}: {self.status}: {self.words}{publish}"
 
 
-#: A status, the reason for it, and whether that applies. The first rule that applies is the judgement.
-_Rule = tuple[Status, str, object]
 #: A finding without subject and name. The line to publish is left out of the finding if its status is OK.
-_Row = tuple[str, tuple[Status, str], str]
+_Row = tuple[str, Status, str, str]
 
 
-def _judge(*rules: _Rule) -> tuple[Status, str]:
+def _judge(*rules: tuple[Status, str, object]) -> tuple[Status, str]:
+    """Return the status and the reason of the first rule that applies, which its last element says."""
     return next((status, words) for status, words, applies in rules if applies)
 
 
 def _finding(subject: str, name: str, row: _Row) -> Finding:
-    found, (status, words), publish = row
+    found, status, words, publish = row
     return Finding(subject, name, found, status, words, "" if status is Status.OK else publish)
 
 
@@ -96,7 +95,7 @@ def judge_mx(mx: "MXAnswer", owner: str, *, sends: bool) -> Finding:
         (Status.ADVICE, f"no null MX, so senders connect to {where}", True),
     )
     found = f"{_shown(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none"
-    return _finding("MX", mx.domain, (found, judgement, "" if sends else f"{owner}. IN MX 0 ."))
+    return _finding("MX", mx.domain, (found, *judgement, "" if sends else f"{owner}. IN MX 0 ."))
 
 
 def _mx_fault(mx: "MXAnswer") -> str:
@@ -139,7 +138,7 @@ class Publications:
         try:
             row = await judge(name)
         except DNSError as error:
-            row = "?", (Status.UNKNOWN, f"DNS does not answer: {error.reason}"), ""
+            row = "?", Status.UNKNOWN, f"DNS does not answer: {error.reason}", ""
         return [_finding(subject, name, row)] if row else []
 
     async def _spf(self, name: str) -> _Row:
@@ -160,7 +159,7 @@ class Publications:
         )
         publish = zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all")
         self.sends = self.sends or any(policy.sends for policy in policies)
-        return _quoted(records) or "none", judgement, publish
+        return _quoted(records) or "none", *judgement, publish
 
     async def _follow_redirects(self, policy: SPF) -> SPF:
         """Return the policy that applies in the end; a redirect that leads nowhere is an error (RFC 7208 §6.1)."""
@@ -191,7 +190,7 @@ class Publications:
         # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
         owner = owner if own or owner.startswith("_dmarc.") else name
         publish = zone_txt(owner, dmarc_text(own[0] if own else {}))
-        return f"{len(own)} records" if len(own) > 1 else found, judgement, publish
+        return f"{len(own)} records" if len(own) > 1 else found, *judgement, publish
 
     async def _inherited_dmarc(self) -> tuple[str, dict[str, str]]:
         """Return the organizational domain that has a record, or the public suffix above it, and the record's tags.
@@ -219,11 +218,11 @@ class Publications:
     async def _leftover(self, version: str, words: str, name: str) -> _Row | None:
         _, texts = await self._texts(name)
         found = _quoted([text for text in texts if text.startswith(version)])
-        return (found, (Status.WRONG, words), "") if found else None
+        return (found, Status.WRONG, words, "") if found else None
 
     async def _tlsa(self, name: str) -> _Row | None:
         records = (await self._query(name, "TLSA")).records
-        return (f"records: {len(records)}", (Status.WRONG, _REMOVE_TLSA), "") if records else None
+        return (f"records: {len(records)}", Status.WRONG, _REMOVE_TLSA, "") if records else None
 
     async def _other_mx(self, domain_mx: "MXAnswer", name: str) -> _Row | None:
         """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
@@ -239,7 +238,7 @@ class Publications:
             (Status.ADVICE, "mail to this name goes to its address; let it have a null MX", True),
         )
         found = (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else "")
-        return found, judgement, f"{mx.name if mx.is_alias else name}. IN MX 0 ."
+        return found, *judgement, f"{mx.name if mx.is_alias else name}. IN MX 0 ."
 
     async def _texts(self, name: str) -> tuple[str, list[str]]:
         """Return the name that has the TXT records, another than ``name`` if that is an alias, and their text."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nullsmtpd.check.probe import Probe
+from nullsmtpd.check.verdicts import behaviour_of
 
 if TYPE_CHECKING:  # imported only for --domain
     from nullsmtpd.check.domain import DomainReport, HostReport
@@ -76,8 +77,6 @@ def _domain(report: "DomainReport", *, strict: bool) -> dict[str, object]:
 
 
 def _host(host: "HostReport") -> dict[str, object]:
-    from nullsmtpd.check.verdicts import behaviour_of
-
     return {
         "name": host.name,
         "preferences": list(host.preferences),

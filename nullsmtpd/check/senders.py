@@ -21,26 +21,23 @@ class Sender(NamedTuple):
     """A mail server with a queue, by its default settings and ``setting``. What it does with each kind of refusal."""
 
     name: str
-    #: Days after which a deferred message is returned to its author.
-    days: int
-    #: 521 as the greeting (modes close and session).
-    greeting: Fate
-    #: The same, for a further message before the host's retry time, 15 minutes in Exim.
-    greeting_again: Fate
+    days: int  #: after which a deferred message is returned to its author
+    greeting: Fate  #: 521 as the greeting (modes close and session)
+    greeting_again: Fate  #: the same, for a further message before the host's retry time, 15 minutes in Exim
     #: 220, then 521 to EHLO and to HELO. A server that closes instead of answering HELO is tried again by all of them.
     ehlo: Fate
-    #: 220, 250 to EHLO, then 521 to MAIL (mode mail).
-    mail: Fate
+    mail: Fate  #: 220, 250 to EHLO, then 521 to MAIL (mode mail)
     #: The same, if the sender is set to require TLS, which mode mail does not offer; `None`: the sender has no TLS.
     mail_requiring_tls: Fate | None
-    #: A null MX (RFC 7505).
-    null_mx: Fate
-    #: The first version that heeds a null MX; an older one defers. Empty: all versions in use do.
-    null_mx_since: str = ""
-    #: Whether the author of a message deferred for its 521 greeting reads the text of the reply after those days.
-    shows_text: bool = True
-    #: What is set otherwise than by default.
-    setting: str = ""
+    null_mx: Fate  #: a null MX (RFC 7505)
+    null_mx_since: str = ""  #: the first version that heeds a null MX; an older one defers. Empty: all in use do
+    shows_text: bool = True  #: the author of a message deferred for its 521 greeting reads its text after those days
+    setting: str = ""  #: what is set otherwise than by default
+
+    @property
+    def before_null_mx(self) -> str:
+        """The versions that do not heed a null MX, to be read after the name."""
+        return f" before {self.null_mx_since}" if self.null_mx_since else ""
 
 
 class Program(NamedTuple):

@@ -1,6 +1,6 @@
 """What a sender of mail experiences: first from one server's behaviour, then from all that a domain has."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,32 +66,33 @@ def behaviour_of(seen: Probe) -> Behaviour:
     return Behaviour.BROKEN
 
 
-def _names(senders: Iterable[Sender], form: str = "{0.name}") -> str:
-    names = [form.format(sender) for sender in senders]
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+_SENDERS = [sender for sender in SENDERS if not sender.setting]
+
+
+def _names(form: str, applies: Callable[[Sender], bool] = lambda _: True) -> str:
+    """Return the senders to which something applies: "A, B and C"."""
+    *names, last = [form.format(sender) for sender in _SENDERS if applies(sender)]
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _fates(kind: str) -> str:
     """Return which senders bounce a refusal of this kind at once, and which try again."""
-    bouncing = [sender for sender in _SENDERS if getattr(sender, kind) is Fate.BOUNCED]
-    deferring = [sender for sender in _SENDERS if getattr(sender, kind) is Fate.DEFERRED]
-    return f"immediate bounce from {_names(bouncing)}; {_names(deferring, '{0.name} ({0.days} days)')} try again"
+    bouncing = _names("{0.name}", lambda sender: getattr(sender, kind) is Fate.BOUNCED)
+    deferring = _names("{0.name} ({0.days} days)", lambda sender: getattr(sender, kind) is Fate.DEFERRED)
+    return f"immediate bounce from {bouncing}; {deferring} try again"
 
 
-_SENDERS = [sender for sender in SENDERS if not sender.setting]
-_NO_TEXT = _names(sender for sender in _SENDERS if not sender.shows_text)
-_ONLY_FIRST = _names(s for s in _SENDERS if (s.greeting, s.greeting_again) == (Fate.BOUNCED, Fate.DEFERRED))
-_REQUIRING_TLS = _names(sender for sender in _SENDERS if sender.mail_requiring_tls is Fate.DEFERRED)
-_NO_NULL_MX = _names(
-    (
-        sender._replace(name=f"{sender.name} before {sender.null_mx_since}" if sender.null_mx_since else sender.name)
-        for sender in _SENDERS
-        if sender.null_mx_since or sender.null_mx is Fate.DEFERRED
-    ),
-    "{0.name} ({0.days} days)",
+_NO_TEXT = _names("{0.name}", lambda sender: not sender.shows_text)
+_ONLY_FIRST = _names(
+    "{0.name}", lambda sender: (sender.greeting, sender.greeting_again) == (Fate.BOUNCED, Fate.DEFERRED)
 )
-_FOR_DAYS = f"every sender tries again for days ({_names(_SENDERS, '{0.name} {0.days}')})"
+_REQUIRING_TLS = _names("{0.name}", lambda sender: sender.mail_requiring_tls is Fate.DEFERRED)
+_FOR_DAYS = f"every sender tries again for days ({_names('{0.name} {0.days}')})"
 _COULD_NOT_CONNECT = f"{_FOR_DAYS}, and then tells its author that it could not connect"
+_NO_NULL_MX = _names(
+    "{0.name}{0.before_null_mx} ({0.days} days)",
+    lambda sender: bool(sender.null_mx_since) or sender.null_mx is Fate.DEFERRED,
+)
 
 #: What a sender experiences, by the name of the verdict: of each behaviour, and of domains.
 _WORDS = {
