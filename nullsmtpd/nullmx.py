@@ -106,7 +106,7 @@ class MXAnswer(NamedTuple):
         return self.records == (MX(0, _ROOT),)
 
     @property
-    def is_faulty_null_mx(self) -> bool:
+    def is_invalid_null_mx(self) -> bool:
         """Whether the root is an MX target without making a null MX: beside other records, or with another preference.
 
         RFC 7505 §3 forbids both and does not define what they mean; such a domain may well want its mail.

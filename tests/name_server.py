@@ -93,7 +93,7 @@ class NameServer:
         """Return the value of --resolver for this server."""
         return f"{self.address[0]}:{self.address[1]}"
 
-    def questions(self, name: str) -> int:
+    def queries(self, name: str) -> int:
         """Return how many queries for ``name`` came, over UDP or TCP."""
         return self.asked[name, "udp"] + self.asked[name, "tcp"]
 

@@ -99,7 +99,7 @@ def judge_mx(mx: "MXAnswer", owner: str, *, sends: bool) -> Finding:
 
 
 def _mx_fault(mx: "MXAnswer") -> str:
-    if mx.is_faulty_null_mx:
+    if mx.is_invalid_null_mx:
         must = "be the only MX" if len(mx.records) > 1 else "have preference 0"
         return f"an invalid null MX: it must {must} (RFC 7505 section 3)"
     for _, target in mx.records:

@@ -158,7 +158,7 @@ def verdict_on(
         ("left-out", is_null_mx and left_out),
         ("null-mx", is_null_mx),
         (Behaviour.TAKES_MAIL, Behaviour.TAKES_MAIL in everywhere),  # whatever the others do: spammers try them all
-        ("faulty-null-mx", mx is not None and mx.is_faulty_null_mx),
+        ("faulty-null-mx", mx is not None and mx.is_invalid_null_mx),
         ("left-out", left_out),
         ("no-address", not everywhere and is_known),
         ("dns-fails", not everywhere),

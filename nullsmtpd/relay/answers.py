@@ -107,7 +107,7 @@ class Answers:
         except Exception as error:  # noqa: BLE001 - whatever the DNS library raises, a client waits for its reply
             log("internal-error", exception=repr(error))
         else:
-            if answer.is_faulty_null_mx:
+            if answer.is_invalid_null_mx:
                 self._counters.invalid_null_mx += 1
                 reason = "the root is not the only MX, or its preference is not 0"  # RFC 7505 §3
                 self._log("invalid-null-mx", domain=domain, reason=reason)

@@ -1,4 +1,4 @@
-"""What a domain says in DNS about its mail, asked of a real name server on loopback."""
+"""A domain's mail according to DNS, with a real name server on loopback."""
 
 import asyncio
 import os
@@ -48,31 +48,31 @@ def look_up(server: NameServer, domain: str, timeout: float = PATIENCE) -> MXAns
     ],
 )
 def test_only_a_proper_null_mx_accepts_no_mail(dns_server: NameServer, domain: str, *, accepts: bool) -> None:
-    """RFC 7505 §3: a single MX, preference 0, target root; everything else has not said that it takes none."""
+    """RFC 7505 §3: a single MX, preference 0, target root; anything else does not declare that it accepts none."""
     assert asyncio.run(nullsmtpd.accepts_mail(domain, resolver=dns_server.address)) is accepts
 
 
 @pytest.mark.parametrize("domain", ["beside.example", "preference.example"])
-def test_a_root_mx_beside_others_or_of_another_preference_is_called_faulty(dns_server: NameServer, domain: str) -> None:
+def test_a_root_mx_beside_others_or_of_another_preference_is_invalid(dns_server: NameServer, domain: str) -> None:
     """RFC 7505 §3 forbids both."""
     answer = look_up(dns_server, domain)
-    assert answer.is_faulty_null_mx
+    assert answer.is_invalid_null_mx
     assert not answer.is_null_mx
 
 
-def test_the_mx_set_comes_in_order_with_its_ttl(dns_server: NameServer) -> None:
-    """The most preferred first, targets without the last dot."""
+def test_the_mx_set_is_in_order_and_has_its_ttl(dns_server: NameServer) -> None:
+    """The most preferred first, targets without the final dot."""
     dns_server.mx["plain.example"].reverse()
     answer = look_up(dns_server, "Plain.EXAMPLE")
     assert answer == MXAnswer(
         "plain.example", (MX(10, "mail.plain.example"), MX(20, "mail2.plain.example")), exists=True, ttl=300
     )
-    assert not answer.is_faulty_null_mx
+    assert not answer.is_invalid_null_mx
 
 
 @pytest.mark.parametrize(("domain", "exists"), [("empty.example", True), ("absent.example", False)])
-def test_no_mx_holds_for_the_time_that_the_soa_gives(dns_server: NameServer, domain: str, *, exists: bool) -> None:
-    """RFC 2308 §5: the lesser of the SOA's TTL and its last field; NXDOMAIN and no data are told apart."""
+def test_the_soa_has_the_ttl_of_an_answer_without_records(dns_server: NameServer, domain: str, *, exists: bool) -> None:
+    """RFC 2308 §5: the lesser of the SOA's TTL and its last field; NXDOMAIN differs from no data."""
     assert look_up(dns_server, domain) == MXAnswer(domain, (), exists=exists, ttl=60)
 
 
@@ -85,14 +85,14 @@ def test_a_cname_is_followed_and_its_ttl_counts(dns_server: NameServer) -> None:
 
 
 def test_a_truncated_answer_is_asked_for_again_over_tcp(dns_server: NameServer) -> None:
-    """The TC bit makes one question over TCP, and its answer counts."""
+    """The TC bit leads to one query over TCP, and its answer counts."""
     dns_server.faults["null.example"] = "truncated"
     assert look_up(dns_server, "null.example").is_null_mx
     assert dns_server.asked["null.example", "tcp"] == 1
 
 
 def test_names_are_absolute_whatever_the_search_list(dns_server: NameServer) -> None:
-    """A name of one label is asked for as it is, and nothing is appended to it."""
+    """A name of one label is looked up as it is, and nothing is appended to it."""
     assert not look_up(dns_server, "nowhere").exists
     assert {name for name, _ in dns_server.asked} == {"nowhere"}
 
@@ -109,8 +109,8 @@ def test_names_are_absolute_whatever_the_search_list(dns_server: NameServer) -> 
         ("loop", "no usable answer (ChainTooLong)"),
     ],
 )
-def test_dns_that_does_not_tell_is_an_error_of_its_own(dns_server: NameServer, fault: str, reason: str) -> None:
-    """Nothing is made up when DNS fails: not "accepts", and not "accepts not". Garbage is waited over."""
+def test_without_a_usable_answer_there_is_an_error(dns_server: NameServer, fault: str, reason: str) -> None:
+    """A failure of DNS is neither "accepts mail" nor "accepts no mail". Garbage is ignored: it may be forged."""
     dns_server.faults["null.example"] = fault
     with pytest.raises(DNSError) as caught:
         look_up(dns_server, "null.example", timeout=0.5 if reason == "timed out" else PATIENCE)
@@ -124,8 +124,8 @@ def test_a_query_that_is_lost_is_sent_again(dns_server: NameServer) -> None:
     assert look_up(dns_server, "null.example", timeout=2).is_null_mx
 
 
-def test_a_name_server_that_cannot_be_reached_is_an_error_too() -> None:
-    """What the system says of it is the reason: nobody may send to the broadcast address like that."""
+def test_a_name_server_that_cannot_be_reached_is_an_error() -> None:
+    """The reason is that of the system: a broadcast address needs a socket option."""
     with pytest.raises(DNSError, match=r"Permission denied$"):
         asyncio.run(look_up_mx("null.example", resolver=("255.255.255.255", 53), timeout=PATIENCE))
 
@@ -150,8 +150,8 @@ def test_a_name_server_that_cannot_be_reached_is_an_error_too() -> None:
         (".".join(["a" * 61] * 4) + ".aaaaa", ".".join(["a" * 61] * 4) + ".aaaaa"),
     ],
 )
-def test_the_domain_of_a_name_or_an_address_is_what_dns_has(text: str, domain: str) -> None:
-    """After the last @, as A-labels in lower case, without the dot at the end."""
+def test_the_domain_of_a_name_or_an_address_is_in_the_form_of_dns(text: str, domain: str) -> None:
+    """After the last @, in A-labels and lower case, without the final dot."""
     assert domain_of(text) == domain
 
 
@@ -165,16 +165,16 @@ def test_the_domain_of_a_name_or_an_address_is_what_dns_has(text: str, domain: s
         *("ü" * 60 + ".example", "\udcff.example", "\ufffd"),
     ],
 )
-def test_what_dns_cannot_be_asked_about_is_refused(text: str) -> None:
-    """Empty and absurd names, literals and addresses, too long in whole or in a label, and what IDNA does not allow."""
+def test_texts_that_are_no_domain_are_an_error(text: str) -> None:
+    """Empty and absurd names, literals and IP addresses, names and labels that are too long, invalid characters."""
     with pytest.raises(DomainError):
         domain_of(text)
 
 
 @given(st.text(max_size=300) | st.from_regex(r"\A[a-zÀ-ɏ0-9._@-]{0,270}\Z"))
 @example("a@example.org")
-def test_any_text_is_a_name_that_dns_can_take_or_refused(text: str) -> None:
-    """Invariant: what comes out is at most 253 plain characters, is a fixed point, and nothing else is raised."""
+def test_any_text_is_a_domain_or_an_error(text: str) -> None:
+    """Invariant: a result has at most 253 plain characters and is its own result; nothing else is raised."""
     try:
         domain = domain_of(text)
     except DomainError:
@@ -195,23 +195,23 @@ def test_any_text_is_a_name_that_dns_can_take_or_refused(text: str) -> None:
         ("[::1]:5353", ("::1", 5353)),
     ],
 )
-def test_a_resolver_is_an_address_and_maybe_a_port(text: str, address: tuple[str, int]) -> None:
-    """Of both families; 53 is the port that is left out."""
+def test_a_resolver_is_an_ip_address_and_maybe_a_port(text: str, address: tuple[str, int]) -> None:
+    """Of both families; the default port is 53."""
     assert resolver_address(text) == address
 
 
 @pytest.mark.parametrize(
     "text", ["", "ns.example", "ns.example:53", "127.0.0.1:0", "127.0.0.1:x", ":53", "[::1", "1.2.3"]
 )
-def test_what_is_no_resolver_is_refused(text: str) -> None:
+def test_other_texts_are_no_resolver(text: str) -> None:
     """A name would have to be resolved first."""
     with pytest.raises(ValueError, match=r"^(has|is) "):
         resolver_address(text)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_resolver_or_refused(text: str) -> None:
-    """Invariant: a host and a port come out, or a ValueError."""
+def test_any_text_is_a_resolver_or_an_error(text: str) -> None:
+    """Invariant: an address and a port are returned, or a `ValueError` is raised."""
     try:
         host, port = resolver_address(text)
     except ValueError:
@@ -221,7 +221,7 @@ def test_any_text_is_a_resolver_or_refused(text: str) -> None:
 
 
 def test_without_the_extra_the_message_says_what_to_install() -> None:
-    """A program without dnspython learns the command; importing nullsmtpd itself needs none of it."""
+    """The error names the command; importing nullsmtpd itself needs none of the packages."""
     code = (
         "import sys, asyncio; sys.modules['dns'] = None\n"
         "import nullsmtpd\n"
@@ -232,30 +232,29 @@ def test_without_the_extra_the_message_says_what_to_install() -> None:
     assert "pip install 'nullsmtpd-521[relay]'" in result.stdout
 
 
-def test_a_question_that_is_given_up_leaves_nothing_open(dns_server: NameServer) -> None:
-    """Whenever who asked is cancelled, also while the question's socket is being made."""
+def test_a_query_that_is_cancelled_leaves_nothing_open(dns_server: NameServer) -> None:
+    """At any moment, also while its socket is being connected."""
     dns_server.faults["null.example"] = "silence"
 
     async def scenario() -> int:
         before = len(os.listdir("/proc/self/fd"))
         for turns in list(range(10)) * 5:
-            question = asyncio.ensure_future(look_up_mx("null.example", resolver=dns_server.address, timeout=0.2))
+            query = asyncio.ensure_future(look_up_mx("null.example", resolver=dns_server.address, timeout=0.2))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            question.cancel()
+            query.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await question
-        await asyncio.sleep(0.5)
+                await query
         return len(os.listdir("/proc/self/fd")) - before
 
     require(sys.platform == "linux", "Linux's /proc")
     loop = uvloop.new_event_loop()
     assert loop.run_until_complete(scenario()) <= 0
-    loop.close()  # only now: it waits for ever for what is left open
+    loop.close()
 
 
-def test_all_that_a_question_needs_is_loaded_before(dns_server: NameServer) -> None:
-    """As who has become another user may not be able to read it any more."""
+def test_all_that_a_query_needs_is_imported_before(dns_server: NameServer) -> None:
+    """After privileges are dropped, the process may be unable to read it."""
     dns_server.faults["cut.example"] = "cut"
     code = f"""
 import asyncio, sys, uvloop

@@ -98,7 +98,7 @@ def test_both_maps_share_the_cache(start: Start, dns_server: NameServer) -> None
     with connect(daemon.address) as client:
         client.sendall(request("null.example") + request("x@null.example", "nullmxsender"))
         assert read_replies(client, 2) == [REFUSAL, SENDER_REFUSAL]
-    assert dns_server.questions("null.example") == 1
+    assert dns_server.queries("null.example") == 1
 
 
 def test_keys_without_a_domain_are_not_found_and_dns_is_not_asked(start: Start, dns_server: NameServer) -> None:
