@@ -10,21 +10,15 @@ __all__ = ["Counters", "families"]
 
 @dataclasses.dataclass(slots=True)
 class Counters:
-    """Totals since the start. Each request is counted at once in ``requests``, and later in one of the next six."""
+    """Totals since the start. A request is counted at once in ``requests``, and then in one of the next six."""
 
     requests: int = 0
-    #: Replied OK: the domain has a null MX.
-    null_mx: int = 0
-    #: Replied NOTFOUND, as all that follow: the domain has none.
-    not_null_mx: int = 0
-    #: DNS gave no answer, or the client left before it came.
-    dns_failures: int = 0
-    #: The key was an address literal, a local part, too long, or anything else that is not a domain.
-    not_domains: int = 0
-    #: The domain is one of --except.
-    excepted: int = 0
-    #: Replied PERM: the request was for a map that does not exist.
-    unknown_maps: int = 0
+    null_mx: int = 0  # replied OK
+    not_null_mx: int = 0  # replied NOTFOUND, as the next three
+    dns_failures: int = 0  # no usable answer, or the client left before it came
+    not_domains: int = 0  # an address literal, a local part, or anything else that is not a domain
+    excepted: int = 0  # one of --except
+    unknown_maps: int = 0  # replied PERM
     cache_hits: int = 0
     queries: int = 0
     invalid_null_mx: int = 0
@@ -34,7 +28,7 @@ class Counters:
     refused: int = 0
 
 
-#: The results of requests, as labels.
+#: Counters that are labels of one metric.
 _RESULTS = ("null_mx", "not_null_mx", "dns_failures", "not_domains", "excepted", "unknown_maps")
 _TOTALS = {
     "cache_hits": "Requests answered from the cache.",
@@ -54,14 +48,10 @@ _GAUGES = {
 
 def families(gauges: Mapping[str, int], counters: Counters) -> list[Family]:
     """Return the metrics of the relay's side."""
-    totals = dataclasses.asdict(counters)
-    by_result = [({"result": name}, totals[name]) for name in _RESULTS]
-    return [
-        Family("nullsmtpd_relay_requests_total", "counter", "Requests by result.", by_result),
-        *(
-            Family(f"nullsmtpd_relay_{name}_total", "counter", text, [({}, totals[name])])
-            for name, text in _TOTALS.items()
-        ),
-        *(Family(f"nullsmtpd_relay_{name}", "gauge", text, [({}, gauges[name])]) for name, text in _GAUGES.items()),
-        build_info(),
-    ]
+    values = dataclasses.asdict(counters)
+    prefix = "nullsmtpd_relay"
+    by_result = [({"result": name}, values[name]) for name in _RESULTS]
+    totals = [Family(f"{prefix}_{name}_total", "counter", text, [({}, values[name])]) for name, text in _TOTALS.items()]
+    levels = [Family(f"{prefix}_{name}", "gauge", text, [({}, gauges[name])]) for name, text in _GAUGES.items()]
+    requests = Family(f"{prefix}_requests_total", "counter", "Requests by result.", by_result)
+    return [requests, *totals, *levels, build_info()]

@@ -17,11 +17,10 @@ __all__ = ["MAX_PATH_OCTETS", "UnixListener", "bind_unix"]
 #: unix(7): ``sun_path`` has 108 octets including a final NUL; other systems have 104.
 MAX_PATH_OCTETS = 103
 
-# Whoever can reach the directory may connect: the processes of a mail server run as several users, and there is nothing
-# to learn here that is not in DNS.
+# Everybody may connect: mail servers run as several users, and there is nothing to learn here that is not in DNS.
 _UMASK = 0o111
 
-# Seconds to wait for another process that is binding or removing its socket in the same directory.
+# Seconds to wait for another process that opens or removes its socket in the same directory.
 _LOCK_TIMEOUT = 2.0
 _LOCK_INTERVAL = 0.01
 
@@ -66,26 +65,29 @@ def bind_unix(path: str, backlog: int) -> UnixListener:
 
 @contextlib.contextmanager
 def _lock_directory(path: str) -> Iterator[None]:
-    """Hold a lock on the directory of ``path``, flock(2).
+    """Hold a lock on the directory of ``path``, flock(2), which the kernel releases when a process crashes.
 
-    Without it, a process could take the socket of another one for stale between its bind(2) and listen(2), or between
-    its own check and its unlink(2). Locked is the directory, as a lock file would have to be left behind for ever. The
-    kernel releases the lock of a process that is killed.
+    Without it a process could take the socket of another one for stale between its bind(2) and listen(2), or remove
+    it between its own check and its unlink(2). A lock file would have to stay there for ever.
     """
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)  # noqa: PTH120
+    deadline = time.monotonic() + _LOCK_TIMEOUT
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise OSError(errno.EADDRINUSE, "its directory is locked by another process") from None
-                time.sleep(_LOCK_INTERVAL)
+        while not _try_lock(directory):
+            if time.monotonic() > deadline:
+                raise OSError(errno.EADDRINUSE, "its directory is locked by another process")
+            time.sleep(_LOCK_INTERVAL)
         yield
     finally:
         os.close(directory)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _remove_stale(path: str) -> None:
