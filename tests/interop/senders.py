@@ -14,7 +14,7 @@ from network import SENDING, open_network
 from receivers import receivers
 from records import MESSAGES, SENDER, Fate, Mail, Message, Record, Stage, read_mail
 
-__all__ = ["LISTENING", "PATIENCE", "PREPARE", "RELAYS", "SENDER", "TLS_REQUIRED", "Relay"]
+__all__ = ["LISTENING", "PATIENCE", "PREPARE", "RELAYS", "SENDER", "TLS_REQUIRED", "Relay", "version_of"]
 
 #: Seconds for one step. OpenSMTPD alone takes 11 to defer a message, and others run at the same time.
 PATIENCE = 90.0
@@ -71,7 +71,7 @@ class Relay(NamedTuple):
         ):
             debian.shell(self.set_up, patience=PATIENCE)
             warned, days = re.findall(r"\d+", debian.shell(self.times))
-            version = _version_of(debian, self.packages[0])
+            version = version_of(debian, self.packages[0])
             for message, outcome in _Delivery(self, debian).outcomes().items():
                 yield Record(
                     sender=self.name,
@@ -89,7 +89,7 @@ class Relay(NamedTuple):
                 )
 
 
-def _version_of(debian: Chroot, package: str) -> str:
+def version_of(debian: Chroot, package: str) -> str:
     """Return the first two numbers of the version of an installed package: they stay the same within a release."""
     version = debian.run("dpkg-query", "--show", "--showformat=${Version}", package)
     found = re.search(r"^(?:\d+:)?(\d+\.\d+)", version)
