@@ -36,7 +36,7 @@ def inherited_listeners(
             log("listen-fds-ignored", listen_pid=pid, pid=os.getpid(), reason="passed to another process, see exec(1)")
         return []
     if not re.fullmatch("[0-9]{1,9}", count):
-        raise ListenError(errno.EINVAL, f"LISTEN_FDS is {count!a}, not a number of sockets", "LISTEN_FDS")
+        raise ListenError(errno.EINVAL, f"{count[:20]!a} is not a number of sockets", "LISTEN_FDS")
     return [_adopt(descriptor, cork=cork, unix=unix) for descriptor in range(_FIRST, _FIRST + int(count))]
 
 
@@ -73,7 +73,7 @@ class Notifier:
         if path and sys.platform == "linux":
             with contextlib.suppress(OSError):  # once, not for every message: there may be no descriptor left then
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._watchdog_interval = _watchdog_interval(environment)
+        self.watchdog_interval = _watchdog_interval(environment)
 
     def notify(self, *states: str) -> None:
         """Send ``states`` such as ``READY=1``."""
@@ -83,9 +83,9 @@ class Notifier:
 
     def start_watchdog(self, loop: asyncio.AbstractEventLoop) -> None:
         """Send WATCHDOG=1 now and then from the event loop, if the service manager has a watchdog for this process."""
-        if self._watchdog_interval:
+        if self.watchdog_interval:
             self.notify("WATCHDOG=1")
-            loop.call_later(self._watchdog_interval, self.start_watchdog, loop)
+            loop.call_later(self.watchdog_interval, self.start_watchdog, loop)
 
 
 def _watchdog_interval(environment: MutableMapping[str, str]) -> float:

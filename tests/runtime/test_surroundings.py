@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from activation import command_with
+from faults import injecting, inside, network, stopped
 from support import CLIENTS, LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools
-from test_access_log import stopped
-from test_faults import injecting, inside, network, settle
-from test_systemd_protocol import command_with
 
 MODES = ["close", "session", "mail"]
 
@@ -222,7 +221,8 @@ def test_being_stopped_under_load_costs_nobody_the_line(start: Start, behaviour:
                 time.sleep(1)  # the fault itself
         outcomes, _ = clients.communicate(timeout=PATIENCE)
     assert outcomes == b'{"whole line": %d}\n' % many
-    settle(daemon)
+    levels = ("lingering", "draining", "talking")
+    daemon.wait_for(lambda: all(daemon.stats()[level] == "0" for level in levels), "no client")
 
 
 def test_a_client_that_spoke_while_we_were_stopped_still_reads_the_line(start: Start) -> None:

@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from activation import command_with, daemon_on
 from hypothesis import given
 from hypothesis import strategies as st
-from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require
+from support import LINE, PATIENCE, Start, connect, read_all, require
 
 from nullsmtpd.runtime.sockets import ListenError
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
@@ -32,12 +31,12 @@ def test_sockets_of_both_families_replace_listen(tmp_path: Path) -> None:
             assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize(("mode", "workers"), [("close", "1"), ("mail", "1"), ("close", "2")])
-def test_twenty_restarts_under_load_lose_no_connection(tmp_path: Path, mode: str, workers: str) -> None:
+@pytest.mark.parametrize("mode", ["close", "mail"])
+def test_twenty_restarts_under_load_lose_no_connection(tmp_path: Path, mode: str) -> None:
     """The manager keeps the socket: who comes between two of us waits for the next, and is not reset."""
     outcomes: list[bytes | str] = []
     done = threading.Event()
-    arguments = ("--mode", mode, "--workers", workers)
+    arguments = ("--mode", mode)
 
     def clients(address: tuple[str, int]) -> None:
         while not done.is_set():
@@ -105,15 +104,15 @@ def test_what_is_no_listening_tcp_socket_is_refused_in_one_line(make: object) ->
         )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "nullsmtpd: LISTEN_FDS: descriptor 3 is not a listening TCP socket; " in result.stderr
+    assert "nullsmtpd: LISTEN_FDS: descriptor 3: not a listening TCP socket; " in result.stderr
 
 
 def test_a_descriptor_that_is_none_is_refused() -> None:
     """LISTEN_FDS that promises more than was passed names the descriptor that is missing."""
-    with pytest.raises(ListenError, match="LISTEN_FDS: '9999"):
+    with pytest.raises(ListenError, match="'99999999999999999999' is not a number"):
         inherited_listeners({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "9" * 5000}, cork=True)
     environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x1"}
-    with pytest.raises(ListenError, match="LISTEN_FDS: 'x1' is not a number"):
+    with pytest.raises(ListenError, match="'x1' is not a number"):
         inherited_listeners(environment, cork=True)
     assert environment == {}
 
@@ -173,19 +172,19 @@ def test_the_watchdog_is_fed_without_a_descriptor_to_spare(start: Start, tmp_pat
 @pytest.mark.parametrize(
     ("environment", "seconds"),
     [
-        ({}, None),
+        ({}, 0),
         ({"WATCHDOG_USEC": "2000000"}, 1.0),
         ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}, 1.0),
-        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, None),
-        ({"WATCHDOG_USEC": "0"}, None),
-        ({"WATCHDOG_USEC": "soon"}, None),
-        ({"WATCHDOG_USEC": "18446744073709551615"}, None),  # never
-        ({"WATCHDOG_USEC": "9" * 5000}, None),
+        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, 0),
+        ({"WATCHDOG_USEC": "0"}, 0),
+        ({"WATCHDOG_USEC": "soon"}, 0),
+        ({"WATCHDOG_USEC": "18446744073709551615"}, 0),  # never
+        ({"WATCHDOG_USEC": "9" * 5000}, 0),
     ],
 )
-def test_the_watchdog_interval_is_half_of_what_is_allowed(environment: dict[str, str], seconds: float | None) -> None:
+def test_the_watchdog_interval_is_half_of_what_is_allowed(environment: dict[str, str], seconds: float) -> None:
     """sd_watchdog_enabled(3): microseconds, and only for the process that is meant."""
-    assert Notifier(environment).watchdog_seconds == seconds
+    assert Notifier(environment).watchdog_interval == seconds
     assert environment == {}
 
 

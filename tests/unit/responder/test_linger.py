@@ -17,7 +17,11 @@ class Bench:
         self.loop = FakeLoop()
         self.linger = LingerQueue(self.loop.as_loop(), seconds, limit)
         self.rates: list[float] = []
-        self.linger.on_sweep = self.rates.append
+        self.linger.on_sweep = self._note
+
+    def _note(self, rate: float) -> bool:
+        self.rates.append(rate)
+        return False
 
     def arrive(self, count: int = 1) -> list[FakeConnection]:
         """Do what the accept path does with answered connections."""
@@ -415,7 +419,7 @@ def test_an_idle_time_does_not_dilute_the_rate() -> None:
 def test_an_error_in_a_sweep_does_not_stop_the_sweeps() -> None:
     """Otherwise no client would ever be closed again."""
     bench = Bench(0.5)
-    bench.linger.on_sweep = lambda _: 1 // 0  # type: ignore[assignment]
+    bench.linger.on_sweep = lambda _: bool(1 // 0)
     (connection,) = bench.arrive()
     for _ in range(5):
         if bench.linger.timer is not None:
