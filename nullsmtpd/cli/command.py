@@ -19,6 +19,7 @@ _HINTS = {
     errno.EADDRNOTAVAIL: "this host does not have that address; give one of its own, or :PORT for all of them",
     errno.EAFNOSUPPORT: "this host does not have that address family; give an address of another, or :PORT",
     errno.EINVAL: "restart the program that passes it in",
+    errno.EMFILE: "raise the limit of open files of this process",
 }
 _UNIX_HINTS = {
     errno.EADDRINUSE: "stop the program that uses it, or choose another path",
