@@ -55,7 +55,7 @@ class Daemon:
 
     def __init__(self, process: subprocess.Popen[bytes], log_path: Path) -> None:
         self.process = process
-        self._log_path = log_path
+        self.log_path = log_path
 
     @property
     def pid(self) -> int:
@@ -63,7 +63,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        return self._log_path.read_text()
+        return self.log_path.read_text()
 
     def lines(self, event: str) -> list[str]:
         """Return the log lines of one event."""

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -88,14 +88,14 @@ def ignore_all() -> None:
 
 
 @contextlib.contextmanager
-def started_by(prepare: object, tmp_path: Path) -> Iterator[Daemon]:
+def started_by(prepare: Callable[[], None], tmp_path: Path) -> Iterator[Daemon]:
     """Start the daemon from a parent that has prepared its signals in this way."""
     log_path = tmp_path / "log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"],
             stderr=log,
-            preexec_fn=prepare,  # type: ignore[arg-type] # noqa: PLW1509 - no threads here
+            preexec_fn=prepare,  # noqa: PLW1509 - no threads here
         )
     daemon = Daemon(process, log_path)
     try:
@@ -109,7 +109,7 @@ def started_by(prepare: object, tmp_path: Path) -> Iterator[Daemon]:
 @pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize("prepare", [block_all, ignore_all])
 def test_signals_work_whatever_the_parent_has_done_to_them(
-    tmp_path: Path, prepare: object, number: signal.Signals
+    tmp_path: Path, prepare: Callable[[], None], number: signal.Signals
 ) -> None:
     """A mask or a disposition is inherited through exec(2); SIGUSR1 and termination work all the same."""
     with started_by(prepare, tmp_path) as daemon:

@@ -1,4 +1,4 @@
-"""Under a service manager: sockets passed in, and what it is told. The manager is the test itself."""
+"""Under a service manager: sockets that it passes, and what it is notified of. The manager is the test itself."""
 
 import contextlib
 import os
@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from activation import command_with, daemon_on
+from fakes import FakeLoop
 from hypothesis import given
 from hypothesis import strategies as st
 from support import LINE, PATIENCE, Start, connect, read_all, require
@@ -63,16 +65,17 @@ def test_twenty_restarts_under_load_lose_no_connection(tmp_path: Path, mode: str
                     thread.join(PATIENCE)
         finally:
             done.set()
-    # In mode mail a session that is open when we end is told so (421), and that is an answer.
+    # In mode mail a session that is open at shutdown ends with 421, which is an answer.
     assert set(outcomes) <= ({b"521"} if mode == "close" else {b"220", b"521"})
     assert len(outcomes) > 1000
 
 
-def test_sockets_meant_for_another_process_are_left_alone(start: Start) -> None:
-    """LISTEN_PID names somebody else: --listen holds."""
+def test_sockets_passed_to_another_process_are_ignored(start: Start) -> None:
+    """LISTEN_PID is not this process: --listen holds, and the log tells why."""
     daemon = start(env={"LISTEN_PID": "1", "LISTEN_FDS": "1"})
     with connect(daemon.address) as client:
         assert read_all(client) == LINE
+    assert "listen_pid=1" in daemon.lines("listen-fds-ignored")[0]
 
 
 def not_listening() -> socket.socket:
@@ -91,9 +94,9 @@ def local() -> socket.socket:
 
 
 @pytest.mark.parametrize("make", [not_listening, datagrams, local])
-def test_what_is_no_listening_tcp_socket_is_refused_in_one_line(make: object) -> None:
+def test_anything_but_a_listening_tcp_socket_is_refused_in_one_line(make: Callable[[], socket.socket]) -> None:
     """The message names the descriptor and what would be right; exit status 1."""
-    with make() as wrong:  # type: ignore[operator]
+    with make() as wrong:
         result = subprocess.run(
             command_with(wrong),
             capture_output=True,
@@ -107,19 +110,36 @@ def test_what_is_no_listening_tcp_socket_is_refused_in_one_line(make: object) ->
     assert "nullsmtpd: LISTEN_FDS: descriptor 3: not a listening TCP socket; " in result.stderr
 
 
-def test_a_descriptor_that_is_none_is_refused() -> None:
-    """LISTEN_FDS that promises more than was passed names the descriptor that is missing."""
-    with pytest.raises(ListenError, match="'99999999999999999999' is not a number"):
-        inherited_listeners({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "9" * 5000}, cork=True)
-    environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x1"}
-    with pytest.raises(ListenError, match="'x1' is not a number"):
-        inherited_listeners(environment, cork=True)
+def refusal(count: str, *, unix: bool = False) -> str:
+    """Return why sockets are not taken; the variables are gone."""
+    environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count, "LISTEN_FDNAMES": "smtp"}
+    with pytest.raises(ListenError) as raised:
+        inherited_listeners(environment, cork=True, unix=unix)
+    assert raised.value.filename == "LISTEN_FDS"
     assert environment == {}
+    return str(raised.value.strerror)
+
+
+@pytest.mark.parametrize("count", ["", "x1", "-1", "1.5", "٣", "9" * 5000])
+def test_a_number_of_sockets_that_is_none_is_refused(count: str) -> None:
+    """The message repeats it, shortened."""
+    message = refusal(count)
+    assert message.endswith(" is not a number of sockets")
+    assert len(message) < 100
+
+
+@pytest.mark.parametrize(("unix", "kinds"), [(False, "TCP sockets"), (True, "TCP or Unix sockets")])
+def test_a_descriptor_that_is_not_open_is_refused(monkeypatch: pytest.MonkeyPatch, kinds: str, *, unix: bool) -> None:
+    """LISTEN_FDS that promises more than was passed: the message names the descriptor, and what is valid."""
+    monkeypatch.setattr("nullsmtpd.runtime.systemd._FIRST", 1_000_000)
+    message = refusal("1", unix=unix)
+    assert message.startswith("descriptor 1000000: Bad file descriptor; ")
+    assert f"pass listening {kinds}" in message
 
 
 @given(st.dictionaries(st.sampled_from(["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "OTHER"]), st.text()))
-def test_the_variables_are_unset_whatever_they_hold(environment: dict[str, str]) -> None:
-    """Invariant: nothing is inherited without our own LISTEN_PID, and no child sees the variables again."""
+def test_the_variables_are_removed_whatever_they_hold(environment: dict[str, str]) -> None:
+    """Invariant: nothing is inherited without our own LISTEN_PID, and no child process gets the variables."""
     kept = {"OTHER": environment["OTHER"]} if "OTHER" in environment else {}
     if environment.get("LISTEN_PID") != str(os.getpid()):
         assert inherited_listeners(environment, cork=True) == []
@@ -127,8 +147,8 @@ def test_the_variables_are_unset_whatever_they_hold(environment: dict[str, str])
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_the_manager_hears_ready_status_and_stopping(start: Start, tmp_path: Path, *, abstract: bool) -> None:
-    """READY=1 once connections succeed, STOPPING=1 when told to end; by path and in the abstract namespace."""
+def test_the_manager_is_notified_of_start_and_shutdown(start: Start, tmp_path: Path, *, abstract: bool) -> None:
+    """READY=1 once connections succeed, STOPPING=1 at SIGTERM; by path and in the abstract namespace."""
     require(sys.platform == "linux", "Linux's abstract sockets")
     name = f"@nullsmtpd-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -142,8 +162,8 @@ def test_the_manager_hears_ready_status_and_stopping(start: Start, tmp_path: Pat
         assert manager.recv(4096).startswith(b"STOPPING=1\n")
 
 
-def test_the_watchdog_is_fed_when_asked_for(start: Start, tmp_path: Path) -> None:
-    """WATCHDOG=1 comes again and again, and without WATCHDOG_USEC never."""
+def test_the_watchdog_is_served_while_the_process_runs(start: Start, tmp_path: Path) -> None:
+    """WATCHDOG=1 is sent again and again."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
@@ -153,8 +173,8 @@ def test_the_watchdog_is_fed_when_asked_for(start: Start, tmp_path: Path) -> Non
         assert [manager.recv(4096) for _ in range(5)] == [b"WATCHDOG=1"] * 5
 
 
-def test_the_watchdog_is_fed_without_a_descriptor_to_spare(start: Start, tmp_path: Path) -> None:
-    """A daemon that is out of descriptors holds its clients until there are some; the manager is not to kill it."""
+def test_the_watchdog_is_served_without_a_free_descriptor(start: Start, tmp_path: Path) -> None:
+    """Clients wait for descriptors meanwhile; the manager must not kill the process."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
@@ -172,23 +192,39 @@ def test_the_watchdog_is_fed_without_a_descriptor_to_spare(start: Start, tmp_pat
 @pytest.mark.parametrize(
     ("environment", "seconds"),
     [
-        ({}, 0),
+        ({}, None),
         ({"WATCHDOG_USEC": "2000000"}, 1.0),
         ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}, 1.0),
-        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, 0),
-        ({"WATCHDOG_USEC": "0"}, 0),
-        ({"WATCHDOG_USEC": "soon"}, 0),
-        ({"WATCHDOG_USEC": "18446744073709551615"}, 0),  # never
-        ({"WATCHDOG_USEC": "9" * 5000}, 0),
+        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "18446744073709551615"}, None),  # never
+        ({"WATCHDOG_USEC": "9" * 5000}, None),
     ],
 )
-def test_the_watchdog_interval_is_half_of_what_is_allowed(environment: dict[str, str], seconds: float) -> None:
-    """sd_watchdog_enabled(3): microseconds, and only for the process that is meant."""
-    assert Notifier(environment).watchdog_interval == seconds
-    assert environment == {}
+def test_the_watchdog_interval_is_half_of_the_timeout(
+    tmp_path: Path, environment: dict[str, str], seconds: float | None
+) -> None:
+    """sd_watchdog_enabled(3): microseconds, and only for the process that is meant; the first message comes at once."""
+    require(sys.platform == "linux", "sd_notify(3)")
+    loop, path = FakeLoop(), str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.setblocking(False)
+        given = environment | {"NOTIFY_SOCKET": path}
+        notifier = Notifier(given)
+        assert notifier._socket is not None
+        with notifier._socket:
+            notifier.start_watchdog(loop.as_loop())
+            for _ in range(3 if seconds else 0):
+                assert manager.recv(4096) == b"WATCHDOG=1"
+                assert loop.until_next == seconds
+                loop.advance(loop.until_next)
+        assert given == {}
+        assert bool(loop.timers) == bool(seconds)
 
 
-def test_a_manager_that_is_gone_does_no_harm(start: Start) -> None:
+def test_a_manager_that_does_not_exist_does_no_harm(start: Start) -> None:
     """NOTIFY_SOCKET that leads nowhere changes nothing."""
     daemon = start(env={"NOTIFY_SOCKET": "/nowhere/notify", "WATCHDOG_USEC": "100000"})
     with connect(daemon.address) as client:

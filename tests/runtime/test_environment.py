@@ -1,9 +1,10 @@
-"""What goes wrong around the process: its log, the clock, an address family, its manager, and being stopped."""
+"""What goes wrong around the process: its log, the clock, an address family, its service manager, and being stopped."""
 
 import contextlib
 import os
 import pty
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -15,27 +16,37 @@ from pathlib import Path
 import pytest
 from activation import command_with
 from faults import injecting, inside, network, stopped
-from support import CLIENTS, LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools
-
-MODES = ["close", "session", "mail"]
+from support import (
+    CLIENTS,
+    LINE,
+    MODES,
+    PATIENCE,
+    Daemon,
+    Start,
+    connect,
+    read_all,
+    require,
+    require_root,
+    require_tools,
+)
 
 
 @contextlib.contextmanager
 def closed() -> Iterator[None]:
-    """Give no stderr at all."""
+    """Give no stderr."""
     yield None
 
 
 @contextlib.contextmanager
 def full_disk() -> Iterator[int]:
-    """Give a stderr to which nothing can be written: ENOSPC."""
+    """Give a stderr to which nothing can be written, ENOSPC."""
     descriptor = os.open("/dev/full", os.O_WRONLY)
     yield descriptor
     os.close(descriptor)
 
 
 def fill(descriptor: int, octets: int) -> None:
-    """Write, so many octets at a time, until there is no room; whoever writes next has to wait."""
+    """Write, so many octets at a time, until there is no room; the next write would block."""
     os.set_blocking(descriptor, False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -77,7 +88,7 @@ def full_socket() -> Iterator[int]:
 
 @contextlib.contextmanager
 def full_terminal() -> Iterator[int]:
-    """Give a terminal whose screen nobody draws, full but for some octets: it still counts as writable."""
+    """Give a terminal that nobody reads, full but for some octets: poll(2) still calls it writable."""
     screen, terminal = pty.openpty()
     fill(terminal, 64)
     os.read(screen, 16)
@@ -92,7 +103,7 @@ Stderr = Callable[[], contextlib.AbstractContextManager[int | None]]
 @pytest.mark.parametrize("stderr", [closed, full_disk, full_pipe, broken_pipe, full_socket, full_terminal])
 @pytest.mark.parametrize("mode", MODES)
 def test_whatever_state_stderr_is_in_clients_are_answered(mode: str, stderr: Stderr) -> None:
-    """A daemon that cannot log, and has a line to log for each client, does all the rest to the end: exit status 0."""
+    """A daemon that cannot log, with a line to log for each client, does everything else; exit status 0."""
     with contextlib.ExitStack() as held:
         listener = held.enter_context(socket.create_server(("127.0.0.1", 0)))
         log = held.enter_context(stderr())
@@ -114,6 +125,51 @@ def test_whatever_state_stderr_is_in_clients_are_answered(mode: str, stderr: Std
         assert process.wait(PATIENCE) == 0
 
 
+def test_a_disk_that_is_freed_later_has_no_joined_lines(start: Start) -> None:
+    """The line that was cut is ended before the next one; the file's size limit stands for the disk's."""
+    daemon = start("--access-log")
+    small = daemon.log_path.stat().st_size + 60
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (small, resource.RLIM_INFINITY))
+    for _ in range(3):
+        with connect(daemon.address) as client:
+            assert read_all(client) == LINE
+    assert daemon.log_path.stat().st_size == small
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert daemon.stats()["connections"] == "3"
+    with connect(daemon.address) as client:
+        assert read_all(client) == LINE
+    assert daemon.stop() == 0
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
+    assert all(len(re.findall(stamp, line)) == 1 for line in daemon.log.splitlines())
+    assert len(daemon.lines("stats")) == 2
+    assert len(daemon.lines("connection")) == 2  # one is whole
+
+
+def test_as_process_1_orphans_are_reaped(tmp_path: Path) -> None:
+    """A health check that is killed may leave some in a container, where nobody else waits for them."""
+    require_root()
+    require_tools("unshare", "nsenter")
+    command = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
+    log_path = tmp_path / "log"
+    with (
+        log_path.open("wb") as log,
+        subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *command], stderr=log) as unshare,
+    ):
+        try:
+            daemon = Daemon(unshare, log_path)
+            daemon.wait_for(daemon.addresses, "a listening line")
+            (pid,) = daemon.children()
+            inside_it = ["nsenter", f"--target={pid}", "--pid", "sh", "-c"]
+            for _ in range(5):  # a child of a process that ends first
+                subprocess.run([*inside_it, "sh -c 'sleep 0.05' & echo"], check=True, capture_output=True)
+            children = Path(f"/proc/{pid}/task/{pid}/children")
+            daemon.wait_for(lambda: not children.read_text(), "that all are gone")
+            os.kill(pid, signal.SIGTERM)
+            assert unshare.wait(PATIENCE) == 0
+        finally:
+            unshare.kill()
+
+
 def faked_clock(file: Path) -> dict[str, str]:
     """Return an environment in which the wall clock is off by what the file says, from one reading to the next."""
     libraries = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
@@ -128,14 +184,14 @@ def faked_clock(file: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("jump", ["-400d", "+400d"])
 def test_a_clock_that_jumps_changes_the_stamps_and_no_timer(start: Start, tmp_path: Path, jump: str) -> None:
-    """Set forward, nobody is let go early; set back, nobody is held for a year: timers do not ask the wall clock."""
+    """Set forward, nobody is closed early; set back, nobody is kept for a year: timers do not read the wall clock."""
     clock = tmp_path / "clock"
     clock.write_text("+0")
     environment = faked_clock(clock)
-    patient = start("--mode", "mail", "--hostname", "mx.example.org", env=environment)
-    hasty = start("--mode", "mail", "--hostname", "mx.example.org", "--timeout", "2", env=environment)
+    slow = start("--mode", "mail", "--hostname", "mx.example.org", env=environment)
+    quick = start("--mode", "mail", "--hostname", "mx.example.org", "--timeout", "2", env=environment)
     lingering = start("--linger", "2", "--access-log", env=environment)
-    addresses = patient.address, hasty.address, lingering.address
+    addresses = slow.address, quick.address, lingering.address
     with connect(addresses[0]) as talking, connect(addresses[1]) as silent, connect(addresses[2]) as idle:
         for client in (talking, silent, idle):
             client.recv(99)
@@ -150,7 +206,7 @@ def test_a_clock_that_jumps_changes_the_stamps_and_no_timer(start: Start, tmp_pa
         for address in addresses:
             with connect(address) as client:
                 assert client.recv(4) in {b"521 ", b"220 "}
-    assert [one.stop() for one in (patient, hasty, lingering)] == [0, 0, 0]
+    assert [one.stop() for one in (slow, quick, lingering)] == [0, 0, 0]
 
 
 def stats_line(daemon: Daemon) -> str:
@@ -163,7 +219,7 @@ def now() -> str:
 
 
 @pytest.mark.parametrize("error", ["EAFNOSUPPORT", "EPROTONOSUPPORT"])
-def test_a_host_whose_kernel_has_no_ipv6_is_answered_for_on_ipv4(start: Start, tmp_path: Path, error: str) -> None:
+def test_a_host_whose_kernel_has_no_ipv6_is_answered_on_ipv4(start: Start, tmp_path: Path, error: str) -> None:
     """:PORT is no mistake there (ipv6.disable=1 on the kernel's command line): the second socket() fails."""
     require_tools("strace")
     trace = tmp_path / "trace"
@@ -192,8 +248,8 @@ def test_ipv6_switched_off_leaves_ipv4(start: Start) -> None:
     assert "give one of its own" in refused.stderr
 
 
-def test_a_manager_that_goes_away_later_does_no_harm(start: Start, tmp_path: Path) -> None:
-    """Its socket is there at the start, and then is not: who wants to be told gets no further word, clients do."""
+def test_a_service_manager_that_goes_away_does_no_harm(start: Start, tmp_path: Path) -> None:
+    """Its socket exists at the start, and later does not: clients are answered all the same."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
@@ -225,8 +281,8 @@ def test_being_stopped_under_load_costs_nobody_the_line(start: Start, behaviour:
     daemon.wait_for(lambda: all(daemon.stats()[level] == "0" for level in levels), "no client")
 
 
-def test_a_client_that_spoke_while_we_were_stopped_still_reads_the_line(start: Start) -> None:
-    """Its linger time is up when we go on, and what it said is unread: it is drained, and not reset."""
+def test_a_client_that_spoke_during_a_stop_still_reads_the_line(start: Start) -> None:
+    """Its linger time is over when the process continues, and its input is unread: it is drained, not reset."""
     daemon = start("--linger", "0.5")
     with connect(daemon.address) as client:
         daemon.wait_for(lambda: daemon.stats()["lingering"] == "1", "the answer")
@@ -239,7 +295,7 @@ def test_a_client_that_spoke_while_we_were_stopped_still_reads_the_line(start: S
         assert read_all(client) == LINE
 
 
-def test_a_command_that_came_while_we_were_stopped_is_answered(start: Start) -> None:
+def test_a_command_that_came_during_a_stop_is_answered(start: Start) -> None:
     """A stop that outlasts --timeout is not the client's silence."""
     daemon = start("--mode", "mail", "--hostname", "mx.example.org", "--timeout", "0.5")
     with connect(daemon.address) as client:
