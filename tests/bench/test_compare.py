@@ -131,7 +131,9 @@ def test_every_command_of_the_readme_is_one_that_can_be_run() -> None:
     from bench import command
 
     lines = (ROOT / "bench/README.md").read_text().replace("\\\n", " ").splitlines()
-    commands = [line.split()[3:] for line in lines if line.startswith("python -m bench ")]
+    commands = [
+        line.partition("python -m bench ")[2].split() for line in lines if line.startswith(".venv/bin/python -m bench ")
+    ]
     assert len(commands) > 5
     for arguments in commands:
         assert command.parser().parse_args(arguments)

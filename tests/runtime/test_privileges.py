@@ -162,6 +162,7 @@ def test_without_root_the_message_names_the_options_and_the_remedy() -> None:
 
 def test_a_user_namespace_that_denies_setgroups_is_named() -> None:
     """user_namespaces(7): "start as root" would be no help to a process that is root already."""
+    require_root()  # clone(2): in a chroot an ordinary user may not create a user namespace
     require_tools("unshare")
     command = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0", "--user", "root", "--group", "root"]
     unshare = ["unshare", "--user", "--map-root-user", *command]  # denies it by default
