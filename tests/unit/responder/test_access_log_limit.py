@@ -83,7 +83,7 @@ def test_lines_that_cannot_be_written_count_as_suppressed(bench: Bench) -> None:
     assert bench.reports == [(WINDOW, 3)]
 
 
-@given(st.lists(st.tuples(st.floats(0, 3 * WINDOW), st.integers(1, 2 * MAX_LINES), st.integers(0, 9)), max_size=10))
+@given(st.lists(st.tuples(st.floats(0, 3 * WINDOW), st.integers(1, 2 * MAX_LINES), st.integers(0, 9)), max_size=4))
 def test_every_connection_is_a_line_or_is_reported(history: list[tuple[float, int, int]]) -> None:
     """Invariant: lines + suppressed = connections; reports add up; no window exceeds its limit."""
     with pytest.MonkeyPatch.context() as monkeypatch:
