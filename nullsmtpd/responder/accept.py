@@ -27,9 +27,9 @@ __all__ = ["BURST_RATE", "CAPACITY_PAUSE", "POLL_INTERVAL", "SHUTDOWN_POLL_INTER
 #: from here on it saves more than the timer costs (bench/README.md). Below, a client never waits for a timer.
 BURST_RATE = 2000
 
-#: Seconds between two polls during a burst: ten connections or more each time, and to a sender nothing beside the round
+#: Seconds between two polls during a burst: some ten connections each time, and to a sender nothing beside the round
 #: trip.
-POLL_INTERVAL = 0.002
+POLL_INTERVAL = 0.004
 
 #: Connections answered per listener and poll: about 4 ms of work, so that signals and timers stay prompt.
 MAX_ACCEPT_BATCH = 256
