@@ -19,7 +19,7 @@ from support import CLIENTS, LINE, PATIENCE, Daemon, Start, connect, read_all, r
 COMMAND = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 3), (signal.SIGINT, 10)])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 10)])
 def test_a_signal_at_any_moment_of_the_start_ends_it_with_status_0(number: signal.Signals, step: int) -> None:
     """From the installation of the handlers on, through all imports and into the serving, each delay is tried."""
     for delay_ms in range(0, 200, step):
