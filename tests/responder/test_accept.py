@@ -1,15 +1,18 @@
 """When a listener is asked for connections, by a clock of the test's own; the clients are real."""
 
+import asyncio
 import errno
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Self
 
 import pytest
 from fakes import FakeLoop, FaultyListener
-from support import LINE, connect, read_all
+from support import LINE, PATIENCE, connect, read_all
 
+from nullsmtpd.responder import accept
 from nullsmtpd.responder.accept import BURST_RATE, CAPACITY_PAUSE, LOG_INTERVAL, Acceptor
 from nullsmtpd.responder.linger import MIN_LINGER, SWEEP_INTERVAL, LingerQueue
 from nullsmtpd.responder.replies import REPLY
@@ -328,6 +331,26 @@ def test_an_error_of_our_own_in_a_poll_does_not_end_the_accepting(
         bench.loop.advance(5 * MIN_LINGER)
         bench.wake_up()
         assert is_answered(client)
+
+
+@pytest.mark.parametrize("close_port", [True, False])
+def test_a_steady_stream_of_connections_does_not_block_shutdown(
+    monkeypatch: pytest.MonkeyPatch, *, close_port: bool
+) -> None:
+    """There is a limit for each case: where the port stays open, later clients wait for the next process."""
+    own, other = ("MAX_HANDSHAKE_GRACE", "BACKLOG_DRAIN_TIMEOUT")[:: 1 if close_port else -1]
+    monkeypatch.setattr(accept, own, 0.05)
+    monkeypatch.setattr(accept, other, 3600)
+    with Bench() as bench:
+        monkeypatch.setattr(bench.acceptor, "_accept_batch", lambda: 1)
+
+        async def drain() -> None:
+            async with asyncio.timeout(PATIENCE):
+                await bench.acceptor.drain(close_port=close_port)
+
+        monkeypatch.setattr(bench.loop, "time", time.monotonic)
+        asyncio.run(drain())
+        assert bench.listeners[0].fileno() == -1
 
 
 def send_fails(number: int, times: int) -> Callable[..., int]:

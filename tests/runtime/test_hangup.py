@@ -14,8 +14,11 @@ import pytest
 from faults import stopped
 from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools
 
+# These tests may themselves run under nohup(1).
+DEFAULT_SIGHUP = ("env", "--default-signal=HUP")
+
 #: A process of its own session has no controlling terminal, whatever this one has.
-NO_TERMINAL = ("setsid",)
+NO_TERMINAL = ("setsid", *DEFAULT_SIGHUP)
 
 # What a service is not meant to stop, to be stopped, or to be told by.
 USELESS = [
@@ -172,7 +175,10 @@ def in_terminal(terminal: Terminal, command: Sequence[str], log_path: Path) -> I
     """Run a command whose controlling terminal this is; only its log is elsewhere."""
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            ["setsid", "--ctty", *command], stdin=terminal.keyboard, stdout=terminal.keyboard, stderr=log
+            ["setsid", "--ctty", *DEFAULT_SIGHUP, *command],
+            stdin=terminal.keyboard,
+            stdout=terminal.keyboard,
+            stderr=log,
         )
     daemon = Daemon(process, log_path)
     try:
@@ -241,7 +247,7 @@ def test_in_the_background_of_a_terminal_with_tostop_it_is_not_stopped(terminal:
                     assert read_all(client) == LINE
             while screen.count(b" connection peer=") < 10:
                 screen += os.read(terminal.screen, 4096)
-            assert "S (sleeping)" in Path(f"/proc/{pid}/status").read_text()
+            assert "T (stopped)" not in Path(f"/proc/{pid}/status").read_text()
             assert os.getpgid(pid) != os.tcgetpgrp(terminal.screen)
             os.kill(pid, signal.SIGTERM)
             assert shell.wait(PATIENCE) == 0
