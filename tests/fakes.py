@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from socket import SocketType
 from typing import Any, cast
 
@@ -56,8 +57,8 @@ class FakeLoop:
     def call_at(self, when: float, callback: Callable[..., object], *args: object) -> asyncio.Handle:
         return self.call_later(when - self.now, callback, *args)
 
-    def add_reader(self, listener: object, callback: Callable[[], object]) -> None:
-        self.readers[listener] = callback
+    def add_reader(self, listener: object, callback: Callable[..., object], *args: Any) -> None:  # noqa: ANN401
+        self.readers[listener] = partial(callback, *args)
 
     def remove_reader(self, listener: object) -> None:
         self.readers.pop(listener, None)

@@ -15,8 +15,8 @@ from nullsmtpd.runtime.tcp import is_finished
 
 __all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER", "SWEEP_INTERVAL", "LingerQueue"]
 
-#: Seconds between two sweeps. Most clients finish one round trip after the line, so the sweep after the next closes
-#: nearly all; 0.25 s covers a round trip around the Earth.
+#: Seconds between two sweeps. While clients arrive, each closes those before it that have finished; the sweep is for
+#: the last ones, and for those behind a client that stays. 0.25 s covers a round trip around the Earth.
 SWEEP_INTERVAL = 0.25
 MIN_SWEEP_INTERVAL = 0.01
 

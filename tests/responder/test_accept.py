@@ -97,6 +97,20 @@ def test_a_lone_client_is_answered_by_its_own_wake_up() -> None:
         assert len(bench.loop.timers) == 1  # the sweep's, which it shares with all others
 
 
+def test_a_client_that_has_closed_is_closed_when_the_next_one_comes() -> None:
+    """Without waiting for the sweep; one that stays open is left to it, and the order of arrival is kept."""
+    with Bench() as bench:
+        bench.answer(20)
+        assert len(bench.linger) == 1
+        (open_client,) = bench.connect()
+        bench.wake_up()
+        bench.answer(5)
+        assert len(bench.linger) == 6
+        open_client.close()
+        bench.answer(1)
+        assert len(bench.linger) == 1
+
+
 @pytest.mark.parametrize(("count", "polls"), [(BURST - 1, False), (BURST, True)])
 def test_polling_begins_at_the_burst_rate(count: int, *, polls: bool) -> None:
     """With the sweep that finds so many connections a second, and not with one connection less."""
