@@ -12,15 +12,14 @@ import atexit
 import contextlib
 import functools
 import shutil
-import subprocess
 import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from child import child
-from debian import ENVIRONMENT, OWN_NETWORK, Chroot, chroot
+from child import child, output
+from debian import ENVIRONMENT, OWN_NETWORK, PIVOT_ROOT, Chroot, chroot
 from support import PATIENCE
 from systemd_machine import cgroup
 
@@ -42,13 +41,10 @@ _MASKED = ("systemd-modules-load.service", "apt-daily.timer", "apt-daily-upgrade
 # The root directory of the chroot's mount namespace is still that of this machine. systemd gives each service a mount
 # namespace and a user namespace, and the kernel makes none of the latter in a chroot (user_namespaces(7)), so the
 # directory becomes the root of a namespace. Arguments: units to mask, the host's addresses.
-_BOOT = """
+_BOOT = f"""
 set -e
 read -r pid rest < /proc/self/stat
-mkdir --parents old
-pivot_root . old
-umount --lazy old
-rmdir old
+{PIVOT_ROOT}
 mount -t proc proc /proc
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for address in $2; do
@@ -75,23 +71,8 @@ class Booted:
         return [*self._prefix, *command]
 
     def run(self, *command: str, check: bool = True, patience: float = 3 * PATIENCE) -> str:
-        """Run a command to its end and return what it printed, standard error included.
-
-        ``patience``: seconds. Raises `RuntimeError` with that text where the command fails, unless ``check`` is off.
-        """
-        done = subprocess.run(
-            self.command(*command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=patience,
-            check=False,
-        )
-        if check and done.returncode:
-            raise RuntimeError(f"{self.suite}: {command} ended with {done.returncode}: {done.stdout}")
-        return done.stdout
+        """Run a command to its end; return and raise as `child.output` does."""
+        return output(self.command(*command), self.suite, check=check, patience=patience)
 
     def wait_until_up(self) -> None:
         """Wait until systemd has started everything that is enabled."""

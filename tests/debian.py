@@ -29,10 +29,20 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from child import child
+from child import child, output
 from support import require_root, require_tools
 
-__all__ = ["NO_NETWORK", "OWN_NETWORK", "SUITES", "Chroot", "apt_settings", "apt_sources", "chroot"]
+__all__ = [
+    "MOUNT_ROOT",
+    "NO_NETWORK",
+    "OWN_NETWORK",
+    "PIVOT_ROOT",
+    "SUITES",
+    "Chroot",
+    "apt_settings",
+    "apt_sources",
+    "chroot",
+]
 
 #: The release of each suite.
 SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
@@ -46,12 +56,11 @@ OWN_NETWORK = ()
 _PATIENCE = 60.0  # seconds for one command; several chroots may be busy at a time, on few processors
 _BUILD_PATIENCE = 600.0  # seconds for apt
 
-# Arguments: a directory to mount on, the root file system below, the packages' archive or nothing, the host's name,
-# the contents of resolv.conf. The upper directory is in a tmpfs because it must not be on an overlay, as the root of a
-# container is. The shell reads its own process id from the /proc of its parent, and becomes process 1 of the chroot:
-# when it ends, as it does when its standard input does, the kernel ends everything in there. It waits for cat, not
-# becomes it, as a shell that waits reaps every orphan.
-_BOOT = """
+#: Shell code that mounts a root file system and makes it the working directory. Arguments: a directory to mount on, the
+#: root file system below, an archive of the layer above it or nothing. The upper directory is in a tmpfs because it
+#: must not be on an overlay, as the root of a container is. The shell reads its own process id, as it is outside, from
+#: the /proc of its parent.
+MOUNT_ROOT = """
 set -e
 read -r pid rest < /proc/self/stat
 ip link set lo up
@@ -71,16 +80,28 @@ mkdir -m 1777 dev/shm
 mkdir dev/pts
 mount -t devpts -o newinstance,ptmxmode=666,mode=620,gid=5 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
-mknod -m 666 dev/null c 1 3
-mknod -m 666 dev/zero c 1 5
-mknod -m 666 dev/full c 1 7
-mknod -m 666 dev/random c 1 8
-mknod -m 666 dev/urandom c 1 9
-mknod -m 666 dev/tty c 5 0
+for device in 'null 1 3' 'zero 1 5' 'full 1 7' 'random 1 8' 'urandom 1 9' 'tty 5 0'; do
+    mknod -m 666 dev/${device%% *} c ${device#* }
+done
 ln -s /proc/self/fd dev/fd
 ln -s fd/0 dev/stdin
 ln -s fd/1 dev/stdout
 ln -s fd/2 dev/stderr
+"""
+
+#: Shell code that makes the working directory the root of its mount namespace.
+PIVOT_ROOT = """
+mkdir old
+pivot_root . old
+umount --lazy old
+rmdir old
+"""
+
+# Further arguments: the host's name, the contents of resolv.conf. The shell becomes process 1 of the chroot: when it
+# ends, as it does when its standard input does, the kernel ends everything in there. It waits for cat, not becomes it,
+# as a shell that waits reaps every orphan.
+_BOOT = f"""
+{MOUNT_ROOT}
 hostname "$4"
 echo "$4" > etc/hostname
 echo "$4" > etc/mailname
@@ -127,23 +148,8 @@ class Chroot:
     def run(
         self, *command: str, user: str = "root", stdin: str = "", check: bool = True, patience: float = _PATIENCE
     ) -> str:
-        """Run a command to its end and return what it printed, standard error included.
-
-        ``patience``: seconds. Raises `RuntimeError` with that text where the command fails, unless ``check`` is off.
-        """
-        done = subprocess.run(
-            self.command(*command, user=user),
-            input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=patience,
-            check=False,
-        )
-        if check and done.returncode:
-            raise RuntimeError(f"{self.suite}: {command} ended with {done.returncode}: {done.stdout}")
-        return done.stdout
+        """Run a command to its end; return and raise as `child.output` does."""
+        return output(self.command(*command, user=user), self.suite, stdin=stdin, check=check, patience=patience)
 
     def shell(
         self, script: str, *arguments: str, user: str = "root", stdin: str = "", patience: float = _PATIENCE
@@ -231,7 +237,7 @@ def _base(suite: str) -> Path:
                     *("mmdebstrap", "--variant=minbase", "--mode=root", "--quiet", f"--aptopt={directory}/settings"),
                     *(f"--customize-hook={_NO_SERVICES}", suite, str(directory / "root"), *mirrors),
                 )
-                _build(command)
+                output(command, suite, patience=_BUILD_PATIENCE)
                 (directory / "root").rename(base)
     return base
 
@@ -264,12 +270,6 @@ def _cached(name: str, *made_from: str) -> Iterator[tuple[Path, bool]]:
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held by threads of one process apart, too
         yield path, not path.exists()
-
-
-def _build(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_PATIENCE, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr}")
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from debian import MOUNT_ROOT, PIVOT_ROOT
 from support import CLIENTS, PATIENCE, require, require_root, require_tools
 
 __all__ = ["PIP_PATIENCE", "ROOT", "UNITS", "Machine", "complaints", "exposure", "machine", "outcomes"]
@@ -34,41 +35,22 @@ STANDARD_UNITS = (
     *("systemd-journald.service", "systemd-journald.socket"),
 )
 
-# Arguments: a directory to mount on, the prefix of a Python, a directory of wheels, one of units, a Python's name. The
-# shell reads its own process id from the /proc of its parent, and becomes the machine's process 1. The Python may lie
-# where the service is let see nothing, so it gets a second place, and its shared library is looked for there.
-_BOOT = """
-set -e
-read -r pid rest < /proc/self/stat
-mount -t tmpfs tmpfs "$1"
-cd "$1"
-mkdir upper work root
-mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
-cd root
-mount -t proc proc proc
+# Further arguments: the prefix of a Python, a directory of wheels, one of units, a Python's name. The shell becomes the
+# machine's process 1. The Python may lie where the service is let see nothing, so it gets a second place, and its
+# shared library is looked for there.
+_BOOT = f"""
+{MOUNT_ROOT}
 mount --bind -o ro proc/sys proc/sys
-mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
-mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs -o mode=755 tmpfs dev
-mkdir -m 1777 dev/shm
-for device in 'null 1 3' 'zero 1 5' 'full 1 7' 'random 1 8' 'urandom 1 9' 'tty 5 0' 'ptmx 5 2'; do
-    mknod -m 666 dev/${device%% *} c ${device#* }
-done
-ln -s /proc/self/fd dev/fd
 mkdir -p opt/python opt/nullsmtpd opt/wheels run/units
-mount --bind "$2" opt/python
-mount --bind "$3" opt/wheels
-cp "$4"/* run/units
+mount --bind "$4" opt/python
+mount --bind "$5" opt/wheels
+cp "$6"/* run/units
 echo LD_LIBRARY_PATH=/opt/python/lib > etc/default/nullsmtpd
 mkdir run/units/sysinit.target.wants
 ln -s ../systemd-journald.socket run/units/sysinit.target.wants
-mount -t tmpfs -o mode=1777 tmpfs tmp
-ip link set lo up
-mkdir -p old
-pivot_root . old
-umount --lazy old
-/opt/python/bin/"$5" -m venv /opt/nullsmtpd
+{PIVOT_ROOT}
+/opt/python/bin/"$7" -m venv /opt/nullsmtpd
 /opt/nullsmtpd/bin/pip install --quiet --no-index --find-links /opt/wheels nullsmtpd-521 >&2
 echo "$pid"
 exec env --ignore-environment container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_UNIT_PATH=/run/units \
@@ -207,7 +189,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     spaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--cgroup")
     with cgroup() as group:
         into = f'echo $$ > {group}/cgroup.procs && exec unshare {" ".join(spaces)} sh -c "$0" sh "$@"'
-        arguments = (str(directory), sys.base_prefix, str(wheels), str(units), PYTHON)
+        arguments = (str(directory), "/", "", sys.base_prefix, str(wheels), str(units), PYTHON)
         command = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", into, _BOOT, *arguments)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as init:
             try:

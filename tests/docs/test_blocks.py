@@ -15,6 +15,7 @@ from typing import Protocol
 
 import pytest
 from booted import ADDRESS_4, ADDRESS_6, Booted, booted, copy_source
+from child import output
 from containers import build_options, podman
 from debian import SUITES
 from hosts import open_host
@@ -102,18 +103,7 @@ def run_block(place: Place, block: Block, stack: contextlib.ExitStack) -> None:
 
 def run(place: Place, script: str, block: Block) -> list[str]:
     """Run a script to its end; return the lines that it printed, and fail where it fails."""
-    done = subprocess.run(
-        place.command(script),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=BLOCK_PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, f"{block}: {script}\nended with {done.returncode}: {done.stdout}"
-    return done.stdout.splitlines()
+    return output(place.command(script), f"{block}: {script}", patience=BLOCK_PATIENCE).splitlines()
 
 
 @contextlib.contextmanager
