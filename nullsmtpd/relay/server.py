@@ -16,6 +16,7 @@ from nullsmtpd.relay.options import Options
 from nullsmtpd.relay.protocol import Clients, RelayProtocol
 from nullsmtpd.relay.unix import UnixListener, bind_unix
 from nullsmtpd.runtime.log import log
+from nullsmtpd.runtime.metrics import serve_metrics
 from nullsmtpd.runtime.privileges import drop_privileges, find_account
 from nullsmtpd.runtime.process import (
     install_signal_handlers,
@@ -81,7 +82,7 @@ class Server:
         """Serve until a termination signal, and shut down. Raises `ListenError` when a listener is lost."""
         self._shutdown = install_signal_handlers(self._loop, self._log_stats)
         try:
-            listeners = await self._open_sockets()
+            listeners = self._open_sockets()
             for listener in listeners:
                 self._watch(listener)
                 log("listening", address=_address(listener))
@@ -107,13 +108,13 @@ class Server:
         if self._failure is not None:
             raise self._failure
 
-    async def _open_sockets(self) -> list[socket.socket]:
+    def _open_sockets(self) -> list[socket.socket]:
         """Return the listening sockets, and drop privileges; sockets that were passed in replace --listen."""
         account = find_account(self._options.user, self._options.group)
         inherited = inherited_listeners(self._environment, cork=False, unix=True)
         listeners = inherited or [listener for address in self._options.listen for listener in self._bind(address)]
         if self._options.metrics:
-            await self._serve_metrics(bind(self._options.metrics, socket.SOMAXCONN))
+            serve_metrics(self._loop, self._options.metrics, lambda: families(self._gauges(), self._counters))
         drop_privileges(account)
         warn_if_root(self._options.user)
         return listeners
@@ -123,13 +124,6 @@ class Server:
             return bind(address, BACKLOG)
         self._unix_listeners.append(bind_unix(address, BACKLOG))
         return [self._unix_listeners[-1].listener]
-
-    async def _serve_metrics(self, listeners: list[socket.socket]) -> None:
-        from nullsmtpd.runtime.metrics import serve_metrics
-
-        await serve_metrics(self._loop, listeners, lambda: families(self._gauges(), self._counters))
-        for listener in listeners:
-            log("metrics", address=local_address(listener))
 
     def _accept(self, listener: socket.socket) -> bool:
         """Accept one client; return whether there was one.

@@ -22,7 +22,7 @@ from nullsmtpd.runtime.process import (
     run,
     warn_if_root,
 )
-from nullsmtpd.runtime.sockets import ListenError, bind, local_address
+from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ async def _serve(options: Options, loop: asyncio.AbstractEventLoop) -> None:
     ]
     responder = Responder(loop, options, listeners, shutdown)
     if options.metrics:
-        await responder.serve_metrics(bind(options.metrics, socket.SOMAXCONN))
+        responder.serve_metrics(options.metrics)
     drop_privileges()
     warn_if_root(options.user)
     responder.acceptor.start()
@@ -136,15 +136,13 @@ class Responder:
             on_failure=on_failure,
         )
 
-    async def serve_metrics(self, listeners: list[socket.socket]) -> None:
-        """Serve the counters to Prometheus on ``listeners``."""
+    def serve_metrics(self, address: Address) -> None:
+        """Serve the counters to Prometheus."""
         from nullsmtpd.responder.metrics import families
         from nullsmtpd.runtime.metrics import serve_metrics
 
         mode, errors = self._options.mode, self.acceptor.accept_errors
-        await serve_metrics(self._loop, listeners, lambda: families(self.stats(), errors, mode))
-        for listener in listeners:
-            log("metrics", address=local_address(listener))
+        serve_metrics(self._loop, address, lambda: families(self.stats(), errors, mode))
 
     async def shut_down(self, *, close_port: bool) -> None:
         """Answer the accept queue, close the listeners, and give clients at most the linger time to finish.
