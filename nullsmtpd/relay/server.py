@@ -18,15 +18,7 @@ from nullsmtpd.relay.unix import UnixListener, bind_unix
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.metrics import serve_metrics
 from nullsmtpd.runtime.privileges import drop_privileges, find_account
-from nullsmtpd.runtime.process import (
-    install_signal_handlers,
-    max_files,
-    open_files,
-    raise_file_limit,
-    require_files,
-    run,
-    warn_if_root,
-)
+from nullsmtpd.runtime.process import files_left, install_signal_handlers, lowered, run, warn_if_root
 from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
@@ -55,7 +47,6 @@ def serve(options: Options, environment: MutableMapping[str, str]) -> None:
     `nullsmtpd.runtime.privileges.AccountError` and `nullsmtpd.runtime.privileges.PrivilegeError` when privileges cannot
     be dropped, and `OSError` when file descriptors or memory are missing.
     """
-    raise_file_limit()
     run(lambda loop: Server(loop, options, environment).serve())
 
 
@@ -73,7 +64,7 @@ class Server:
         self._connecting: set[asyncio.Task[None]] = set()
         self._failure: ListenError | None = None
         self._counters = Counters()
-        limit = _client_limit(options.max_sessions)
+        limit = lowered("max-sessions", options.max_sessions, files_left(SPARE_DESCRIPTORS, 2) // 2)  # a DNS query each
         self._clients = Clients(loop, self._counters, limit)
         look_up = Resolver(options.resolver, options.timeout).look_up_mx
         self._answers = Answers(loop, self._counters, look_up, cache_size=options.cache, max_pending=limit)
@@ -111,7 +102,7 @@ class Server:
     def _open_sockets(self) -> list[socket.socket]:
         """Return the listening sockets, and drop privileges; sockets that were passed in replace --listen."""
         account = find_account(self._options.user, self._options.group)
-        inherited = inherited_listeners(self._environment, cork=False, unix=True)
+        inherited = inherited_listeners(self._environment, unix=True)
         listeners = inherited or [listener for address in self._options.listen for listener in self._bind(address)]
         if self._options.metrics:
             serve_metrics(self._loop, self._options.metrics, lambda: families(self._gauges(), self._counters))
@@ -167,17 +158,6 @@ class Server:
 
     def _log_stats(self) -> None:
         log("stats", **self._gauges(), **dataclasses.asdict(self._counters))
-
-
-def _client_limit(wanted: int) -> int:
-    """Return how many clients fit into the limit of open files, each with a DNS query. Raises `OSError`."""
-    reserved = open_files() + SPARE_DESCRIPTORS
-    require_files(reserved + 2)
-    limit = (max_files() - reserved) // 2
-    if wanted <= limit:
-        return wanted
-    log("max-sessions-lowered", wanted=wanted, to=limit, reason=f"at most {max_files()} files may be open")
-    return limit
 
 
 def _is_shut_down(listener: socket.socket) -> bool:

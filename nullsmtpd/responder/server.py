@@ -6,24 +6,16 @@ import functools
 import gc
 import os
 import socket
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nullsmtpd.responder.accept import SHUTDOWN_POLL_INTERVAL, Acceptor
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.options import Options
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.process import (
-    install_signal_handlers,
-    max_files,
-    open_files,
-    raise_file_limit,
-    require_files,
-    run,
-    warn_if_root,
-)
+from nullsmtpd.runtime.process import files_left, install_signal_handlers, lowered, run, warn_if_root
 from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
+from nullsmtpd.runtime.tcp import cork
 
 if TYPE_CHECKING:
     from nullsmtpd.responder.access_log import AccessLog
@@ -45,7 +37,6 @@ def serve(options: Options) -> None:
     `nullsmtpd.runtime.privileges.AccountError` and `nullsmtpd.runtime.privileges.PrivilegeError` when privileges cannot
     be dropped, and `OSError` when file descriptors or memory are missing.
     """
-    raise_file_limit()
     run(functools.partial(_serve, options))
 
 
@@ -56,20 +47,27 @@ async def _serve(options: Options, loop: asyncio.AbstractEventLoop) -> None:
         if responder is not None:
             responder.log_stats()
 
-    drop_privileges = _privileges_dropper(options)
+    account = None
+    if options.user or options.group:
+        from nullsmtpd.runtime.privileges import drop_privileges, find_account
+
+        account = find_account(options.user, options.group)
     # From listen(2) on, no signal may end the process with clients in the accept queue.
     shutdown = install_signal_handlers(loop, log_stats)
-    is_corked = options.dialogue is None
-    inherited = inherited_listeners(os.environ, cork=is_corked)
+    inherited = inherited_listeners(os.environ)
     listeners = inherited or [
         listener
         for address in options.listen
-        for listener in bind(address, options.backlog, cork=is_corked, reuse_port=options.reuse_port)
+        for listener in bind(address, options.backlog, reuse_port=options.reuse_port)
     ]
+    if options.dialogue is None:
+        for listener in listeners:
+            cork(listener)
     responder = Responder(loop, options, listeners, shutdown)
     if options.metrics:
         responder.serve_metrics(options.metrics)
-    drop_privileges()
+    if account is not None:
+        drop_privileges(account)
     warn_if_root(options.user)
     responder.acceptor.start()
     notifier = Notifier(os.environ)
@@ -81,15 +79,6 @@ async def _serve(options: Options, loop: asyncio.AbstractEventLoop) -> None:
     await shutdown.wait()
     notifier.notify("STOPPING=1", "STATUS=Waiting for clients to finish")
     await responder.shut_down(close_port=not inherited)
-
-
-def _privileges_dropper(options: Options) -> Callable[[], None]:
-    """Look the account up, and return the function that changes to it. Raises `AccountError`."""
-    if options.user is None and options.group is None:
-        return lambda: None
-    from nullsmtpd.runtime.privileges import drop_privileges, find_account
-
-    return functools.partial(drop_privileges, find_account(options.user, options.group))
 
 
 class Responder:
@@ -187,18 +176,9 @@ class Responder:
 
 def _limits(options: Options) -> tuple[int, int]:
     """Return how many sessions and lingering sockets fit into the limit of open files. Raises `OSError`."""
-    reserved = open_files() + SPARE_DESCRIPTORS
-    require_files(reserved + MIN_CLIENTS)
-    left = max_files() - reserved
+    left = files_left(SPARE_DESCRIPTORS, MIN_CLIENTS)
     max_sessions = 0
     if options.dialogue is not None:
-        max_sessions = _lowered("max-sessions", options.max_sessions, max(left // 2, left - options.max_lingering))
+        max_sessions = lowered("max-sessions", options.max_sessions, max(left // 2, left - options.max_lingering))
         left -= max_sessions
-    return max_sessions, _lowered("max-lingering", options.max_lingering, left)
-
-
-def _lowered(option: str, wanted: int, left: int) -> int:
-    if wanted <= left:
-        return wanted
-    log(f"{option}-lowered", wanted=wanted, to=max(1, left), reason=f"at most {max_files()} files may be open")
-    return max(1, left)
+    return max_sessions, lowered("max-lingering", options.max_lingering, left)

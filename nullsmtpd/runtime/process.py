@@ -12,16 +12,7 @@ from typing import Any
 
 from nullsmtpd.runtime.log import log
 
-__all__ = [
-    "ignore_signals",
-    "install_signal_handlers",
-    "max_files",
-    "open_files",
-    "raise_file_limit",
-    "require_files",
-    "run",
-    "warn_if_root",
-]
+__all__ = ["files_left", "install_signal_handlers", "lowered", "run", "warn_if_root"]
 
 #: Open files without which there is no event loop: with fewer than ten libuv aborts, or prints its own message.
 _MIN_FILES = 12
@@ -29,33 +20,32 @@ _MIN_FILES = 12
 _TERMINATION = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
-def raise_file_limit() -> None:
-    """Raise the soft limit of open files to the hard one. Raises `OSError` where that is too low for an event loop."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that may not be used
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    require_files(_MIN_FILES)
-
-
-def require_files(count: int) -> None:
-    """Raise `OSError` unless ``count`` files may be open at once."""
-    if max_files() < count:
-        raise OSError(errno.EMFILE, f"the limit of open files is {max_files()}; at least {count} are needed")
-
-
-def max_files() -> int:
-    """Return how many files may be open at once; `sys.maxsize` without a limit."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
-
-
-def open_files() -> int:
-    """Return how many files are open now."""
+def files_left(spare: int, needed: int) -> int:
+    """Return how many more files may be opened beside ``spare`` ones. Raises `OSError` if fewer than ``needed``."""
     directory = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
     try:
-        return len(os.listdir(directory)) - 1  # without the directory itself
+        reserved = spare + len(os.listdir(directory)) - 1  # without the directory itself
     except OSError:
-        return 16  # a process with an event loop and some listeners
+        reserved = spare + 16  # a process with an event loop and some listeners
+    _require_files(reserved + needed)
+    return _max_files() - reserved
+
+
+def lowered(option: str, wanted: int, limit: int) -> int:
+    """Return the value of an option that the limit of open files lowers to ``limit``, and log it if it does."""
+    if wanted > limit:
+        log(f"{option}-lowered", wanted=wanted, to=limit, reason=f"at most {_max_files()} files may be open")
+    return min(wanted, limit)
+
+
+def _require_files(count: int) -> None:
+    if _max_files() < count:
+        raise OSError(errno.EMFILE, f"the limit of open files is {_max_files()}; at least {count} are needed")
+
+
+def _max_files() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def warn_if_root(user: str | None) -> None:
@@ -65,13 +55,17 @@ def warn_if_root(user: str | None) -> None:
 
 
 def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]]) -> None:
-    """Run a server on an event loop of its own until it returns.
+    """Run a server on an event loop of its own until it returns, with the soft limit of open files at the hard one.
 
     Raises what it raises, and `OSError` when there can be no event loop. An exception in a callback is logged in one
     line, and the next client is served all the same.
     """
     import uvloop  # by now the command has imported it, see event_loop.py
 
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that may not be used
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _require_files(_MIN_FILES)
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     loop.set_exception_handler(_on_internal_error)
     served = serve(loop)
@@ -79,8 +73,10 @@ def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]])
         loop.run_until_complete(served)
     finally:
         served.close()
-    # The loop stays open: closing it would restore the signals' default actions.
-    ignore_signals()
+    # The loop stays open: closing it would restore the signals' default actions. And no signal may change the exit
+    # status any more: the interpreter resets handlers at its end, but not SIG_IGN.
+    for number in (*_TERMINATION, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -124,9 +120,3 @@ def _has_terminal() -> bool:
     except OSError as error:
         return error.errno == errno.EMFILE
     return True
-
-
-def ignore_signals() -> None:
-    """Let no signal change the exit status any more: the interpreter resets handlers at its end, but not SIG_IGN."""
-    for number in (*_TERMINATION, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

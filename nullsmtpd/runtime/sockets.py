@@ -6,8 +6,6 @@ import socket
 from socket import SocketType
 from typing import Any, NamedTuple
 
-from nullsmtpd.runtime.tcp import cork as set_cork
-
 __all__ = ["Address", "ListenError", "bind", "format_sockaddr", "local_address", "parse_address"]
 
 # Errors of a host without an address family, or with it disabled.
@@ -101,32 +99,33 @@ def _interface(index: int) -> str:
         return str(index)
 
 
-def bind(address: Address, backlog: int, *, cork: bool = False, reuse_port: bool = False) -> list[socket.socket]:
+def bind(address: Address, backlog: int, *, reuse_port: bool = False) -> list[socket.socket]:
     """Return non-blocking listening sockets, one for each address of ``address.host``; IPv6 sockets take IPv6 only.
 
-    ``backlog``: the length of the accept queue, which the kernel limits to net.core.somaxconn. ``cork``: see
-    `nullsmtpd.runtime.tcp.cork`. ``reuse_port``: other processes of the same user may bind the same address, and the
-    kernel spreads new connections over them (SO_REUSEPORT, socket(7)). A family that this host lacks is left out as
-    long as another remains. Raises `ListenError`; nothing stays bound then.
+    ``backlog``: the length of the accept queue, which the kernel limits to net.core.somaxconn. ``reuse_port``: other
+    processes of the same user may bind the same address, and the kernel spreads new connections over them
+    (SO_REUSEPORT, socket(7)). A family that this host lacks is left out as long as another remains. Raises
+    `ListenError`; nothing stays bound then.
     """
-    for attempt in range(_PORT_TRIES):
+    tries = 1 if address.port else _PORT_TRIES
+    while True:
+        tries -= 1
         try:
-            return _bind_all(address, backlog, cork=cork, reuse_port=reuse_port)
+            return _bind_all(address, backlog, reuse_port=reuse_port)
         except OSError as error:
             # Port 0: the port that the kernel chose for the first family may be taken in the second.
-            if address.port or error.errno != errno.EADDRINUSE or attempt == _PORT_TRIES - 1:
+            if error.errno != errno.EADDRINUSE or not tries:
                 raise ListenError(error.errno, error.strerror, str(address)) from error
-    raise AssertionError("unreachable")
 
 
-def _bind_all(address: Address, backlog: int, *, cork: bool, reuse_port: bool) -> list[socket.socket]:
+def _bind_all(address: Address, backlog: int, *, reuse_port: bool) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     refusal: OSError | None = None
     try:
         for family, (host, _, *more) in _resolve(address.host):
             port = listeners[0].getsockname()[1] if listeners else address.port
             try:
-                listeners.append(_listen(family, (host, port, *more), backlog, cork=cork, reuse_port=reuse_port))
+                listeners.append(_listen(family, (host, port, *more), backlog, reuse_port=reuse_port))
             except OSError as error:
                 if error.errno not in _NO_SUCH_FAMILY:
                     raise
@@ -149,7 +148,7 @@ def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, tuple[Any, ..
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
 
-def _listen(family: int, sockaddr: tuple[Any, ...], backlog: int, *, cork: bool, reuse_port: bool) -> socket.socket:
+def _listen(family: int, sockaddr: tuple[Any, ...], backlog: int, *, reuse_port: bool) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT
@@ -157,7 +156,6 @@ def _listen(family: int, sockaddr: tuple[Any, ...], backlog: int, *, cork: bool,
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        set_cork(listener, on=cork)
         listener.bind(sockaddr)
         listener.listen(backlog)
         listener.setblocking(False)

@@ -11,7 +11,6 @@ from collections.abc import MutableMapping
 
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.sockets import ListenError
-from nullsmtpd.runtime.tcp import cork as set_cork
 from nullsmtpd.runtime.tcp import reset_options
 
 __all__ = ["Notifier", "inherited_listeners"]
@@ -20,14 +19,11 @@ __all__ = ["Notifier", "inherited_listeners"]
 _FIRST = 3
 
 
-def inherited_listeners(
-    environment: MutableMapping[str, str], *, cork: bool, unix: bool = False
-) -> list[socket.socket]:
+def inherited_listeners(environment: MutableMapping[str, str], *, unix: bool = False) -> list[socket.socket]:
     """Return the listening sockets that were passed to this process, non-blocking; an empty list when none were.
 
     LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES are removed from ``environment``, so that no child process takes them for
-    its own. ``cork``: see `nullsmtpd.runtime.tcp.cork`. ``unix``: Unix sockets are valid beside TCP sockets. Raises
-    `ListenError` for any other descriptor.
+    its own. ``unix``: Unix sockets are valid beside TCP sockets. Raises `ListenError` for any other descriptor.
     """
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
@@ -37,10 +33,10 @@ def inherited_listeners(
         return []
     if not re.fullmatch("[0-9]{1,9}", count):
         raise ListenError(errno.EINVAL, f"{count[:20]!a} is not a number of sockets", "LISTEN_FDS")
-    return [_adopt(descriptor, cork=cork, unix=unix) for descriptor in range(_FIRST, _FIRST + int(count))]
+    return [_adopt(descriptor, unix=unix) for descriptor in range(_FIRST, _FIRST + int(count))]
 
 
-def _adopt(descriptor: int, *, cork: bool, unix: bool) -> socket.socket:
+def _adopt(descriptor: int, *, unix: bool) -> socket.socket:
     kind, stream = ("TCP or Unix", "a port or a path") if unix else ("TCP", "a port")
     reason: str | None = f"not a listening {kind} socket"
     try:
@@ -52,7 +48,6 @@ def _adopt(descriptor: int, *, cork: bool, unix: bool) -> socket.socket:
             listener.setblocking(False)
             if is_tcp:
                 reset_options(listener)
-                set_cork(listener, on=cork)  # the last process on this socket may have had another mode
             return listener
     except OSError as error:
         reason = error.strerror

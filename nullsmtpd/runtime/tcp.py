@@ -26,7 +26,7 @@ _IPPROTO_MPTCP = 262  # include/uapi/linux/in.h
 _TCP_SYN_RECV = b"03"  # include/net/tcp_states.h, as /proc/net/tcp writes it
 
 
-def cork(listener: socket.socket, *, on: bool) -> None:
+def cork(listener: socket.socket) -> None:
     """Make a send and the following shutdown leave as one segment, on every connection that this listener accepts.
 
     TCP_CORK is inherited, and shutdown() flushes the corked octets with the FIN: one packet less in each direction. Not
@@ -34,18 +34,19 @@ def cork(listener: socket.socket, *, on: bool) -> None:
     shutdown() does not flush it.
     """
     if sys.platform == "linux":
-        on = on and listener.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != _IPPROTO_MPTCP
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+        is_multipath = listener.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == _IPPROTO_MPTCP
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, not is_multipath)
 
 
 def reset_options(listener: socket.socket) -> None:
     """Reset what another program may have set on a listening TCP socket and accepted sockets would inherit.
 
-    TCP_DEFER_ACCEPT would keep silent clients from being answered, SO_LINGER could turn the FIN into a RST, and
-    SO_RCVLOWAT delay the reading of short commands.
+    TCP_DEFER_ACCEPT would keep silent clients from being answered, SO_LINGER could turn the FIN into a RST, SO_RCVLOWAT
+    delay the reading of short commands, and TCP_CORK, from a process in another mode, the replies of a dialogue.
     """
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 

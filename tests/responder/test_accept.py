@@ -28,8 +28,7 @@ class Bench:
     def __init__(self, listeners: int = 1, *, seconds: float = 2, limit: int = 4096) -> None:
         self.loop = FakeLoop()
         self.listeners = [
-            FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 1024, cork=True)[0].detach())
-            for _ in range(listeners)
+            FaultyListener(fileno=bind(parse_address("127.0.0.1:0"), 1024)[0].detach()) for _ in range(listeners)
         ]
         for listener in self.listeners:
             listener.setblocking(False)

@@ -124,7 +124,7 @@ def test_a_client_accepted_during_shutdown_gets_421() -> None:
 
     async def scenario() -> bytes:
         loop = asyncio.get_running_loop()
-        (listener,) = bind(parse_address("127.0.0.1:0"), 100, cork=False)
+        (listener,) = bind(parse_address("127.0.0.1:0"), 100)
         address = listener.getsockname()
         options = parse_options(["--mode", "mail", "--hostname", "mx.example"], {})
         responder = Responder(loop, options, [listener], asyncio.Event())

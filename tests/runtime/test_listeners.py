@@ -110,14 +110,11 @@ def test_a_name_that_does_not_resolve_is_an_error() -> None:
     assert isinstance(refusal(Address("nowhere.invalid", 0)).__cause__, socket.gaierror)
 
 
-@pytest.mark.parametrize("cork", [True, False])
-def test_listeners_are_non_blocking_and_apart_by_family(*, cork: bool) -> None:
-    """IPv6 does not take IPv4's connections; corked ones let line and FIN share a segment (Linux)."""
-    listeners = bind(Address(None, 0), 16, cork=cork)
+def test_listeners_are_non_blocking_and_apart_by_family() -> None:
+    """IPv6 does not take IPv4's connections."""
+    listeners = bind(Address(None, 0), 16)
     for listener in listeners:
         assert listener.getblocking() is False
-        if sys.platform == "linux":
-            assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == cork
     assert listeners[1].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     closed(listeners)
 

@@ -114,7 +114,7 @@ def refusal(count: str, *, unix: bool = False) -> str:
     """Return why sockets are not taken; the variables are gone."""
     environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count, "LISTEN_FDNAMES": "smtp"}
     with pytest.raises(ListenError) as raised:
-        inherited_listeners(environment, cork=True, unix=unix)
+        inherited_listeners(environment, unix=unix)
     assert raised.value.filename == "LISTEN_FDS"
     assert environment == {}
     return str(raised.value.strerror)
@@ -142,7 +142,7 @@ def test_the_variables_are_removed_whatever_they_hold(environment: dict[str, str
     """Invariant: nothing is inherited without our own LISTEN_PID, and no child process gets the variables."""
     kept = {"OTHER": environment["OTHER"]} if "OTHER" in environment else {}
     if environment.get("LISTEN_PID") != str(os.getpid()):
-        assert inherited_listeners(environment, cork=True) == []
+        assert inherited_listeners(environment) == []
         assert environment == kept
 
 
