@@ -1,5 +1,6 @@
 """The client's side of SMTP: what to send in each of the responder's modes, which codes are due, what is a reply."""
 
+import re
 from typing import NamedTuple
 
 __all__ = ["ANY", "MODES", "QUIT", "Reply", "early_commands", "known_mode", "parse_replies", "quoted", "script_for"]
@@ -18,12 +19,11 @@ MODES: dict[str, Script] = {
 
 ANY = "any"  #: a mode for `probe` alone: the one that the greeting belongs to
 
-#: RFC 5321 §4.5.3.1.5: a reply line, code and CRLF included, is at most 512 octets.
-_MAX_LINE_OCTETS = 512
-
-#: RFC 5321 §4.2: the digits that each place of a code may have, and ``textstring``, the tab and printable ASCII.
-_CODE = b"2345", b"012345", b"0123456789"
-_TEXT = frozenset(b"\t" + bytes(range(32, 127)))
+# RFC 5321 §4.2: the digits of a code, and the text: tab and printable ASCII. §4.5.3.1.5: a line has at most 512 octets,
+# the code and CRLF included.
+_CODE, _TEXT_CRLF = rb"([2-5][0-5][0-9])", rb"[\t -~]{0,506}\r\n"
+_REPLY = re.compile(rb"%b(?:-%b\1)*(?: %b|\r\n)" % (_CODE, _TEXT_CRLF, _TEXT_CRLF))
+_BEGINNING = re.compile(rb"(?:%b-%b(?:\1-%b)*)?[^\n]{0,511}" % (_CODE, _TEXT_CRLF, _TEXT_CRLF))
 
 _MAX_QUOTED = 240  # characters of a server's octets that a report repeats
 
@@ -68,28 +68,12 @@ def parse_replies(octets: bytes) -> tuple[list[Reply], bytes, bool]:
     clients accept a code without text.
     """
     replies: list[Reply] = []
-    lines: list[bytes] = []
-    start = position = 0  # of the octets after the last complete reply, and of the current line
-    while (end := octets.find(b"\r\n", position)) >= 0:
-        line, position = octets[position:end], end + len(b"\r\n")
-        if not _is_reply_line(line) or (lines and lines[0][:3] != line[:3]):
-            return replies, octets[start:], True
-        lines.append(line)
-        if line[3:4] != b"-":
-            text = b"\n".join(line[4:] for line in lines).decode("ascii")
-            replies.append(Reply(line[:3].decode("ascii"), text))
-            lines, start = [], position
-    unfinished = octets[position:]
-    return replies, octets[start:], len(unfinished) >= _MAX_LINE_OCTETS or b"\n" in unfinished
-
-
-def _is_reply_line(line: bytes) -> bool:
-    return (
-        len(b"521") <= len(line) <= _MAX_LINE_OCTETS - len(b"\r\n")
-        and all(octet in digits for octet, digits in zip(line, _CODE, strict=False))
-        and line[3:4] in (b"", b" ", b"-")
-        and _TEXT.issuperset(line[4:])
-    )
+    end = 0
+    while found := _REPLY.match(octets, end):
+        end = found.end()
+        lines = found[0].decode("ascii").splitlines()
+        replies.append(Reply(lines[0][:3], "\n".join(line[4:] for line in lines)))
+    return replies, octets[end:], not _BEGINNING.fullmatch(octets, end)
 
 
 def quoted(octets: bytes) -> str:
