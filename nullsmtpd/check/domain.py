@@ -44,6 +44,18 @@ class HostReport(NamedTuple):
     not_public: list[tuple[str, str]]
     probes: list[Probe]
 
+    def as_json(self) -> dict[str, object]:
+        """Return an object for JSON."""
+        return {
+            "name": self.name,
+            "preferences": list(self.preferences),
+            "error": self.error or None,
+            "canonical": self.canonical,
+            "not_public": dict(self.not_public),
+            "left_out": len(self.addresses) - len(self.probes),
+            "addresses": [seen.as_json() | {"answer": behaviour_of(seen).name.lower()} for seen in self.probes],
+        }
+
 
 class DomainReport(NamedTuple):
     """What was found out about a domain.
@@ -76,6 +88,39 @@ class DomainReport(NamedTuple):
         """Return the findings that are wrong or unknown, and, if ``strict``, those that are advice."""
         tolerated = {Status.OK} if strict else {Status.OK, Status.ADVICE}
         return [finding for finding in self.findings if finding.status not in tolerated]
+
+    def lines(self, *, strict: bool = False) -> list[str]:
+        """Return lines in printable ASCII: what is published, each address, and the verdict last."""
+        lines = [str(finding) for finding in self.findings]
+        for host in self.hosts:
+            lines += map(str, host.probes)
+            if host.error:
+                lines.append(f"{host.name}: DNS does not answer for all of its addresses: {host.error}")
+        if self.left_out:
+            lines.append(f"{self.domain}: {self.left_out} more names and addresses are not probed: too many")
+        words = self.verdict.words
+        if self.verdict.is_good and (problems := self.problems(strict=strict)):
+            words += "; but see above: " + ", ".join(f"{finding.name} {finding.subject}" for finding in problems)
+        return [*lines, f"{self.domain} {'good' if self.passes(strict=strict) else 'bad'}: {words}"]
+
+    def as_json(self, *, strict: bool = False) -> dict[str, object]:
+        """Return an object for JSON."""
+        mx = self.mx
+        return {
+            "name": self.domain,
+            "good": self.passes(strict=strict),
+            "verdict": self.verdict.name,
+            "words": self.verdict.words,
+            "sends": self.sends,
+            "error": self.error or None,
+            "exists": mx.exists if mx else None,
+            "mx": [record._asdict() for record in mx.records] if mx else None,
+            "ttl": mx.ttl if mx else None,
+            "null_mx": mx.is_null_mx if mx else None,
+            "findings": [finding._asdict() for finding in self.findings],
+            "left_out": self.left_out,
+            "hosts": [host.as_json() for host in self.hosts],
+        }
 
 
 async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from nullsmtpd.check.dialogue import ANY, QUIT, Reply, early_commands, known_mode, parse_replies, quoted, script_for
@@ -50,19 +50,20 @@ class Probe:
     ``fault`` is what is wrong in a few words, or empty.
     """
 
+    # Not a dataclass: importing dataclasses takes longer than the rest of a health check.
+    connected: float | None = None
+    first_octet: float | None = None
+    ended: float | None = None
+    received = b""
+    replies: Sequence[Reply] = ()
+    ending = LEFT
+    reason = fault = ""
+
     def __init__(self, address: str, port: int, timeout: float, host: str = "") -> None:
         self.host = host or address
         self.address = address
         self.port = port
         self.timeout = timeout
-        self.connected: float | None = None
-        self.first_octet: float | None = None
-        self.ended: float | None = None
-        self.received = b""
-        self.replies: list[Reply] = []
-        self.ending = LEFT
-        self.reason = ""
-        self.fault = ""
 
     @property
     def is_good(self) -> bool:
@@ -84,6 +85,22 @@ class Probe:
         events = (("connect", self.connected), ("first octet", self.first_octet), (end, self.ended))
         times = ", ".join(f"{event} {1000 * when:.1f} ms" for event, when in events if when is not None)
         return f"{name}{where} {found}" + (f" ({times})" if times else "")
+
+    def as_json(self) -> dict[str, object]:
+        """Return an object for JSON. Times are in milliseconds; octets are text, one character for each of them."""
+        times = {"connect_ms": self.connected, "first_octet_ms": self.first_octet, "end_ms": self.ended}
+        return {
+            "host": self.host,
+            "address": self.address or None,
+            "port": self.port,
+            "family": ("IPv6" if ":" in self.address else "IPv4") if self.address else None,
+            "good": self.is_good,
+            "fault": self.fault or None,
+            "received": self.received.decode("latin-1"),
+            "replies": [{"code": int(reply.code), "text": reply.text} for reply in self.replies],
+            "ending": self.ending,
+            **{name: when and round(1000 * when, 3) for name, when in times.items()},
+        }
 
 
 async def check_host(
@@ -137,7 +154,7 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
             connection.settimeout(timeout)
             connection.connect(sockaddr)
             seen.connected = time.monotonic() - start
-            _Dialogue(connection, start, seen).run(mode, early=early and mode != ANY, may_be_full=may_be_full)
+            _hold_dialogue(connection, start, seen, mode, early=early and mode != ANY, may_be_full=may_be_full)
     except OSError as error:
         seen.ending = _ending(error, is_connected=seen.connected is not None)
         seen.reason = error.strerror or ""
@@ -193,53 +210,48 @@ def _unresolved(host: str, port: int, error: OSError) -> Probe:
     return seen
 
 
-class _Dialogue:
-    """Sends the script's next command once the reply before it has arrived and has the code that is due."""
+def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
+    connection: socket.socket, start: float, seen: Probe, mode: str, *, early: bool, may_be_full: bool
+) -> None:
+    """Send the script's next command once the reply before it has arrived and has the code that is due.
 
-    def __init__(self, connection: socket.socket, start: float, seen: Probe) -> None:
-        self._connection = connection
-        self._start = start
-        self._seen = seen
-        own = connection.getsockname()[0].partition("%")[0]
-        self._own = f"[IPv6:{own}]" if ":" in own else f"[{own}]"  # RFC 5321 §4.1.3: no host name could be verified
+    Returns once the server has closed or enough was seen. Raises `OSError`.
+    """
+    own = connection.getsockname()[0].partition("%")[0]
+    literal = f"[IPv6:{own}]" if ":" in own else f"[{own}]"  # RFC 5321 §4.1.3: no host name could be verified
 
-    def run(self, mode: str, *, early: bool, may_be_full: bool) -> None:
-        """Return once the server has closed or enough was seen. Raises `OSError`."""
-        seen = self._seen
-        if early:
-            self._send(*early_commands(mode))
-        checked = 0
-        while self._read():
-            seen.replies, _, is_invalid = parse_replies(seen.received)
-            codes = seen.codes
-            script = script_for(mode, codes, may_be_full=may_be_full)
-            while checked < len(codes):
-                checked += 1
-                if [due for _, due in script[:checked]] != codes[:checked]:
-                    return self._send(QUIT)  # enough was seen
-                if checked < len(script) and not early:
-                    self._send(script[checked][0])
-            if is_invalid or len(seen.received) > MAX_OCTETS:
-                return None
-        seen.ending = FIN
-        return None
-
-    def _read(self) -> bool:
-        """Receive what there is; return False at the FIN."""
-        seen = self._seen
-        if (left := seen.timeout - (time.monotonic() - self._start)) <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
-        octets = self._connection.recv(MAX_OCTETS + 1 - len(seen.received))
-        if octets and seen.first_octet is None:
-            seen.first_octet = time.monotonic() - self._start
-        seen.received += octets
-        return bool(octets)
-
-    def _send(self, *commands: str) -> None:
-        lines = "".join(f"{command.format(own=self._own)}\r\n" for command in commands)
+    def send(*commands: str) -> None:
+        lines = "".join(f"{command.format(own=literal)}\r\n" for command in commands)
         with contextlib.suppress(OSError):  # closed by the server; what it sent before is still to be read
-            self._connection.sendall(lines.encode("ascii"))
+            connection.sendall(lines.encode("ascii"))
+
+    if early:
+        send(*early_commands(mode))
+    answered = 0
+    while octets := _receive(connection, start + seen.timeout, MAX_OCTETS + 1 - len(seen.received)):
+        if seen.first_octet is None:
+            seen.first_octet = time.monotonic() - start
+        seen.received += octets
+        seen.replies, _, is_invalid = parse_replies(seen.received)
+        codes = seen.codes
+        script = script_for(mode, codes, may_be_full=may_be_full)
+        if codes != [due for _, due in script[: len(codes)]]:
+            return send(QUIT)
+        if not early:
+            for command, _ in script[answered + 1 : len(codes) + 1]:
+                send(command)
+        answered = len(codes)
+        if is_invalid or len(seen.received) > MAX_OCTETS:
+            return None
+    seen.ending = FIN
+    return None
+
+
+def _receive(connection: socket.socket, deadline: float, size: int) -> bytes:
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+    return connection.recv(size)
 
 
 def _ending(error: OSError, *, is_connected: bool) -> str:
@@ -258,30 +270,30 @@ def _fault_of(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) ->
     if seen.connected is None:
         words = "{reason}" if seen.reason else "no answer to the SYN within {timeout:g} s"
         return _NO_CONNECTION.get(seen.ending, words).format(reason=seen.reason, timeout=seen.timeout)
-    fault = _wrong_octets(seen) or _wrong_codes(seen, mode, may_be_full=may_be_full) or _wrong_text(seen, text)
-    if not fault and seen.ending == FIN:
-        return ""
-    then = _THEN[seen.ending].format(timeout=seen.timeout)
-    return f"{fault or 'no FIN after the reply'}: {quoted(seen.received)}{then}"
+    fault = next(filter(None, _faults(seen, mode, text, may_be_full=may_be_full)), "")
+    return fault and f"{fault}: {quoted(seen.received)}{_THEN[seen.ending].format(timeout=seen.timeout)}"
 
 
-def _wrong_octets(seen: Probe) -> str:
+def _faults(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> Iterator[str]:
+    """Yield what is wrong with a dialogue, the first fault first, and empty strings."""
     if not seen.received:
-        return "no data received"
+        yield "no data received"
     if len(seen.received) > MAX_OCTETS:
-        return f"more than {MAX_OCTETS} octets"
+        yield f"more than {MAX_OCTETS} octets"
     replies, rest, is_invalid = parse_replies(seen.received)
-    if not rest:
-        return ""
-    if replies:
-        return "octets after the last complete reply"
-    return "not an SMTP reply" if is_invalid else "an incomplete reply"
+    if rest and replies:
+        yield "octets after the last complete reply"
+    if rest:
+        yield "not an SMTP reply" if is_invalid else "an incomplete reply"
+    if seen.codes != ["521"] or not (may_be_full or mode == ANY):  # else good without the 221 of mode session, too
+        yield _wrong_code(seen.codes, script_for(mode, seen.codes, may_be_full=may_be_full))
+    if text is not None and not any(reply in (("521", text), ("521", f"5.3.2 {text}")) for reply in replies):
+        yield f"the text of the 521 is not {quoted(text.encode('utf-8', 'surrogateescape'))}"
+    if seen.ending != FIN:
+        yield "no FIN after the reply"
 
 
-def _wrong_codes(seen: Probe, mode: str, *, may_be_full: bool) -> str:
-    codes, script = seen.codes, script_for(mode, seen.codes, may_be_full=may_be_full)
-    if codes == ["521"] and (may_be_full or mode == ANY):
-        return ""  # even though the 221 of mode session is missing
+def _wrong_code(codes: list[str], script: Sequence[tuple[str, str]]) -> str:
     for step, (command, due) in enumerate(script):
         reply = f"the reply to {command.partition(' ')[0]}" if command else "the greeting"
         if step == len(codes):
@@ -289,9 +301,3 @@ def _wrong_codes(seen: Probe, mode: str, *, may_be_full: bool) -> str:
         if codes[step] != due:
             return f"{reply} is {codes[step]}, not {due}"
     return "one reply too many" if len(codes) > len(script) else ""
-
-
-def _wrong_text(seen: Probe, text: str | None) -> str:
-    if text is None or any(reply.code == "521" and reply.text in (text, f"5.3.2 {text}") for reply in seen.replies):
-        return ""
-    return f"the text of the 521 is not {quoted(text.encode('utf-8', 'surrogateescape'))}"

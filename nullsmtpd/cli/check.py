@@ -1,4 +1,7 @@
-"""``nullsmtpd check``: its options, its output and its exit status."""
+"""``nullsmtpd check``: its options, a container's health check, the output and the exit status.
+
+The health check runs every few seconds: it imports no event loop, and no argument parser.
+"""
 
 import contextlib
 import os
@@ -6,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from nullsmtpd import __version__
 from nullsmtpd.check.dialogue import known_mode
-from nullsmtpd.check.health import BUDGET, check_health
-from nullsmtpd.check.probe import TIMEOUT, probe, probe_hosts
+from nullsmtpd.check.probe import NO_FAMILY, TIMEOUT, Probe, probe, probe_hosts
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
 from nullsmtpd.runtime.sockets import parse_address
 
@@ -16,11 +19,17 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from nullsmtpd.check.domain import DomainReport
-    from nullsmtpd.check.probe import Probe
 
-__all__ = ["make_parser", "run"]
+__all__ = ["BUDGET", "check_health", "make_parser", "run"]
+
+#: Seconds for all addresses of a health check together, an equal part for each. A container engine kills a check that
+#: exceeds its timeout, 5 s in our image, and its output is lost; the rest is for starting Python on a busy host.
+BUDGET = 4.0
 
 _GOOD, _BAD, _USAGE = 0, 1, 2
+
+# Where to connect to when the responder listens on all addresses of a family.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound here
 
 _SMTP_PORT = 25
 _T = TypeVar("_T")
@@ -52,50 +61,67 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Check, report on stdout, and return the exit status, see --help."""
     try:
         return _run(arguments, environment) if arguments else _report_each(check_health(environment))
-    except (ValueError, ImportError) as error:  # invalid options or environment, or the extra is missing
+    except ValueError as error:  # invalid options or environment
         return _print(f"nullsmtpd check: {error}", _USAGE, STDERR)
+    except ImportError as error:  # the installation is damaged
+        return _print(f"nullsmtpd check: cannot run: {error}", _BAD, STDERR)
     except (OSError, RuntimeError) as error:  # out of file descriptors, threads or memory
         reason = getattr(error, "strerror", None) or error
         return _print(f"nullsmtpd check: cannot run: {reason}; see the limits of this process", _BAD, STDERR)
 
 
 def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
-    from nullsmtpd import __version__
-    from nullsmtpd.nullmx import need_extra
-
     parser = make_parser()
     if {"-h", "--help"} & set(arguments):
         return _print(parser.format_help().rstrip(), _GOOD)
     if "--version" in arguments:
         return _print(f"nullsmtpd {__version__}", _GOOD)
-    options = parser.parse_intermixed_args(arguments)
-    _reject_unused_flags(options)
-    if options.domain:
-        need_extra()
+    options = _parse_options(parser, arguments)
     probes = _probe(options, environment)
-    if not options.json and not options.domain:
-        return _report_each(probes)
-    from nullsmtpd.check.report import as_json, domain_lines
-
+    reports = _check_domains(options) if options.domain else ()
     strict = options.strict
-    reports = _check_domains(options) if options.domain else iter(())
     if options.json:
-        seen, found = list(probes), list(reports)
-        is_good = all(one.is_good for one in seen) and all(report.passes(strict=strict) for report in found)
-        line = as_json(seen, found, is_good=is_good, strict=strict)
-        return _print(line.replace("|", "\\u007c"), _GOOD if is_good else _BAD)
+        import json
+
+        hosts, domains = list(probes), list(reports)
+        is_good = all(seen.is_good for seen in hosts) and all(report.passes(strict=strict) for report in domains)
+        found: dict[str, object] = {"good": is_good, "hosts": [seen.as_json() for seen in hosts]}
+        if domains:
+            found["domains"] = [report.as_json(strict=strict) for report in domains]
+        return _print(json.dumps(found).replace("|", "\\u007c"), _GOOD if is_good else _BAD)
     status = _report_each(probes)
     for report in reports:
-        lines = "\n".join(domain_lines(report, strict=strict))
+        lines = "\n".join(report.lines(strict=strict))
         status = _print(lines, status if report.passes(strict=strict) else _BAD)
     return status
+
+
+def _parse_options(parser: "ArgumentParser", arguments: list[str]) -> "Namespace":
+    """Return the options. Raises `ValueError`, also for a missing extra, and for a flag that would have no effect."""
+    from nullsmtpd.nullmx import MissingExtraError, need_extra
+
+    try:
+        options = parser.parse_intermixed_args(arguments)
+        if options.domain:
+            need_extra()
+    except MissingExtraError as error:
+        raise ValueError(str(error)) from None
+    needed = dict.fromkeys(("resolver", "sends", "strict", "allow_private"), "" if options.domain else "--domain")
+    needed["port"] = "" if options.domain or options.hosts else "HOST or --domain"
+    needed |= dict.fromkeys(("early", "mode"), "HOST" if options.domain and not options.hosts else "")
+    for name, other in needed.items():
+        if other and getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for {other} only; give that too, or leave {flag} out")
+    return options
 
 
 def _probe(options: "Namespace", environment: Mapping[str, str]) -> "Iterable[Probe]":
     """Probe the hosts that are named, or without any those of the environment. Raises `ValueError`."""
     if not options.hosts and not options.domain:
         return check_health(environment, mode=options.mode, early=options.early, timeout=options.timeout)
-    hosts = dict.fromkeys(_host(text, options.port) for text in options.hosts)
+    parse = partial(_host, default_port=options.port or _SMTP_PORT)
+    hosts = dict.fromkeys(_parse("HOST", text, parse) for text in options.hosts)
     mode, timeout = options.mode or "close", options.timeout or TIMEOUT
     return probe_hosts(hosts, partial(probe, mode=mode, early=options.early, timeout=timeout))
 
@@ -120,6 +146,44 @@ def _report_each(probes: "Iterable[Probe]") -> int:
     for seen in probes:
         status = _print(str(seen), status if seen.is_good else _BAD)
     return status
+
+
+def check_health(
+    environment: Mapping[str, str], *, mode: str | None = None, early: bool = False, timeout: float | None = None
+) -> Iterator[Probe]:
+    """Return an iterator that probes every address in NULLSMTPD_LISTEN in turn.
+
+    Loopback stands for all addresses. NULLSMTPD_MODE, unless ``mode`` is given, and NULLSMTPD_TEXT state what is due;
+    other variables are ignored. A responder at its --max-sessions is healthy: restarting it would not help. A family
+    that this host lacks is no fault as long as an entry has another, as for the responder. ``timeout``: seconds for
+    each address; `None` for its part of `BUDGET`. Raises `ValueError`, before any connection, with one line that names
+    the variable, when that is invalid or names nothing to connect to.
+    """
+    mode = mode or _parse("NULLSMTPD_MODE", environment.get("NULLSMTPD_MODE", "close"), known_mode)
+    listen = environment.get("NULLSMTPD_LISTEN", ":25").split(",")
+    entries = [_parse("NULLSMTPD_LISTEN", entry, _hosts_of) for entry in listen]
+    timeout = timeout or BUDGET / sum(map(len, entries))
+    text = environment.get("NULLSMTPD_TEXT")
+    prober = partial(probe, mode=mode, early=early, text=text, may_be_full=True, timeout=timeout)
+    return (seen for hosts in entries for seen in _probe_entry(hosts, prober))
+
+
+def _probe_entry(hosts: list[tuple[str, int]], prober: Callable[..., Probe]) -> Iterator[Probe]:
+    probes = []
+    for host in hosts:
+        for seen in probe_hosts([host], prober):
+            probes.append(seen)
+            if seen.ending != NO_FAMILY:
+                yield seen
+    if all(seen.ending == NO_FAMILY for seen in probes):
+        yield from probes
+
+
+def _hosts_of(entry: str) -> list[tuple[str, int]]:
+    host, port = parse_address(entry)
+    if not port:
+        raise ValueError("has port 0, for which the kernel chooses one; give check HOST:PORT")
+    return [(name, port) for name in (_LOOPBACK.values() if host is None else [_LOOPBACK.get(host, host)])]
 
 
 def make_parser() -> "ArgumentParser":
@@ -173,17 +237,6 @@ def make_parser() -> "ArgumentParser":
     return parser
 
 
-def _reject_unused_flags(options: "Namespace") -> None:
-    """Raise `ValueError` for a flag that would have no effect."""
-    needed = dict.fromkeys(("resolver", "sends", "strict", "allow_private"), "" if options.domain else "--domain")
-    needed["port"] = "" if options.domain or options.hosts else "HOST or --domain"
-    needed |= dict.fromkeys(("early", "mode"), "HOST" if options.domain and not options.hosts else "")
-    for name, other in needed.items():
-        if other and getattr(options, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is for {other} only; give that too, or leave {flag} out")
-
-
 def _port(text: str) -> int:
     with contextlib.suppress(ValueError):
         if port := parse_address(f":{text}").port:
@@ -191,20 +244,24 @@ def _port(text: str) -> int:
     raise ValueError("is not a port; give a number from 1 to 65535")
 
 
-def _host(text: str, default_port: int | None) -> tuple[str, int]:
+def _host(text: str, default_port: int) -> tuple[str, int]:
     """Parse ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` or an IPv6 address with or without brackets. Raises `ValueError`."""
-    from nullsmtpd.cli.arguments import shown
-
     address = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
     if address.endswith("]") or ":" not in address:
-        address = f"{address}:{default_port or _SMTP_PORT}"
-    try:
-        host, port = parse_address(address)
-    except ValueError as error:
-        raise ValueError(f"HOST: {shown(text)} {error}") from None
+        address = f"{address}:{default_port}"
+    host, port = parse_address(address)
     if host is None or not port:
-        raise ValueError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
+        raise ValueError("is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
     return host, port
+
+
+def _parse(source: str, text: str, parse: Callable[[str], _T]) -> _T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        from nullsmtpd.cli.arguments import shown
+
+        raise ValueError(f"{source}: {shown(text)} {error}") from None
 
 
 def _print(text: str, status: int, descriptor: int = STDOUT) -> int:

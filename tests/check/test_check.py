@@ -24,8 +24,8 @@ from support import LINE, PATIENCE, Start, require, require_root, require_tools,
 
 import nullsmtpd
 from nullsmtpd.check.dialogue import ANY, MODES
-from nullsmtpd.check.health import check_health
 from nullsmtpd.check.probe import MAX_OCTETS, probe_hosts
+from nullsmtpd.cli.check import check_health
 from nullsmtpd.runtime.sockets import parse_address
 
 GOOD = LINE.decode().rstrip()
@@ -276,7 +276,7 @@ def test_a_host_without_ipv6_is_well_all_the_same(start: Start) -> None:
 
 def test_a_health_check_shares_its_time_among_the_addresses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A responder that hangs at each of its addresses is still reported before the container engine kills the check."""
-    monkeypatch.setattr("nullsmtpd.check.health.BUDGET", 0.3)
+    monkeypatch.setattr("nullsmtpd.cli.check.BUDGET", 0.3)
     server.deeds = [HOLD]
     entries = {"NULLSMTPD_LISTEN": f"{server.target},0.0.0.0:{server.port},localhost:{server.port}"}
     probes = list(check_health(entries))
@@ -566,3 +566,17 @@ def test_without_descriptors_it_says_so_in_one_line() -> None:
     )
     assert (checked.returncode, checked.stdout) == (1, "")
     assert checked.stderr == "nullsmtpd check: cannot run: Too many open files; see the limits of this process\n"
+
+
+@pytest.mark.parametrize("module", ["nullsmtpd.nullmx", "argparse", "json", "asyncio"])
+def test_a_module_that_cannot_be_imported_is_one_line_and_status_1(module: str) -> None:
+    """Only the missing extra is an error of usage; a damaged installation is not."""
+    arguments = ["--json", "--domain", "example.org", "--resolver", "127.0.0.1:1"]
+    broken = f"import sys; sys.modules[{module!r}] = None"
+    program = f"{broken}; from nullsmtpd.cli.check import run; sys.exit(run({arguments}, {{}}))"
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("nullsmtpd check: cannot run: ")
+    assert module in ran.stderr
+    assert is_one_line(ran.stderr)

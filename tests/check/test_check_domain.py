@@ -27,7 +27,6 @@ from zones import RESOLVER, resolving
 import nullsmtpd
 from nullsmtpd.check.dialogue import ANY
 from nullsmtpd.check.domain import not_public
-from nullsmtpd.check.report import as_json, domain_lines
 from nullsmtpd.check.verdicts import Behaviour, behaviour_of
 
 # Where each kind of server is. Nothing that is sent to these addresses leaves the namespace.
@@ -527,7 +526,7 @@ def test_a_domain_of_very_many_addresses_is_asked_a_part_of_them(
     assert sum(len(host.probes) for host in report.hosts) == 3
     assert report.left_out == (2 if is_null_mx else 2 + 1)
     assert (report.is_good, report.verdict.name) == (False, "left-out")
-    probed, left_out, verdict = domain_lines(report)[-3:]
+    probed, left_out, verdict = report.lines()[-3:]
     assert re.match(r"\w+\.example 127\.0\.0\.\d+:", probed)
     assert left_out == f"many.example: {report.left_out} more names and addresses are not probed: too many"
     assert verdict.startswith("many.example bad: too many addresses to probe them all")
@@ -640,8 +639,8 @@ def test_no_zone_makes_the_check_fail(texts: dict[str, list[str]], mx: list[str]
         dns_server.mx["x.example"], dns_server.texts = mx, texts
         dns_server.addresses["x.example"] = [address for address in addresses if not_public(address)]
         report = asyncio.run(nullsmtpd.check_domain("x.example", resolver=dns_server.address))
-    assert all(line.isascii() and line.isprintable() for line in domain_lines(report))
-    assert json.loads(as_json([], [report], is_good=False, strict=False))
+    assert all(line.isascii() and line.isprintable() for line in report.lines())
+    assert json.loads(json.dumps(report.as_json()))
     assert not any(host.probes for host in report.hosts)
 
 
