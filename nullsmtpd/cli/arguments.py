@@ -27,11 +27,12 @@ __all__ = [
 _PREFIX = "NULLSMTPD_"
 
 # A Kubernetes Service "nullsmtpd", or "nullsmtpd-metrics", sets these in every pod of its namespace.
-_SERVICE_LINK = re.compile(r"(NULLSMTPD(?:_\w+?)??)_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\w+)?)")
+_SERVICE_LINK = r"(NULLSMTPD(?:_\w+?)??)_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\w+)?)"
 
 _MAX_SECONDS = 3600.0
 _MAX_INT = 2**31 - 1  # listen(2) takes an int
 _MAX_SHOWN = 80  # characters of a wrong value that a message repeats
+_HELP_INDENT = 24  # columns
 
 _YES, _NO = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
 
@@ -110,18 +111,14 @@ def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _
     names = {variable(name): name for name in table}
     variables: dict[str, _Given] = {}
     for key, value in environment.items():
-        if not key.startswith(_PREFIX) or _is_service_link(key, environment):
+        link = re.fullmatch(_SERVICE_LINK, key)
+        if not key.startswith(_PREFIX) or (link and f"{link[1]}_SERVICE_HOST" in environment):
             continue
         if key not in names:
             raise UsageError(f"unknown variable {shown(key)} in the environment; --help lists the options")
         values = value.split(",") if table[names[key]].lists else [value]
         variables[names[key]] = [(key, item) for item in values]
     return variables
-
-
-def _is_service_link(key: str, environment: Mapping[str, str]) -> bool:
-    link = _SERVICE_LINK.fullmatch(key)
-    return link is not None and f"{link[1]}_SERVICE_HOST" in environment
 
 
 def seconds(text: str) -> float:
@@ -189,22 +186,17 @@ COMMON_OPTIONS = {
 
 def option_lines(table: Table) -> list[str]:
     """Return the lines of ``--help`` that list the options, in 80 columns."""
-    lines = [
-        "options:",
-        *_help_lines("-h, --help", "print this help and exit"),
-        *_help_lines("--version", "print the version and exit"),
-    ]
-    for name, option in table.items():
-        default = f" (default: {option.default})" if option.default and option.metavar else ""
-        lines += _help_lines(f"--{name} {option.metavar}".rstrip(), option.help + default)
-    return lines
-
-
-def _help_lines(flag: str, text: str) -> list[str]:
     import textwrap  # for --help alone
 
-    indent = " " * 24
-    first = f"  {flag}".ljust(len(indent))
-    if not first.endswith(" "):
-        return [first, *textwrap.wrap(text, 80, initial_indent=indent, subsequent_indent=indent)]
-    return textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=indent)
+    rows = [("-h, --help", "print this help and exit"), ("--version", "print the version and exit")]
+    for name, option in table.items():
+        default = f" (default: {option.default})" if option.default and option.metavar else ""
+        rows.append((f"--{name} {option.metavar}".rstrip(), option.help + default))
+    lines = ["options:"]
+    for flag, text in rows:
+        first = f"  {flag} ".ljust(_HELP_INDENT)
+        if len(first) > _HELP_INDENT:
+            lines.append(first.rstrip())
+            first = " " * _HELP_INDENT
+        lines += textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=" " * _HELP_INDENT)
+    return lines

@@ -4,10 +4,12 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from nullsmtpd import __version__
+from nullsmtpd.cli.arguments import UsageError, shown
+from nullsmtpd.runtime.sockets import ListenError
 
 __all__ = ["print_line", "run_server"]
 
@@ -31,7 +33,6 @@ _UNIX_HINTS = {
     errno.EINVAL: "restart the program that passes it in",
 }
 
-
 _O = TypeVar("_O")
 
 
@@ -46,45 +47,38 @@ def run_server(
 
     ``name``: the command, for messages. 0: shut down by a signal; 1: cannot run; 2: invalid options.
     """
-    from nullsmtpd.cli.arguments import UsageError
-
     if "--help" in arguments or "-h" in arguments:
         return print_line(STDOUT, help_text(), 0)
     if "--version" in arguments:
         return print_line(STDOUT, f"nullsmtpd {__version__}", 0)
     _open_standard_descriptors()
-    foreign_pid = _foreign_listen_pid(os.environ)
+    listen_pid = os.environ.get("LISTEN_PID", "") if os.environ.get("LISTEN_FDS") else ""  # read before it is removed
     try:
         options = parse()
         from nullsmtpd.runtime.event_loop import import_uvloop  # only now: a mistake in the options needs no event loop
 
         import_uvloop()
-        try:
-            serve(options)
-        except OSError as error:
-            return print_line(STDERR, f"{name}: {_explain(error, options, foreign_pid)}", 1)
-        except LookupError as error:
-            raise _account_error(error) from None
+        serve(options)
     except UsageError as error:
         return print_line(STDERR, f"{name}: {error}", 2)
+    except LookupError as error:
+        from nullsmtpd.runtime.privileges import AccountError
+
+        if not isinstance(error, AccountError):
+            raise
+        return print_line(STDERR, f"{name}: --{error.kind}: {shown(error.value)} {error}", 2)
+    except OSError as error:
+        return print_line(STDERR, f"{name}: {_explain(error, options, listen_pid)}", 1)
     return 0
 
 
-def _account_error(error: LookupError) -> Exception:
-    from nullsmtpd.cli.arguments import UsageError, shown
-    from nullsmtpd.runtime.privileges import AccountError
-
-    return UsageError(f"--{error.kind}: {shown(error.value)} {error}") if isinstance(error, AccountError) else error
-
-
-def _explain(error: OSError, options: object, foreign_pid: str) -> str:
+def _explain(error: OSError, options: object, listen_pid: str) -> str:
     """Return why the server cannot run, and the remedy."""
-    from nullsmtpd.runtime.privileges import PrivilegeError
-    from nullsmtpd.runtime.sockets import ListenError
-
     if isinstance(error, ListenError):
         flag = "--metrics" if error.filename == str(getattr(options, "metrics", None)) else "--listen"
-        return _explain_listen_error(error, flag, foreign_pid)
+        return _explain_listen_error(error, flag, listen_pid)
+    from nullsmtpd.runtime.privileges import PrivilegeError
+
     if isinstance(error, PrivilegeError):
         names = " ".join(f"--{key} {value}" for key in ("user", "group") if (value := getattr(options, key)))
         hint = "; start as root to change to another account, or leave the options out" if os.geteuid() else ""
@@ -93,25 +87,19 @@ def _explain(error: OSError, options: object, foreign_pid: str) -> str:
     return f"cannot run: {error.strerror}; raise the limits of this process"
 
 
-def _explain_listen_error(error: OSError, flag: str, foreign_pid: str) -> str:
+def _explain_listen_error(error: ListenError, flag: str, listen_pid: str) -> str:
     address = str(error.filename)
     if address == "LISTEN_FDS":
         return f"{address}: {error.strerror}"
     hint = (_UNIX_HINTS if address.startswith("unix:") else _HINTS).get(error.errno or 0, "")
     if isinstance(error.__cause__, socket.gaierror):
         hint = "give a name that resolves, or an address"
-    elif error.errno == errno.EADDRINUSE and foreign_pid:
+    elif error.errno == errno.EADDRINUSE and listen_pid.isdigit() and listen_pid != str(os.getpid()):
         hint = (
-            f"sockets were passed in, but to process {foreign_pid} (LISTEN_PID) and not to this one ({os.getpid()}): "
+            f"sockets were passed in, but to process {listen_pid} (LISTEN_PID) and not to this one ({os.getpid()}): "
             "start nullsmtpd without a wrapper that forks"
         )
     return f"{flag} {address}: {error.strerror}" + (f"; {hint}" if hint else "")
-
-
-def _foreign_listen_pid(environment: Mapping[str, str]) -> str:
-    """Return the process that sockets were passed to when that is another one, else an empty string."""
-    pid = environment.get("LISTEN_PID", "") if environment.get("LISTEN_FDS") else ""
-    return pid if pid.isdigit() and pid != str(os.getpid()) else ""
 
 
 def _open_standard_descriptors() -> None:

@@ -67,13 +67,10 @@ class _StandIn(ModuleType):
 
 
 def _real(name: str) -> Any:  # noqa: ANN401 - a module, of which type checkers know no attributes
-    """Return the real module, imported if need be. Raises `AttributeError` when this interpreter does not have it."""
+    """Return the real module, imported if need be."""
     if isinstance(sys.modules.get(name), _StandIn):
         del sys.modules[name]
-    try:
-        return __import__(name)
-    except ImportError as error:  # an interpreter without OpenSSL
-        raise AttributeError(str(error)) from error
+    return __import__(name)
 
 
 def _stand_ins() -> dict[str, ModuleType]:
@@ -101,10 +98,9 @@ def _stand_ins() -> dict[str, ModuleType]:
 def _iscoroutinefunction(function: object) -> bool:
     """Return what the function of `inspect` returns, for a plain function or method without importing `inspect`.
 
-    uvloop calls it for every signal handler. Only `inspect` itself can mark a plain function as one that returns a
-    coroutine, so once it is imported its own function is called.
+    uvloop calls it for every signal handler.
     """
     code = getattr(function, "__code__", None)
-    if "inspect" not in sys.modules and isinstance(code, CodeType):
+    if isinstance(code, CodeType):
         return bool(code.co_flags & _CO_COROUTINE)
     return bool(_real("inspect").iscoroutinefunction(function))

@@ -1,10 +1,10 @@
 """Dropping privileges once the sockets are bound: setgroups(2), setgid(2), setuid(2)."""
 
-import contextlib
 import errno
 import grp
 import os
 import pwd
+import sys
 from typing import NamedTuple
 
 __all__ = ["Account", "AccountError", "PrivilegeError", "drop_privileges", "find_account"]
@@ -76,7 +76,7 @@ def drop_privileges(account: Account) -> None:
         return
     try:
         if gid is not None:
-            _clear_groups(gid)
+            _set_groups(gid)
             os.setgid(gid)
         if uid is not None:
             os.setuid(uid)
@@ -86,7 +86,7 @@ def drop_privileges(account: Account) -> None:
         raise PrivilegeError(errno.EPERM, "the change did not take effect")
 
 
-def _clear_groups(gid: int) -> None:
+def _set_groups(gid: int) -> None:
     try:
         os.setgroups([gid])
     except PermissionError:
@@ -97,21 +97,15 @@ def _clear_groups(gid: int) -> None:
 
 
 def _is(account: Account) -> bool:
-    uid, gid = account
-    return (uid is None or _uids() == {uid}) and (gid is None or _gids() == {gid})
-
-
-def _uids() -> set[int]:
-    """Return the real and the effective user, and the saved one where the system tells it (not macOS)."""
-    return set(os.getresuid()) if hasattr(os, "getresuid") else {os.getuid(), os.geteuid()}
-
-
-def _gids() -> set[int]:
-    return set(os.getresgid()) if hasattr(os, "getresgid") else {os.getgid(), os.getegid()}
+    uids, gids = {os.getuid(), os.geteuid()}, {os.getgid(), os.getegid()}
+    if sys.platform == "linux":  # macOS does not tell the saved ones
+        uids, gids = set(os.getresuid()), set(os.getresgid())
+    return (account.uid is None or uids == {account.uid}) and (account.gid is None or gids == {account.gid})
 
 
 def _can_regain_root() -> bool:
-    with contextlib.suppress(OSError):
+    try:
         os.setuid(0)
-        return True
-    return False
+    except OSError:
+        return False
+    return True

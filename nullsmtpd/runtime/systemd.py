@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import socket
-import sys
 from collections.abc import MutableMapping
 
 from nullsmtpd.runtime.log import log
@@ -65,9 +64,10 @@ class Notifier:
         path = environment.pop("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self._socket: socket.socket | None = None
-        if path and sys.platform == "linux":
+        if path:
             with contextlib.suppress(OSError):  # once, not for every message: there may be no descriptor left then
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self._socket.setblocking(False)
         self.watchdog_interval = _watchdog_interval(environment)
 
     def notify(self, *states: str) -> None:

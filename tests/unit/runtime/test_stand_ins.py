@@ -122,14 +122,6 @@ def test_a_uvloop_that_cannot_be_imported_raises_its_own_error() -> None:
         assert is_real(importlib.import_module("ssl"))
 
 
-def test_an_interpreter_without_openssl_lacks_the_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without OpenSSL a name beyond the stand-in's is missing as from any module: a default is taken for it."""
-    with uvloop_that_runs("value = getattr(ssl, 'HAS_SNI', 'a default')"):
-        monkeypatch.setitem(sys.modules, "_ssl", None)  # the import statement raises ImportError
-        import_uvloop()
-        assert uvloop().value == "a default"
-
-
 def _function() -> None: ...
 
 
@@ -163,12 +155,3 @@ def test_coroutine_functions_are_recognized_as_inspect_does(
         assert is_coroutine_function(function) is inspect.iscoroutinefunction(function)
         assert is_generator(function) is inspect.isgenerator(function)
         assert is_generator(part for part in "generator")
-
-
-def test_a_function_marked_as_coroutine_function_is_recognized() -> None:
-    """`inspect.markcoroutinefunction`, since Python 3.12, counts although no flag of the function tells of it."""
-    with uvloop_that_runs("ask = inspect.iscoroutinefunction"):
-        import_uvloop()
-        real: Any = importlib.import_module("inspect")
-        marked = getattr(real, "markcoroutinefunction", lambda function: function)(lambda: None)
-        assert uvloop().ask(marked) is real.iscoroutinefunction(marked) is (sys.version_info >= (3, 12))
