@@ -110,6 +110,8 @@ LOGS = {
     "file": "{line}",
     "syslog": "Nov 23 20:00:01 host nullsmtpd[12]: {line}",
     "syslog, one digit": "Nov  3 20:00:01 host.example.org nullsmtpd[12]: {line}",
+    "journalctl --output short-precise": "Nov 23 20:00:01.000001 host nullsmtpd[12]: {line}",
+    "journalctl --output short-iso": "2026-11-23T21:00:01+0100 host nullsmtpd[12]: {line}",
     "RFC 3339": "2026-11-23T20:00:01.000001+00:00 host nullsmtpd[12]: {line}",
     "RFC 3339, docker's tag": "2026-11-23T21:00:01+01:00 host 0123456789ab/nullsmtpd[12]: {line}",
     "RFC 3339, a compose service": "2026-11-23T20:00:01.000001+00:00 host deploy-nullsmtpd-1[12]: {line}",
