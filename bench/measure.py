@@ -18,8 +18,7 @@ _T = TypeVar("_T")
 # Of the random order: the same in every run.
 _SEED = 521
 
-#: What closing a connection costs belongs to it: nullsmtpd closes most in the second sweep after their clients, with
-#: 0.25 s between two sweeps.
+#: What closing a connection costs belongs to it: nullsmtpd closes the last ones in a sweep, at most 0.5 s later.
 SETTLE_SECONDS = 0.6
 
 
