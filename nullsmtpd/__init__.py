@@ -18,8 +18,9 @@ _MODULES = {
     "check.published": ("Finding",),
     "check.verdicts": ("Verdict",),
     "nullmx": ("MX", "DNSError", "DomainError", "MXAnswer", "accepts_mail", "look_up_mx"),
+    "responder.dialogues": ("mail_dialogue", "session_dialogue"),
     "responder.drain": ("DrainProtocol",),
-    "responder.replies": ("REPLY", "mail_dialogue", "reply_line", "session_dialogue"),
+    "responder.replies": ("REPLY", "reply_line"),
     "responder.session": ("SessionProtocol",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -12,11 +12,11 @@ from nullsmtpd.nullmx import DomainError as DomainError
 from nullsmtpd.nullmx import MXAnswer as MXAnswer
 from nullsmtpd.nullmx import accepts_mail as accepts_mail
 from nullsmtpd.nullmx import look_up_mx as look_up_mx
+from nullsmtpd.responder.dialogues import mail_dialogue as mail_dialogue
+from nullsmtpd.responder.dialogues import session_dialogue as session_dialogue
 from nullsmtpd.responder.drain import DrainProtocol as DrainProtocol
 from nullsmtpd.responder.replies import REPLY as REPLY
-from nullsmtpd.responder.replies import mail_dialogue as mail_dialogue
 from nullsmtpd.responder.replies import reply_line as reply_line
-from nullsmtpd.responder.replies import session_dialogue as session_dialogue
 from nullsmtpd.responder.session import SessionProtocol as SessionProtocol
 
 __version__: str

@@ -4,7 +4,7 @@ import itertools
 
 from hypothesis import strategies as st
 
-from nullsmtpd.responder.replies import Dialogue, mail_dialogue, session_dialogue
+from nullsmtpd.responder.dialogues import Dialogue, mail_dialogue, session_dialogue
 from nullsmtpd.responder.session import MAX_COMMANDS
 
 __all__ = ["CLOSING", "CUTS", "EHLO", "GREETING", "HOST", "LINES", "MAIL", "SESSION", "in_chunks", "replies_to"]

@@ -19,14 +19,7 @@ from nullsmtpd.cli.arguments import (
 )
 from nullsmtpd.cli.command import run_server
 from nullsmtpd.responder.options import Options
-from nullsmtpd.responder.replies import (
-    DEFAULT_TEXT,
-    MAX_REPLY_OCTETS,
-    MODES,
-    mail_dialogue,
-    reply_line,
-    session_dialogue,
-)
+from nullsmtpd.responder.replies import DEFAULT_TEXT, MAX_REPLY_OCTETS, MODES, reply_line
 from nullsmtpd.runtime.sockets import parse_address
 
 __all__ = ["TABLE", "help_text", "parse_options", "run"]
@@ -133,6 +126,8 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     text, hostname = values.pop("text"), values.pop("hostname") or _default_hostname()
     dialogue = None
     if values["mode"] != "close":
+        from nullsmtpd.responder.dialogues import mail_dialogue, session_dialogue
+
         try:
             dialogue = (session_dialogue if values["mode"] == "session" else mail_dialogue)(text, hostname)
         except ValueError as error:  # too long with the enhanced code before it

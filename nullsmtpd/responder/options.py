@@ -1,9 +1,11 @@
 """What can be configured?"""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from nullsmtpd.responder.replies import Dialogue
 from nullsmtpd.runtime.sockets import Address
+
+if TYPE_CHECKING:
+    from nullsmtpd.responder.dialogues import Dialogue
 
 __all__ = ["Options"]
 
@@ -14,7 +16,7 @@ class Options(NamedTuple):
     listen: tuple[Address, ...]
     mode: str
     reply: bytes
-    dialogue: Dialogue | None  # None: mode close
+    dialogue: "Dialogue | None"  # None: mode close
     linger: float
     max_lingering: int
     max_sessions: int

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import cast
 
+from nullsmtpd.responder.dialogues import Dialogue
 from nullsmtpd.responder.drain import DrainProtocol
 from nullsmtpd.responder.linger import LingerQueue
-from nullsmtpd.responder.replies import Dialogue
 from nullsmtpd.responder.transport import Poller, SocketTransport
 
 __all__ = ["COMMAND_TIMEOUT", "MAX_COMMANDS", "MAX_LINE_OCTETS", "SESSION_TIMEOUT", "SessionProtocol", "Sessions"]

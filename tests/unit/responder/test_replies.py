@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nullsmtpd
-from nullsmtpd.responder.replies import REPLY, mail_dialogue, reply_line, session_dialogue
+from nullsmtpd.responder.dialogues import mail_dialogue, session_dialogue
+from nullsmtpd.responder.replies import REPLY, reply_line
 
 PRINTABLE = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
 

@@ -6,8 +6,8 @@ from fakes import FakeLoop, FakeTransport
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from nullsmtpd.responder.dialogues import Dialogue
 from nullsmtpd.responder.drain import DrainProtocol
-from nullsmtpd.responder.replies import Dialogue
 from nullsmtpd.responder.session import COMMAND_TIMEOUT, READ_GRACE, SESSION_TIMEOUT, SessionProtocol
 
 
