@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -150,14 +151,21 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
     hosts = await asyncio.gather(*(_look_up(session, *name, allow_private=allow_private) for name in names[:MAX_HOSTS]))
     prober = partial(probe, port=port, mode=ANY, timeout=timeout)
     targets = [partial(prober, address, host=host.name) for host in hosts for address in host.addresses]
-    published = Publications(session, domain, sends=sends)
+    published = Publications(session, domain, sends)
+    # What a sender would try: the hosts in the MX set, or without one the domain's own addresses.
+    tried = [host for host in hosts if host.preferences or not mx.records] if mx else []
     findings, probes = await asyncio.gather(
-        _findings(published, mx, error, hosts), asyncio.to_thread(run_all, targets[:MAX_ADDRESSES])
+        _findings(published, mx, error, hosts[0], tried), asyncio.to_thread(run_all, targets[:MAX_ADDRESSES])
     )
     for host in hosts:
         host.probes.extend(seen for seen in probes if seen.host == host.name)
+    groups: defaultdict[int, set[Behaviour]] = defaultdict(set)  # by the preference of the hosts
+    for host in tried:
+        groups[min(host.preferences, default=0)] |= _behaviours(host)
     left_out = len(names) - len(hosts) + len(targets) - len(probes)
-    verdict = _verdict(mx, hosts, left_out)
+    is_known = mx is not None and not any(host.error for host in tried)
+    tried_groups = [groups[preference] for preference in sorted(groups)]
+    verdict = verdict_on(mx, _behaviours(hosts[0]), tried_groups, is_known=is_known, left_out=left_out)
     return DomainReport(domain, mx, error, published.sends, findings, hosts, left_out, verdict)
 
 
@@ -212,15 +220,13 @@ def not_public(address: str) -> str:
 
 
 async def _findings(
-    published: Publications, mx: MXAnswer | None, error: str, hosts: Sequence[HostReport]
+    published: Publications, mx: MXAnswer | None, error: str, own: HostReport, tried: Sequence[HostReport]
 ) -> list[Finding]:
     """Return all findings, the one on the MX set first."""
-    own = hosts[0]
     if mx is None:
         return [Finding("MX", own.name, "?", Status.UNKNOWN, f"DNS does not answer: {error}")]
     if not mx.exists:
         return [Finding("MX", own.name, "none", Status.WRONG, "no such domain")]
-    tried = _tried(mx, hosts)
     others = await published.findings(mx, [host.name for host in tried or [own]])
     faults = [fault for host in tried for fault in _host_faults(host)]
     return [judge_mx(mx, own.canonical, sends=published.sends), *faults, *others]
@@ -235,24 +241,6 @@ def _host_faults(host: HostReport) -> list[Finding]:
         faults.append(("no address", "an MX must have one (RFC 5321 section 5.1)"))
     subject = "MX host" if host.preferences else "address"
     return [Finding(subject, host.name, found, Status.WRONG, words) for found, words in faults]
-
-
-def _tried(mx: MXAnswer, hosts: Sequence[HostReport]) -> list[HostReport]:
-    """Return the hosts that a sender would try: those in the MX set, or without one the domain's own name."""
-    return [host for host in hosts if host.preferences] if mx.records else list(hosts[:1])
-
-
-def _verdict(mx: MXAnswer | None, hosts: Sequence[HostReport], left_out: int) -> Verdict:
-    tried = _tried(mx, hosts) if mx else []
-    groups: dict[int, set[Behaviour]] = {}
-    for host in sorted(tried, key=_preference):
-        groups.setdefault(_preference(host), set()).update(_behaviours(host))
-    is_known = mx is not None and not any(host.error for host in tried)
-    return verdict_on(mx, _behaviours(hosts[0]), list(groups.values()), is_known=is_known, left_out=left_out)
-
-
-def _preference(host: HostReport) -> int:
-    return min(host.preferences, default=0)
 
 
 def _behaviours(host: HostReport) -> set[Behaviour]:

@@ -34,12 +34,6 @@ _MAX_THREADS = 32  # each waits for one server; further addresses are queued
 # How the connection ended, after the octets received.
 _THEN = {FIN: ", then FIN", RESET: ", then a reset", SILENCE: ", not closed within {timeout:g} s", LEFT: ""}
 
-# Why there was no connection; elsewhere the kernel's own words.
-_NO_CONNECTION = {
-    REFUSED: "connection refused: nothing listens there",
-    NO_FAMILY: "cannot be reached from this host: {reason}",
-}
-
 
 class Probe:
     """What was seen at one address.
@@ -236,15 +230,15 @@ def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
         codes = seen.codes
         script = script_for(mode, codes, may_be_full=may_be_full)
         if codes != [due for _, due in script[: len(codes)]]:
-            return send(QUIT)
+            send(QUIT)
+            return
         if not early:
             for command, _ in script[answered + 1 : len(codes) + 1]:
                 send(command)
         answered = len(codes)
         if is_invalid or len(seen.received) > MAX_OCTETS:
-            return None
+            return
     seen.ending = FIN
-    return None
 
 
 def _receive(connection: socket.socket, deadline: float, size: int) -> bytes:
@@ -268,8 +262,11 @@ def _ending(error: OSError, *, is_connected: bool) -> str:
 def _fault_of(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> str:
     """Return what keeps this from being a proper refusal in ``mode``, on one line, or ``""``."""
     if seen.connected is None:
-        words = "{reason}" if seen.reason else "no answer to the SYN within {timeout:g} s"
-        return _NO_CONNECTION.get(seen.ending, words).format(reason=seen.reason, timeout=seen.timeout)
+        known = {
+            REFUSED: "connection refused: nothing listens there",
+            NO_FAMILY: f"cannot be reached from this host: {seen.reason}",
+        }
+        return known.get(seen.ending) or seen.reason or f"no answer to the SYN within {seen.timeout:g} s"
     fault = next(filter(None, _faults(seen, mode, text, may_be_full=may_be_full)), "")
     return fault and f"{fault}: {quoted(seen.received)}{_THEN[seen.ending].format(timeout=seen.timeout)}"
 

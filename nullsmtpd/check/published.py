@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,20 +111,20 @@ def _mx_fault(mx: "MXAnswer") -> str:
     return ""
 
 
+@dataclass
 class Publications:
     """What one existing domain publishes about mail, as ``resolver`` finds it.
 
     ``sends``: its owner says that it sends mail; True afterwards if its SPF record says so.
     """
 
-    def __init__(self, resolver: "Resolver", domain: str, *, sends: bool) -> None:
-        self._resolver = resolver
-        self._domain = domain
-        self.sends = sends
+    resolver: "Resolver"
+    domain: str
+    sends: bool
 
     async def findings(self, mx: "MXAnswer", hosts: Sequence[str]) -> list[Finding]:
         """Return all findings but those on ``mx``. ``hosts``: where mail goes, whose TLSA records matter."""
-        domain = self._domain
+        domain = self.domain
         spf = await self._find("SPF", domain, self._spf)  # first: what is right of the others depends on it
         others = await asyncio.gather(
             self._find("DMARC", f"_dmarc.{domain}", self._dmarc),
@@ -174,7 +175,7 @@ class Publications:
         return SPF(f"it redirects to {policy.redirect}, which has not one record", sends)
 
     async def _dmarc(self, name: str) -> _Row:
-        owner, own = await self._dmarc_tags(self._domain)
+        owner, own = await self._dmarc_tags(self.domain)
         parent, tags = ("", own[0]) if own else await self._inherited_dmarc()
         policy, below = dmarc_policy(tags, of_subdomain=not own), dmarc_policy(tags, of_subdomain=True)
         is_partial = tags.get("t") == "y" or tags.get("pct", "100") != "100"
@@ -197,7 +198,7 @@ class Publications:
 
         By the DNS tree walk of RFC 9989 §4.10, which needs no list of public suffixes, as RFC 7489 did.
         """
-        labels = self._domain.split(".")[-_MAX_WALK:]
+        labels = self.domain.split(".")[-_MAX_WALK:]
         found: tuple[str, dict[str, str]] = "", {}
         for start in range(1, len(labels)):
             name = ".".join(labels[start:])
@@ -249,7 +250,7 @@ class Publications:
     async def _query(self, name: str, rdtype: str) -> Answer:
         if len(name) > MAX_DOMAIN:  # there can be no such name
             return Answer(name, exists=False, records=(), ttl=0, is_alias=False, is_secure=False)
-        return await self._resolver.query(name, rdtype)
+        return await self.resolver.query(name, rdtype)
 
 
 def _shown(records: Sequence[tuple[int, str]]) -> str:

@@ -1,4 +1,4 @@
-"""What mail servers and mail programs do with a host, or a domain, that refuses mail.
+"""What mail servers do with a host, or a domain, that refuses mail.
 
 The only home of these facts: `check` makes its words from them, and the tests that run real senders hold them to what
 they measure. qmail alone is not among those tests; its row is from one run of qmail-remote and its source.
@@ -7,7 +7,7 @@ they measure. qmail alone is not among those tests; its row is from one run of q
 from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["PROGRAMS", "SENDERS", "Fate", "Program", "Sender"]
+__all__ = ["SENDERS", "Fate", "Sender"]
 
 
 class Fate(StrEnum):
@@ -40,13 +40,6 @@ class Sender(NamedTuple):
         return f" before {self.null_mx_since}" if self.null_mx_since else ""
 
 
-class Program(NamedTuple):
-    """A library or a command without a queue: every refusal fails at once. ``shows_text``: or only the code."""
-
-    name: str
-    shows_text: bool = True
-
-
 _B, _D = Fate.BOUNCED, Fate.DEFERRED
 
 SENDERS = (
@@ -58,14 +51,4 @@ SENDERS = (
     Sender("OpenSMTPD", 4, _D, _D, _D, _B, _D, _B, null_mx_since="7.5", shows_text=False),
     Sender("dma", 5, _B, _B, _B, _B, _D, _D),
     Sender("qmail", 7, _D, _D, _D, _B, None, _B),
-)
-
-PROGRAMS = (
-    Program("smtplib of Python"),
-    Program("aiosmtplib"),
-    Program("nodemailer"),
-    Program("net/smtp of Go"),
-    Program("msmtp"),
-    Program("curl", shows_text=False),
-    Program("swaks"),
 )

@@ -1,12 +1,12 @@
 """What a sender of mail experiences: first from one server's behaviour, then from all that a domain has."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from nullsmtpd.check.probe import NO_FAMILY, REFUSED, SILENCE, UNREACHABLE, Probe
-from nullsmtpd.check.senders import SENDERS, Fate, Sender
+from nullsmtpd.check.senders import SENDERS, Fate
 
 if TYPE_CHECKING:
     from nullsmtpd.nullmx import MXAnswer
@@ -69,29 +69,28 @@ def behaviour_of(seen: Probe) -> Behaviour:
 _SENDERS = [sender for sender in SENDERS if not sender.setting]
 
 
-def _names(form: str, applies: Callable[[Sender], bool] = lambda _: True) -> str:
-    """Return the senders to which something applies: "A, B and C"."""
-    *names, last = [form.format(sender) for sender in _SENDERS if applies(sender)]
-    return f"{', '.join(names)} and {last}" if names else last
+def _listed(names: Iterable[str]) -> str:
+    """Return "A, B and C"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _fates(kind: str) -> str:
     """Return which senders bounce a refusal of this kind at once, and which try again."""
-    bouncing = _names("{0.name}", lambda sender: getattr(sender, kind) is Fate.BOUNCED)
-    deferring = _names("{0.name} ({0.days} days)", lambda sender: getattr(sender, kind) is Fate.DEFERRED)
+    bouncing = _listed(sender.name for sender in _SENDERS if getattr(sender, kind) is Fate.BOUNCED)
+    deferring = _listed(f"{one.name} ({one.days} days)" for one in _SENDERS if getattr(one, kind) is Fate.DEFERRED)
     return f"immediate bounce from {bouncing}; {deferring} try again"
 
 
-_NO_TEXT = _names("{0.name}", lambda sender: not sender.shows_text)
-_ONLY_FIRST = _names(
-    "{0.name}", lambda sender: (sender.greeting, sender.greeting_again) == (Fate.BOUNCED, Fate.DEFERRED)
-)
-_REQUIRING_TLS = _names("{0.name}", lambda sender: sender.mail_requiring_tls is Fate.DEFERRED)
-_FOR_DAYS = f"every sender tries again for days ({_names('{0.name} {0.days}')})"
+_NO_TEXT = _listed(sender.name for sender in _SENDERS if not sender.shows_text)
+_ONLY_FIRST = _listed(sender.name for sender in _SENDERS if sender.greeting != sender.greeting_again)
+_REQUIRING_TLS = _listed(sender.name for sender in _SENDERS if sender.mail_requiring_tls is Fate.DEFERRED)
+_FOR_DAYS = f"every sender tries again for days ({_listed(f'{sender.name} {sender.days}' for sender in _SENDERS)})"
 _COULD_NOT_CONNECT = f"{_FOR_DAYS}, and then tells its author that it could not connect"
-_NO_NULL_MX = _names(
-    "{0.name}{0.before_null_mx} ({0.days} days)",
-    lambda sender: bool(sender.null_mx_since) or sender.null_mx is Fate.DEFERRED,
+_NO_NULL_MX = _listed(
+    f"{sender.name}{sender.before_null_mx} ({sender.days} days)"
+    for sender in _SENDERS
+    if sender.null_mx_since or sender.null_mx is Fate.DEFERRED
 )
 
 #: What a sender experiences, by the name of the verdict: of each behaviour, and of domains.

@@ -164,16 +164,6 @@ def test_check_knows_what_the_senders_do(answers: Answers, relay: Relay, suite: 
     }
 
 
-@pytest.mark.parametrize("client", [client for client in CLIENTS if not client.setting], ids=lambda client: client.name)
-def test_check_knows_which_programs_show_the_text(answers: Answers, client: Client) -> None:
-    """So are its facts about programs without a queue."""
-    (fact,) = (program for program in known.PROGRAMS if program.name == client.name)
-    records = [
-        r for suite in SUITES for r in answers.programs[suite].result() if r.sender == client.name and not r.setting
-    ]
-    assert {record.has_text for record in records} == {fact.shows_text}
-
-
 def _fate(records: list[Record]) -> known.Fate:
     (is_at_once,) = {record.stage is Stage.AT_ONCE for record in records}
     return known.Fate.BOUNCED if is_at_once else known.Fate.DEFERRED
