@@ -13,13 +13,18 @@ from socket import SocketType
 
 from nullsmtpd.runtime.tcp import is_finished
 
-__all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER", "SWEEP_INTERVAL", "LingerQueue"]
+__all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER", "LingerQueue"]
+__all__ += ["FIRST_SWEEP", "SWEEP_INTERVAL"]
 
 #: Seconds between two sweeps. While clients arrive, each closes those before it that have finished; the sweep is for
 #: the last ones, and for those behind a client that stays. Its wake-up costs as much as a connection: every 0.25 s,
 #: that would add 8 % to the cost of each at 50 connections a second. 0.5 s covers a round trip around the Earth.
 SWEEP_INTERVAL = 0.5
 MIN_SWEEP_INTERVAL = 0.01
+
+#: Seconds from the first client to the first sweep: a burst that follows silence is detected by it, and a client who
+#: comes alone has closed by then, unless it is very far away.
+FIRST_SWEEP = 0.1
 
 #: Seconds before a client may be evicted: one that was about to speak when it was answered would otherwise be reset
 #: before it reads. Others wait in the accept queue meanwhile; 4096 silent clients still let 40,000 a second pass.
@@ -70,6 +75,7 @@ class LingerQueue:
         self._removed = 0  # sockets that have left `queue`, since the start
         self._swept = 0  # `_removed` plus the length of `queue` at the last sweep
         self._swept_at = 0.0
+        self._wait = self._interval  # seconds from the last sweep to the next
         self._rechecked_at = 0.0
         self._limit = limit
         self._update_room()
@@ -102,7 +108,8 @@ class LingerQueue:
             return
         self._swept_at = self._loop.time()
         self._swept = self._removed  # nothing in the queue is old
-        self.timer = self._loop.call_later(self._interval, self._on_timer)
+        self._wait = min(self._interval, FIRST_SWEEP)
+        self.timer = self._loop.call_later(self._wait, self._on_timer)
 
     def allow_immediate_eviction(self) -> None:
         """Evict sockets of any age from now on: the process shuts down."""
@@ -166,7 +173,8 @@ class LingerQueue:
         is_burst = False
         try:
             self._drain(now)
-            if (elapsed := now - self._swept_at) >= 0.9 * self._interval:  # or the timer ran to drain
+            if (elapsed := now - self._swept_at) >= 0.9 * self._wait:  # or the timer ran to drain
+                self._wait = self._interval
                 arrivals = self._removed + len(self.queue) - self._swept
                 self._sweep(now)
                 is_burst = self.on_sweep(arrivals / elapsed)

@@ -14,12 +14,12 @@ from support import LINE, PATIENCE, connect, read_all
 
 from nullsmtpd.responder import accept
 from nullsmtpd.responder.accept import BURST_RATE, CAPACITY_PAUSE, LOG_INTERVAL, Acceptor
-from nullsmtpd.responder.linger import MIN_LINGER, SWEEP_INTERVAL, LingerQueue
+from nullsmtpd.responder.linger import FIRST_SWEEP, MIN_LINGER, SWEEP_INTERVAL, LingerQueue
 from nullsmtpd.responder.replies import REPLY
 from nullsmtpd.runtime.sockets import ListenError, bind, parse_address
 
 MAX_POLL_INTERVAL = 0.004  # seconds
-BURST = int(BURST_RATE * SWEEP_INTERVAL)  # connections between two sweeps
+BURST = int(BURST_RATE * FIRST_SWEEP)  # connections until the first sweep
 
 
 class Bench:
@@ -116,14 +116,14 @@ def test_polling_begins_at_the_burst_rate(count: int, *, polls: bool) -> None:
     with Bench() as bench:
         bench.answer(count)
         assert not bench.is_polling
-        bench.loop.advance(SWEEP_INTERVAL)
+        bench.loop.advance(FIRST_SWEEP)
         assert bench.is_polling is polls
 
 
 def burst(bench: Bench) -> None:
     """Begin a burst."""
     bench.answer(BURST)
-    bench.loop.advance(SWEEP_INTERVAL)
+    bench.loop.advance(FIRST_SWEEP)
     assert bench.is_polling
 
 
@@ -155,9 +155,9 @@ def test_polling_goes_on_as_long_as_the_burst() -> None:
     """One sweep's worth of a lower rate, still above half of it, does not change between both ways."""
     with Bench(limit=10_000) as bench:
         burst(bench)
-        for count in (BURST, BURST * 3 // 4, BURST):
+        for rate in (BURST_RATE, BURST_RATE * 3 // 4, BURST_RATE):
             for _ in range(int(SWEEP_INTERVAL / MAX_POLL_INTERVAL)):
-                bench.connect(count // int(SWEEP_INTERVAL / MAX_POLL_INTERVAL) + 1)
+                bench.connect(int(rate * MAX_POLL_INTERVAL) + 1)
                 bench.loop.advance(MAX_POLL_INTERVAL)
                 while bench.clients:
                     bench.clients.pop().close()
@@ -210,7 +210,7 @@ def test_a_burst_does_not_shorten_a_pause() -> None:
     """The sweep that finds it comes while nothing is accepted for lack of descriptors."""
     with Bench() as bench:
         bench.answer(BURST)
-        bench.loop.advance(SWEEP_INTERVAL - CAPACITY_PAUSE / 2)
+        bench.loop.advance(FIRST_SWEEP - CAPACITY_PAUSE / 2)
         (client,) = bench.connect()
         bench.listeners[0].faults = [errno.EMFILE] * 2
         bench.wake_up()

@@ -7,7 +7,14 @@ from fakes import FakeConnection, FakeLoop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullsmtpd.responder.linger import DRAIN_TIMEOUT, MAX_DRAIN_OCTETS, MIN_LINGER, SWEEP_INTERVAL, LingerQueue
+from nullsmtpd.responder.linger import (
+    DRAIN_TIMEOUT,
+    FIRST_SWEEP,
+    MAX_DRAIN_OCTETS,
+    MIN_LINGER,
+    SWEEP_INTERVAL,
+    LingerQueue,
+)
 
 
 class Bench:
@@ -155,9 +162,9 @@ def test_finished_clients_make_room_before_anyone_is_cut_short(checked: int, *, 
     bench = Bench(60.0, limit=8)
     connections = bench.arrive_one_by_one(checked) + bench.arrive(8 - checked)
     bench.loop.advance(SWEEP_INTERVAL if checked == 8 else 0)
+    bench.loop.advance(0.2)
     for connection in connections[1::2]:
         connection.client_closes()
-    bench.loop.advance(0.2)
     if shedding:
         bench.linger.shed()
     else:
@@ -397,12 +404,12 @@ def test_closing_everything_stops_the_timer() -> None:
 
 
 def test_each_sweep_reports_the_rate_of_arrivals_since_the_last_one() -> None:
-    """By which bursts are detected; the first sweep counts from the first client."""
+    """By which bursts are detected; the first sweep comes soon, and counts from the first client."""
     bench = Bench(60.0)
-    for count in (1, 500, 0, 3):
+    for count, interval in ((2, FIRST_SWEEP), (500, SWEEP_INTERVAL), (0, SWEEP_INTERVAL), (3, SWEEP_INTERVAL)):
         bench.arrive(count)
-        bench.loop.advance(SWEEP_INTERVAL)
-    assert bench.rates == [count / SWEEP_INTERVAL for count in (1, 500, 0, 3)]
+        bench.loop.advance(interval)
+    assert bench.rates == pytest.approx([2 / FIRST_SWEEP, 500 / SWEEP_INTERVAL, 0, 3 / SWEEP_INTERVAL])
 
 
 def test_an_idle_time_does_not_dilute_the_rate() -> None:
@@ -412,8 +419,8 @@ def test_an_idle_time_does_not_dilute_the_rate() -> None:
     bench.loop.advance(3600)
     bench.rates.clear()
     bench.arrive(500)
-    bench.loop.advance(SWEEP_INTERVAL)
-    assert bench.rates == [500 / SWEEP_INTERVAL]
+    bench.loop.advance(FIRST_SWEEP)
+    assert bench.rates == pytest.approx([500 / FIRST_SWEEP])
 
 
 def test_an_error_in_a_sweep_does_not_stop_the_sweeps() -> None:
