@@ -726,7 +726,8 @@ def test_an_inherited_signal_mask_changes_nothing(start: Start, dns_server: Name
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE])
 def test_signals_without_a_use_disconnect_nobody(start: Start, dns_server: NameServer, number: signal.Signals) -> None:
     """SIGHUP, as from logrotate, is logged: there is nothing to reload."""
-    daemon = start("relay", "--resolver", dns_server.flag, prefix=("setsid",))  # without a controlling terminal
+    prefix = ("setsid", "env", "--default-signal=HUP")  # no controlling terminal, and under nohup(1) too
+    daemon = start("relay", "--resolver", dns_server.flag, prefix=prefix)
     with connect(daemon.address) as client:
         ask(client, "null.example")
         daemon.process.send_signal(number)
