@@ -1,10 +1,12 @@
 """What is bound, to which addresses, and which errors there are when it cannot be."""
 
 import errno
+import os
 import re
 import socket
 import sys
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hosts import open_host
@@ -38,18 +40,19 @@ def test_all_addresses_share_one_port_in_both_families() -> None:
     assert v4_port == v6_port != 0
 
 
-def test_a_host_without_ipv6_is_no_error_for_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL])
+def test_a_host_without_ipv6_is_no_error_for_all_addresses(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """All addresses are those of the families that there are; an IPv6 address asked for by name is an error."""
     real = socket.socket
 
     def without_ipv6(family: int = -1, *rest: int) -> socket.socket:
         if family == socket.AF_INET6:
-            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            raise OSError(number, os.strerror(number))
         return real(family, *rest)
 
     monkeypatch.setattr(sockets.socket, "socket", without_ipv6)  # type: ignore[attr-defined]
     assert [host for host, _ in closed(bind(Address(None, 0), 16))] == ["0.0.0.0"]  # noqa: S104
-    assert refusal(Address("::1", 0)).errno == errno.EAFNOSUPPORT
+    assert refusal(Address("::1", 0)).errno == number
 
 
 def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +70,13 @@ def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch:
     assert len(closed(bind(Address(None, 0), 16))) == 2
     assert len(refusals) == 1
     closed(bind(Address(None, refusals[0]), 16))
+
+
+def test_without_a_port_that_is_free_in_both_families_the_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is that of the last try."""
+    in_use = OSError(errno.EADDRINUSE, "Address already in use")
+    monkeypatch.setattr(sockets, "_listen", Mock(side_effect=in_use))
+    assert refusal(Address(None, 0)).errno == errno.EADDRINUSE
 
 
 def test_a_name_listens_on_each_of_its_addresses() -> None:
@@ -122,7 +132,8 @@ def test_listeners_are_non_blocking_and_apart_by_family() -> None:
 @pytest.mark.parametrize("reuse_port", [True, False])
 def test_only_a_port_that_is_to_be_shared_can_be_bound_twice(*, reuse_port: bool) -> None:
     """SO_REUSEADDR alone does not allow two listeners."""
-    listeners = bind(Address("127.0.0.1", 0), 16, reuse_port=reuse_port)
+    any_port = Address("127.0.0.1", 0)
+    listeners = bind(any_port, 16, reuse_port=True) if reuse_port else bind(any_port, 16)
     address = Address("127.0.0.1", listeners[0].getsockname()[1])
     if reuse_port:
         listeners += bind(address, 16, reuse_port=True)

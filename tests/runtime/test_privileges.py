@@ -2,13 +2,16 @@
 
 import contextlib
 import grp
+import os
 import pwd
 import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -147,6 +150,27 @@ def test_only_root_can_change_to_another_account() -> None:
     for account in ((NOBODY.pw_uid, NOBODY.pw_gid), (None, NOBODY.pw_gid), (NOBODY.pw_uid, UNUSED), (0, 0)):
         assert drop(*account).startswith("PrivilegeError: [Errno 1] Operation not permitted")
     assert drop(UNUSED, UNUSED) == drop(None, None) == drop(UNUSED, None) == "None"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("setgroups", lambda _: None),
+        ("setgid", lambda _: None),
+        ("setuid", lambda _: None),
+        ("setuid", lambda uid: os.setresuid(uid, uid, 0)),
+    ],
+)
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_change_that_does_not_take_effect_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, platform: str, name: str, change: Callable[[Any], None]
+) -> None:
+    """Whatever the system calls return, the ids are looked at, and that root cannot be regained is tried."""
+    require_root()
+    monkeypatch.setattr(os, name, change)
+    monkeypatch.setattr(sys, "platform", platform)  # macOS does not tell the saved ids
+    outcome = call_as(0, lambda: drop_privileges(Account(NOBODY.pw_uid, NOBODY.pw_gid)))
+    assert outcome == "PrivilegeError: [Errno 1] the change did not take effect"
 
 
 def test_without_root_the_message_names_the_options_and_the_remedy() -> None:

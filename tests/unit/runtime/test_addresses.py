@@ -11,10 +11,10 @@ from nullsmtpd.runtime.sockets import Address, format_sockaddr, parse_address
 PORTS = st.integers(0, 65535)
 
 
-@given(host=st.sampled_from(["127.0.0.1", "0.0.0.0", "localhost", "mail.example.org", "a_b"]), port=PORTS)  # noqa: S104
+@given(host=st.sampled_from(["127.0.0.1", "0.0.0.0", "localhost", "mail.example.org", "a_b", ""]), port=PORTS)  # noqa: S104
 def test_host_and_port_are_read_and_written_alike(host: str, port: int) -> None:
-    """Invariant: what parse_address reads, str() writes."""
-    assert parse_address(f"{host}:{port}") == Address(host, port)
+    """Invariant: what parse_address reads, str() writes; without a host, all addresses are meant."""
+    assert parse_address(f"{host}:{port}") == Address(host or None, port)
     assert str(parse_address(f"{host}:{port}")) == f"{host}:{port}"
 
 
@@ -50,7 +50,9 @@ def test_any_text_is_an_address_or_a_clear_refusal(text: str) -> None:
         ("127.0.0.1:٢٥", "0 to 65535"),
         ("127.0.0.1:0025000", "0 to 65535"),
         ("127.0.0.1:smtp", "0 to 65535"),
-        ("::1:25", "brackets"),
+        ("::1:25", "more than one colon"),
+        ("[::1:25", "more than one colon"),
+        ("::1]:25", "more than one colon"),
         ("[::1]", "the port"),
         ("[::g]:25", "not an IPv6 address"),
         ("[fe80::1%]:25", "not an IPv6 address"),
@@ -58,6 +60,7 @@ def test_any_text_is_an_address_or_a_clear_refusal(text: str) -> None:
         ("[fe80::1%a\nb]:25", "not an IPv6 address"),
         ("[127.0.0.1]:25", "not an IPv6 address"),
         ("[]:25", "not an IPv6 address"),
+        ("[::\0]:25", "not an IPv6 address"),
         ("256.0.0.1:25", "not an IPv4 address"),
         ("127.1:25", "not an IPv4 address"),
         ("1.2.3:25", "not an IPv4 address"),
