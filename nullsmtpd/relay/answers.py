@@ -60,7 +60,7 @@ class Answers:
         self._cache_size = cache_size
         self._max_pending = max_pending
         self._cache: OrderedDict[str, tuple[Finding, float]] = OrderedDict()  # with the time when it expires
-        self._pending: dict[str, asyncio.Future[Finding]] = {}
+        self._pending: dict[str, asyncio.Task[Finding]] = {}
         self._next_log: dict[str, float] = {}  # by event
 
     @property
@@ -76,27 +76,26 @@ class Answers:
     def known(self, domain: str) -> Finding | None:
         """Return the finding if it is cached."""
         finding, expires = self._cache.get(domain, (None, 0.0))
-        if finding is not None:
-            if expires <= self._loop.time():
-                del self._cache[domain]
-                return None
-            self._counters.cache_hits += 1
-            self._cache.move_to_end(domain)
+        if expires <= self._loop.time():
+            self._cache.pop(domain, None)
+            return None
+        self._counters.cache_hits += 1
+        self._cache.move_to_end(domain)
         return finding
 
-    def find(self, domain: str) -> "asyncio.Future[Finding]":
-        """Return a future finding, which never raises; others may wait for it, too, so it must not be cancelled."""
-        if pending := self._pending.get(domain):
-            return pending
-        if len(self._pending) >= self._max_pending:
-            self._log("dns-failure", reason="too many queries under way")
-            unknown: asyncio.Future[Finding] = self._loop.create_future()
-            unknown.set_result(Finding.UNKNOWN)
-            return unknown
-        self._counters.queries += 1
-        query = self._pending[domain] = self._loop.create_task(self._query(domain))
-        query.add_done_callback(lambda _: self._pending.pop(domain))
-        return query
+    async def find(self, domain: str) -> Finding:
+        """Return the finding, from the cache or from DNS."""
+        if finding := self.known(domain):
+            return finding
+        query = self._pending.get(domain)
+        if query is None:
+            if len(self._pending) >= self._max_pending:
+                self._log("dns-failure", reason="too many queries under way")
+                return Finding.UNKNOWN
+            self._counters.queries += 1
+            query = self._pending[domain] = self._loop.create_task(self._query(domain))
+            query.add_done_callback(lambda _: self._pending.pop(domain))
+        return await asyncio.shield(query)  # others may wait for it, too
 
     async def _query(self, domain: str) -> Finding:
         finding, ttl = Finding.UNKNOWN, FAILURE_TTL
@@ -114,7 +113,6 @@ class Answers:
             finding = Finding.NULL_MX if answer.is_null_mx else Finding.NOT_NULL_MX
             ttl = min(max(answer.ttl, MIN_TTL), MAX_TTL if answer.records else MAX_NEGATIVE_TTL)
         self._cache[domain] = finding, self._loop.time() + ttl
-        self._cache.move_to_end(domain)
         if len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return finding

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from typing import cast
 
 from nullsmtpd.nullmx import DomainError, domain_of
@@ -54,9 +53,8 @@ _WRITE_OCTETS = 4096
 # All input is read into this buffer and copied from there. One per process: reads never overlap.
 _READ_BUFFER = memoryview(bytearray(4096))
 
-# https://cr.yp.to/proto/netstrings.txt: no leading zeros.
-_LENGTH = re.compile(rb"(0|[1-9][0-9]{0,3}):")
-_PARTIAL_LENGTH = re.compile(rb"(0|[1-9][0-9]{0,3})?")
+# https://cr.yp.to/proto/netstrings.txt: no leading zeros. It may be incomplete.
+_LENGTH = re.compile(rb"(0|[1-9][0-9]{0,3})(:|\Z)|\Z")
 _MAX_NETSTRING = len(f"{MAX_REQUEST_OCTETS}:,") + MAX_REQUEST_OCTETS
 
 
@@ -76,9 +74,9 @@ def take_netstring(received: bytearray) -> bytes | None:
     """
     length = _LENGTH.match(received)
     if length is None:
-        if _PARTIAL_LENGTH.fullmatch(received):
-            return None
         raise NetstringError
+    if length[2] != b":":
+        return None
     begin, end = length.end(), length.end() + int(length[1])
     if end - begin > MAX_REQUEST_OCTETS or received[end : end + 1] not in b",":
         raise NetstringError
@@ -124,7 +122,7 @@ def key_domain(key: bytes) -> str | None:
 def is_excepted(domain: str, exceptions: Collection[str]) -> bool:
     """Return whether ``exceptions`` has the domain, or one above it with a dot in front."""
     parents = (domain[index:] for index, character in enumerate(domain) if character == ".")
-    return bool(exceptions) and (domain in exceptions or any(parent in exceptions for parent in parents))
+    return domain in exceptions or any(parent in exceptions for parent in parents)
 
 
 class RelayProtocol(asyncio.BufferedProtocol):
@@ -143,8 +141,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._clients = clients
         self._exceptions = exceptions
         self._received = bytearray()
-        self._transport: asyncio.Transport | None = None
-        self._wakeup: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()  # what `_serve` waits for
         self._is_reading_paused = False
         self._is_writing_paused = False
         self._is_finished = False  # there will be no more input
@@ -152,14 +149,12 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve the client if there is room for it."""
-        stream = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
+        self._transport.set_write_buffer_limits(high=_WRITE_OCTETS)
+        #: Ends with the connection.
+        self.task = asyncio.get_running_loop().create_task(self._serve())
         if not self._clients.admit(self):
-            stream.close()
-            return
-        stream.set_write_buffer_limits(high=_WRITE_OCTETS)
-        self._transport = stream
-        self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._serve())
+            self._transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all input is read into."""
@@ -173,15 +168,15 @@ class RelayProtocol(asyncio.BufferedProtocol):
                 self.evict()
             return
         self._received += _READ_BUFFER[:nbytes]
-        if len(self._received) > _MAX_NETSTRING and self._transport is not None:
+        if len(self._received) > _MAX_NETSTRING:
             self._is_reading_paused = True
             self._transport.pause_reading()
-        self._wake()
+        self._changed.set()
 
     def eof_received(self) -> bool:
         """Leave it to `_serve` to close the connection, after the replies to the requests that came before."""
         self._is_finished = True
-        self._wake()
+        self._changed.set()
         return True
 
     def pause_writing(self) -> None:
@@ -191,14 +186,12 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Continue."""
         self._is_writing_paused = False
-        self._wake()
+        self._changed.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop serving the client; a DNS query that it waits for may take much longer."""
-        self._transport = None
-        self._received.clear()
         self._clients.remove(self)
-        self.eof_received()
+        self.task.cancel()
 
     def finish(self) -> None:
         """Close the connection after the reply to the request under way; those after it are not answered."""
@@ -207,15 +200,9 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def evict(self) -> None:
         """Close the connection now; replies that the client has not read are lost."""
-        transport = self._transport
-        if transport is None:
-            return
         self._counters.evicted += 1
         self.connection_lost(None)
-        if transport.get_write_buffer_size():
-            transport.abort()
-        else:
-            transport.close()
+        self._transport.abort()
 
     async def _serve(self) -> None:
         try:
@@ -224,27 +211,28 @@ class RelayProtocol(asyncio.BufferedProtocol):
                 self.is_busy = True
                 self._write(await self._reply(request))
                 if self._is_writing_paused:
-                    await self._wait_until(lambda: not self._is_writing_paused or self._transport is None)
+                    async with asyncio.timeout(REQUEST_TIMEOUT):
+                        while self._is_writing_paused:
+                            await self._change()
                 self.is_busy = False
         except NetstringError:
             await self._reject()
         except TimeoutError:
             self.evict()
+            return
         except Exception as error:  # noqa: BLE001 - a client must not stay without a reply
             log("internal-error", exception=repr(error))
-        await self._close()
+        self._transport.close()
+        await asyncio.sleep(REQUEST_TIMEOUT)  # until the last reply is sent: `connection_lost` cancels this
+        self.evict()
 
     async def _next_request(self) -> bytes | None:
         """Return the next request; None when there will be no more. Raises `NetstringError` and `TimeoutError`."""
-        deadline = None
-        while (request := take_netstring(self._received)) is None:
-            if self._is_finished:
-                return None
+        deadline = None  # from its first octet on
+        while (request := take_netstring(self._received)) is None and not self._is_finished:
             self._resume_reading()
-            if not self._received:
-                await self._change()
-                continue
-            deadline = deadline or self._loop.time() + REQUEST_TIMEOUT
+            if self._received and deadline is None:
+                deadline = asyncio.get_running_loop().time() + REQUEST_TIMEOUT
             async with asyncio.timeout_at(deadline):
                 await self._change()
         return request
@@ -261,7 +249,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self._counters.not_domains += 1
         elif is_excepted(domain, self._exceptions):
             self._counters.excepted += 1
-        elif (finding := self._answers.known(domain) or await self._find(domain)) is Finding.NULL_MX:
+        elif (finding := await self._find(domain)) is Finding.NULL_MX:
             self._counters.null_mx += 1
             return reply
         elif finding is Finding.NOT_NULL_MX:
@@ -271,37 +259,27 @@ class RelayProtocol(asyncio.BufferedProtocol):
         return NOT_FOUND
 
     async def _find(self, domain: str) -> Finding:
-        query = self._answers.find(domain)
-        query.add_done_callback(self._wake)
-        await self._wait_until(lambda: query.done() or self._transport is None, None)
-        query.remove_done_callback(self._wake)
-        return query.result() if query.done() else Finding.UNKNOWN
+        try:
+            return await self._answers.find(domain)
+        except asyncio.CancelledError:  # the client has gone
+            self._counters.dns_failures += 1
+            raise
 
     async def _reject(self) -> None:
         """Reply to malformed input, half-close, and discard what the client sends until it has read that."""
         self._counters.malformed += 1
         self._write(MALFORMED)
         self._discard_input()
-        if self._transport is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # the client has gone
-                self._transport.write_eof()
+        with contextlib.suppress(OSError, RuntimeError):  # the client has gone
+            self._transport.write_eof()
         with contextlib.suppress(TimeoutError):
-            await self._wait_until(lambda: self._is_finished, DRAIN_TIMEOUT)
-
-    async def _close(self) -> None:
-        """Close the connection when the last reply is sent; evict a client that never reads it."""
-        if self._transport is None:
-            return
-        self._transport.close()
-        try:
-            await self._wait_until(lambda: self._transport is None)
-        except TimeoutError:
-            self.evict()
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                while not self._is_finished:
+                    await self._change()
 
     def _write(self, reply: bytes) -> None:
-        if self._transport is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # the client has gone
-                self._transport.write(reply)
+        with contextlib.suppress(OSError, RuntimeError):  # the client has gone
+            self._transport.write(reply)
 
     def _discard_input(self) -> None:
         self._received.clear()
@@ -309,24 +287,13 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._resume_reading()
 
     def _resume_reading(self) -> None:
-        if self._is_reading_paused and self._transport is not None:
+        if self._is_reading_paused:
             self._is_reading_paused = False
             self._transport.resume_reading()
 
-    async def _wait_until(self, condition: Callable[[], bool], timeout: float | None = REQUEST_TIMEOUT) -> None:  # noqa: ASYNC109 - one for several waits
-        """Wait. Raises `TimeoutError`."""
-        async with asyncio.timeout(timeout):
-            while not condition():
-                await self._change()
-
     async def _change(self) -> None:
-        """Wait until something happens to the connection, or to what `_wake` is called for."""
-        self._wakeup = self._loop.create_future()
-        await self._wakeup
-
-    def _wake(self, _: object = None) -> None:
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
+        self._changed.clear()
+        await self._changed.wait()
 
 
 class Clients:
@@ -341,10 +308,8 @@ class Clients:
         self._loop = loop
         self._counters = counters
         self._limit = limit
-        self._new: OrderedDict[RelayProtocol, float] = OrderedDict()  # by the time of the connection
-        self._known: OrderedDict[RelayProtocol, float] = OrderedDict()  # by the time of the last request
-        self._is_empty = asyncio.Event()
-        self._is_empty.set()
+        self._new: dict[RelayProtocol, float] = {}  # by the time of the connection
+        self._known: dict[RelayProtocol, float] = {}  # by the time of the last request
 
     def __len__(self) -> int:
         """Return how many clients are connected."""
@@ -353,44 +318,39 @@ class Clients:
     def admit(self, client: RelayProtocol) -> bool:
         """Add a client; return False if there is no room because all others are busy."""
         if len(self) >= self._limit:
-            idle = next((other for other in self._in_order() if not other.is_busy), None)
+            idle = next((other for other in itertools.chain(self._new, self._known) if not other.is_busy), None)
             if idle is None:
                 self._counters.refused += 1
                 return False
             idle.evict()
         self._counters.sessions += 1
         self._new[client] = self._loop.time()
-        self._is_empty.clear()
         return True
 
     def touch(self, client: RelayProtocol) -> None:
         """Note that a client has sent a complete request."""
-        self._new.pop(client, None)
+        self.remove(client)
         self._known[client] = self._loop.time()
-        self._known.move_to_end(client)
 
     def remove(self, client: RelayProtocol) -> None:
         """Remove a client that is in it or not."""
         self._new.pop(client, None)
         self._known.pop(client, None)
-        if not len(self):
-            self._is_empty.set()
 
     def evict_idle(self) -> None:
         """Evict clients without a request for `IDLE_TIMEOUT`, now and from now on."""
         expired = self._loop.time() - IDLE_TIMEOUT
-        for clients in (self._new, self._known):
-            while clients and next(iter(clients.values())) <= expired:
-                next(iter(clients)).evict()
+        for client, active in (*self._new.items(), *self._known.items()):
+            if active <= expired:
+                client.evict()
         self._loop.call_later(IDLE_CHECK_INTERVAL, self.evict_idle)
 
     async def shut_down(self) -> None:
         """Answer the requests that were sent before, and close all connections."""
-        if len(self):
-            await asyncio.sleep(SHUTDOWN_GRACE)
-        for client in list(self._in_order()):
+        if not len(self):
+            return
+        await asyncio.sleep(SHUTDOWN_GRACE)
+        clients = (*self._new, *self._known)
+        for client in clients:
             client.finish()
-        await self._is_empty.wait()
-
-    def _in_order(self) -> Iterator[RelayProtocol]:
-        return itertools.chain(self._new, self._known)
+        await asyncio.gather(*(client.task for client in clients), return_exceptions=True)

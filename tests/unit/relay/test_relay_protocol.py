@@ -99,7 +99,7 @@ class Wire(asyncio.Transport):
             self._lose("FIN")
 
     def abort(self) -> None:
-        self._lose("RST")
+        self._lose("RST" if self.unread else "FIN")
 
     def _lose(self, how: str) -> None:
         if not self.end:
@@ -569,7 +569,8 @@ def test_a_client_that_leaves_just_as_dns_answers_is_counted_once() -> None:
         client = it.connects()
         client.sends(asks("null.example"))
         await settle()
-        query = it.answers.find("null.example")
+        query = asyncio.ensure_future(it.answers.find("null.example"))
+        await settle()
         it.held.set()
         while not query.done():
             await asyncio.sleep(0)
