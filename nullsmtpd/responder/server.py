@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import functools
 import gc
 import os
 import socket
@@ -37,10 +36,10 @@ def serve(options: Options) -> None:
     `nullsmtpd.runtime.privileges.AccountError` and `nullsmtpd.runtime.privileges.PrivilegeError` when privileges cannot
     be dropped, and `OSError` when file descriptors or memory are missing.
     """
-    run(functools.partial(_serve, options))
+    run(lambda loop: _serve(loop, options))
 
 
-async def _serve(options: Options, loop: asyncio.AbstractEventLoop) -> None:
+async def _serve(loop: asyncio.AbstractEventLoop, options: Options) -> None:
     responder: Responder | None = None
 
     def log_stats() -> None:

@@ -10,8 +10,8 @@ the commands call it, so nothing changes for a program that imports nullsmtpd as
 """
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from types import CodeType, GeneratorType, ModuleType
 from typing import Any
 
@@ -28,24 +28,22 @@ def import_uvloop() -> None:
     if "uvloop" in sys.modules:
         return
     stand_ins = _stand_ins()
-    with _in_sys_modules({**stand_ins, "ssl": None}):  # as on an interpreter without OpenSSL, which asyncio allows for
-        import asyncio  # noqa: F401
+    _import("asyncio", {**stand_ins, "ssl": None})  # as on an interpreter without OpenSSL, which asyncio allows for
     # An unknown version of uvloop may do what a stand-in cannot do. Then it is imported once more, without any.
-    with _in_sys_modules(stand_ins), suppress(Exception):
-        import uvloop
+    with suppress(Exception):
+        _import("uvloop", stand_ins)
     if "uvloop" not in sys.modules:
         for name in [name for name in sys.modules if name.startswith("uvloop.")]:
             del sys.modules[name]
         import uvloop  # noqa: F401
 
 
-@contextmanager
-def _in_sys_modules(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
-    """Add to `sys.modules`, until the end of the block, those whose names are not there; importing a `None` fails."""
-    added = {name: module for name, module in modules.items() if name not in sys.modules}
+def _import(module_name: str, stand_ins: Mapping[str, ModuleType | None]) -> None:
+    """Import a module; meanwhile `sys.modules` has those of the stand-ins whose names are not there."""
+    added = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(added)  # type: ignore[arg-type] # None makes the import statement raise ImportError
     try:
-        yield
+        __import__(module_name)
     finally:
         for name, module in added.items():
             if sys.modules.get(name) is module:  # not replaced by the real module

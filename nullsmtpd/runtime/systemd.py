@@ -68,7 +68,10 @@ class Notifier:
             with contextlib.suppress(OSError):  # once, not for every message: there may be no descriptor left then
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 self._socket.setblocking(False)
-        self.watchdog_interval = _watchdog_interval(environment)
+        # sd_watchdog_enabled(3): microseconds, and the process that is meant.
+        timeout, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
+        has_watchdog = re.fullmatch("0*[1-9][0-9]{0,14}", timeout) and pid in {"", str(os.getpid())}
+        self._watchdog_interval = int(timeout) / 2_000_000 if has_watchdog else 0.0
 
     def notify(self, *states: str) -> None:
         """Send ``states`` such as ``READY=1``."""
@@ -77,15 +80,7 @@ class Notifier:
                 self._socket.sendto("\n".join(states).encode(), self._address)
 
     def start_watchdog(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send WATCHDOG=1 now and then from the event loop, if the service manager has a watchdog for this process."""
-        if self.watchdog_interval:
+        """Send WATCHDOG=1 twice per timeout, if the service manager has a watchdog for this process."""
+        if self._watchdog_interval:
             self.notify("WATCHDOG=1")
-            loop.call_later(self.watchdog_interval, self.start_watchdog, loop)
-
-
-def _watchdog_interval(environment: MutableMapping[str, str]) -> float:
-    """Return half the watchdog's timeout in seconds (sd_watchdog_enabled(3)), or 0 without a watchdog."""
-    microseconds, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
-    if not re.fullmatch("0*[1-9][0-9]{0,14}", microseconds) or pid not in {"", str(os.getpid())}:
-        return 0.0
-    return int(microseconds) / 2_000_000
+            loop.call_later(self._watchdog_interval, self.start_watchdog, loop)
