@@ -13,6 +13,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
+from operator import methodcaller
 
 from bench.outcomes import LINE
 
@@ -36,24 +37,11 @@ _MESSAGE = _EHLO + _MAIL + b"RCPT TO:<b@server.example>\r\nDATA\r\nSubject: hell
 _CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(506)
 
 
-def _half_close(connection: socket.socket) -> None:
-    connection.shutdown(socket.SHUT_WR)
-
-
-def _reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _send_urgent(connection: socket.socket) -> None:
-    connection.send(b"!", socket.MSG_OOB)
-
-
-def _send_small_segments(connection: socket.socket) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _buffer_little(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
+_half_close = methodcaller("shutdown", socket.SHUT_WR)
+_reset = methodcaller("setsockopt", socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # when it is closed
+_send_urgent = methodcaller("send", b"!", socket.MSG_OOB)
+_send_small_segments = methodcaller("setsockopt", socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+_buffer_little = methodcaller("setsockopt", socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
 
 
 def _poll_so_error(connection: socket.socket) -> None:

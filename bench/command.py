@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from bench import compare, footprint, load, relay, report, servers, soak, sweep, system
+from bench import compare, footprint, load, relay, report, servers, soak, system
 from bench.report import Report
 
 #: What a shell reports for a program that Ctrl-C ended.
@@ -28,6 +28,7 @@ _LOAD_EXAMPLES = """examples:
 
 _Number = TypeVar("_Number", int, float)
 _T = TypeVar("_T")
+_Add = Callable[..., argparse.Action]  # add_argument() of a parser
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_files(options)
         found = measured(options)
-    except (ValueError, OSError, RuntimeError, servers.MissingError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         why = f"{error.filename or 'failed'}: {error.strerror}" if isinstance(error, OSError) else str(error)
         return _complain(why, 2 if isinstance(error, ValueError) else 1)
     finally:
@@ -61,87 +62,68 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m bench", description="Load and cost harness of nullsmtpd. Linux.")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], Report], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
-        added.set_defaults(run=run, chart=None)
-        added.add_argument("--json", type=Path, metavar="FILE", help="write everything there too, unrounded")
-        added.add_argument(
+    def add(name: str, run: Callable[[argparse.Namespace], Report], text: str, epilog: str = "") -> _Add:
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=_Help)
+        command.set_defaults(run=run, chart=None)
+        command.add_argument("--json", type=Path, metavar="FILE", help="write everything there too, unrounded")
+        command.add_argument(
             "--markdown", type=Path, metavar="FILE", help="put the table there, between the marks of the --json file"
         )
-        return added
+        return command.add_argument
 
-    _add_load(add("load", load.load, "Open connections to a server and report how it answers."))
-    _add_compare(add("compare", compare.compare, "Measure what a connection costs nullsmtpd and other servers."))
-    _add_sweep(add("sweep", sweep.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port."))
-    _add_footprint(add("footprint", footprint.footprint, "Measure memory and start beside an empty uvloop server."))
-    _add_soak(add("soak", soak.soak, "Send clients of every behaviour; fail on a lost line or on growth."))
-    _add_relay(add("relay", relay.relay, "Measure what a lookup costs `nullsmtpd relay`."))
+    option = add("load", load.load, "Open connections to a server and report how it answers.", _LOAD_EXAMPLES)
+    option("target", metavar="HOST:PORT", help="loopback, unless --yes-i-run-this-server")
+    option("--clients", type=_COUNT, metavar="N", help="closed loop of N clients (the default, with 64)")
+    option("--rate", type=_POSITIVE, metavar="R", help="open loop: R connections a second")
+    option("--duration", type=_POSITIVE, default=10.0, metavar="S", help="seconds of starting connections")
+    option("--connections", type=_COUNT, default=HIGHEST, metavar="N", help="the most to start")
+    option("--dialogue", action="store_true", help="EHLO, MAIL and QUIT, each after a reply: one unit")
+    option("--timeout", type=_POSITIVE, default=10.0, metavar="S", help="seconds for one connection")
+    option("--expect", type=_ascii, default="521", metavar="TEXT", help="beginning of the reply, 521")
+    option("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
+
+    option = add("compare", compare.compare, "Measure what a connection costs nullsmtpd and other servers.")
+    rates = "a second, or `closed`; without, 50,200,1000,4000,closed"
+    option("--rates", type=_several(_rate), metavar="R,R", help=rates)
+    _add_rounds(option)
+    option("--dialogue", action="store_true", help="instead, EHLO, MAIL and QUIT: --mode mail, smtp-sink")
+    arms = f"of {','.join(servers.ARMS)}; with --dialogue, of {','.join(servers.DIALOGUES)}; without, all"
+    option("--arms", type=_several(str), metavar="A,B", help=arms)
+    option("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink")
+    also = "also nullsmtpd with each of these"
+    option("--linger", type=_several(_FROM_0), default=[], metavar="N,N", help=f"{also} linger times in seconds")
+    option("--lingering", type=_several(_NATURAL), default=[], metavar="N,N", help=f"{also} numbers of idle clients")
+    option("--addresses", type=_several(_FEW), default=[], metavar="N,N", help=f"{also} numbers of addresses")
+    option("--chart", type=Path, metavar="FILE", help="write CPU time by rate there, as SVG")
+
+    option = add("sweep", compare.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port.")
+    instances = "processes on one port; without, 1,2"
+    option("--instances", type=_several(_FEW), default=[1, 2], metavar="N,N", help=instances)
+    option("--first-rate", type=_POSITIVE, default=500.0, metavar="R", help="connections a second")
+    option("--factor", type=_FACTOR, default=2.0, metavar="X", help="from one rate to the next")
+    option("--steps", type=_FEW, default=6, metavar="N", help="how many rates")
+    _add_rounds(option)
+
+    option = add("footprint", footprint.footprint, "Measure memory and start beside an empty uvloop server.")
+    option("--starts", type=_COUNT, default=10, metavar="N", help="of each server, interleaved")
+    option("--connections", type=_NATURAL, default=500, metavar="N", help="before memory is read")
+
+    option = add("soak", soak.soak, "Send clients of every behaviour; fail on a lost line or on growth.")
+    option("--duration", type=_POSITIVE, default=300.0, metavar="S", help="seconds")
+    option("--rate", type=_POSITIVE, default=500.0, metavar="R", help="clients a second")
+    option("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="instead of nullsmtpd")
+
+    option = add("relay", relay.relay, "Measure what a lookup costs `nullsmtpd relay`.")
+    option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
+    option("--each", type=_COUNT, default=5000, metavar="N", help="lookups a round")
+    option("--clients", type=_FEW, default=8, metavar="N", help="of the closed loop")
     return whole
 
 
-def _add_load(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _LOAD_EXAMPLES
-    parser.add_argument("target", metavar="HOST:PORT", help="loopback, unless --yes-i-run-this-server")
-    parser.add_argument("--clients", type=_COUNT, metavar="N", help="closed loop of N clients (the default, with 64)")
-    parser.add_argument("--rate", type=_POSITIVE, metavar="R", help="open loop: R connections a second")
-    parser.add_argument("--duration", type=_POSITIVE, default=10.0, metavar="S", help="seconds of starting connections")
-    parser.add_argument("--connections", type=_COUNT, default=HIGHEST, metavar="N", help="the most to start")
-    parser.add_argument("--dialogue", action="store_true", help="EHLO, MAIL and QUIT, each after a reply: one unit")
-    parser.add_argument("--timeout", type=_POSITIVE, default=10.0, metavar="S", help="seconds for one connection")
-    parser.add_argument("--expect", type=_ascii, default="521", metavar="TEXT", help="beginning of the reply, 521")
-    parser.add_argument("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--rates", type=_several(_rate), metavar="R,R", help="a second, or `closed`; without, 50,200,1000,4000,closed"
-    )
-    _add_rounds(parser)
-    parser.add_argument("--dialogue", action="store_true", help="instead, EHLO, MAIL and QUIT: --mode mail, smtp-sink")
-    arms = f"of {','.join(servers.ARMS)}; with --dialogue, of {','.join(servers.DIALOGUES)}; without, all"
-    parser.add_argument("--arms", type=_several(str), metavar="A,B", help=arms)
-    parser.add_argument("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink")
-    also = "also nullsmtpd with "
-    for name, parse, text in (
-        ("--linger", _several(_FROM_0), "each of these linger times in seconds"),
-        ("--lingering", _several(_NATURAL), "each of these numbers of idle clients"),
-        ("--addresses", _several(_FEW), "each of these numbers of addresses"),
-    ):
-        parser.add_argument(name, type=parse, default=[], metavar="N,N", help=also + text)
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="write CPU time by rate there, as SVG")
-
-
-def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--instances", type=_several(_FEW), default=[1, 2], metavar="N,N", help="processes on one port; without, 1,2"
-    )
-    parser.add_argument("--first-rate", type=_POSITIVE, default=500.0, metavar="R", help="connections a second")
-    parser.add_argument("--factor", type=_FACTOR, default=2.0, metavar="X", help="from one rate to the next")
-    parser.add_argument("--steps", type=_FEW, default=6, metavar="N", help="how many rates")
-    _add_rounds(parser)
-
-
-def _add_rounds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
-    parser.add_argument("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
-    parser.add_argument("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
-
-
-def _add_footprint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--starts", type=_COUNT, default=10, metavar="N", help="of each server, interleaved")
-    parser.add_argument("--connections", type=_NATURAL, default=500, metavar="N", help="before memory is read")
-
-
-def _add_soak(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--duration", type=_POSITIVE, default=300.0, metavar="S", help="seconds")
-    parser.add_argument("--rate", type=_POSITIVE, default=500.0, metavar="R", help="clients a second")
-    parser.add_argument("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="instead of nullsmtpd")
-
-
-def _add_relay(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
-    parser.add_argument("--each", type=_COUNT, default=5000, metavar="N", help="lookups a round")
-    parser.add_argument("--clients", type=_FEW, default=8, metavar="N", help="of the closed loop")
+def _add_rounds(option: _Add) -> None:
+    option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
+    option("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
+    option("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -152,17 +134,7 @@ def _check_files(options: argparse.Namespace) -> None:
     if options.markdown and not options.json:
         raise ValueError("--markdown takes --json: the marks in its file are named for the JSON file")
     if options.markdown:
-        _parts_of(options.markdown, options.json.name)
-
-
-def _parts_of(path: Path, name: str) -> tuple[str, str]:
-    """Return what stands before and after the marks. Raises `ValueError` without them."""
-    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
-    before, found, rest = (path.read_text() if path.exists() else "").partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not found or not found_end:
-        raise ValueError(f"{path} has no lines {begin.strip()} and {end.strip()}")
-    return before + begin, end + after
+        report.parts(options.markdown, options.json.name)
 
 
 def _finish(options: argparse.Namespace, found: Report) -> int:
@@ -176,7 +148,7 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
         whole = {"machine": facts, "interrupted": found.interrupted, **found.record, "report": table}
         options.json.write_text(json.dumps(whole, indent=1) + "\n")
     if options.markdown:
-        before, after = _parts_of(options.markdown, options.json.name)
+        before, _, after = report.parts(options.markdown, options.json.name)
         options.markdown.write_text(before + found.markdown() + after)
     for failure in found.failures:
         _complain(failure, 1)

@@ -1,4 +1,4 @@
-"""What a connection costs nullsmtpd and other servers, at several rates."""
+"""What a connection costs nullsmtpd and other servers, or several instances of it, at several rates."""
 
 import argparse
 import contextlib
@@ -23,6 +23,9 @@ DIALOGUE_RATES = (200.0, CLOSED)
 _CLOSED_LOOP_CONNECTIONS = 20_000
 
 _WARM_UP = 500  # connections
+
+#: Connections a second; one generator reaches some ten thousand.
+MAX_RATE = 1_000_000
 
 Rounds = dict[tuple[float, str], list[measure.Round]]
 
@@ -56,31 +59,32 @@ def measured(
     Raises `RuntimeError` if a server does not come up, or does not keep its idle clients, and KeyboardInterrupt if
     Ctrl-C comes before the first measurement.
     """
-    missing = {arm.name: why for arm in arms if (why := servers.missing(arm))}
+    there, missing = servers.present(arms)
+    if not there:
+        raise RuntimeError("; ".join(["nothing to measure", *missing.values()]))
     most = max(arm.instances for arm in arms)
-    seen: Rounds = {}
     with contextlib.ExitStack() as stack:
-        up = [stack.enter_context(_prepared(arm)) for arm in arms if arm.name not in missing]
-        if not up:
-            raise RuntimeError("; ".join(["nothing to measure", *missing.values()]))
+        up = [stack.enter_context(_prepared(arm)) for arm in there]
         stack.enter_context(system.pinned(system.client_cpus(most)))
-
-        def one(what: tuple[float, servers.Server]) -> None:
-            rate, server = what
-            seen.setdefault((rate, server.arm.name), []).append(measure.measure(server, _plan(rate, options)))
-
-        warm_up = _plan(CLOSED, options)._replace(connections=_WARM_UP)
-        interrupted = measure.interleave([up], 1, lambda server: measure.measure(server, warm_up), "warm-up")
-        groups = [[(rate, server) for server in up] for rate in rates]
-        interrupted = interrupted or measure.interleave(groups, options.rounds, one)
-    if not seen:
-        raise KeyboardInterrupt
-    rounds = {(rate, arm.name): seen[rate, arm.name] for rate in rates for arm in arms if (rate, arm.name) in seen}
-    bases = {rate: rounds.get((rate, base), []) for rate in rates}
-    lost = {f"{name} at {_label(rate)}": sum(one.lost for one in series) for (rate, name), series in rounds.items()}
+        report.progress("warm-up")
+        for server in up:
+            measure.measure(server, _plan(CLOSED, options)._replace(connections=_WARM_UP))
+        found, interrupted = measure.interleave(
+            [[(rate, server) for server in up] for rate in rates],
+            options.rounds,
+            lambda what: measure.measure(what[1], _plan(what[0], options)),
+        )
+    rounds = {(rate, server.arm.name): series for (rate, server), series in found.items()}
+    rows, results, failures = [], [], []
+    for (rate, name), series in rounds.items():
+        cells, record = measure.summary(series, rounds.get((rate, base), []))
+        rows.append([_label(rate), name, *cells])
+        results.append({"rate": _label(rate), "server": name} | record)
+        if record["lost"]:
+            failures.append(f"{record['lost']:,} lost lines: {name} at {_label(rate)}")
     return rounds, Report(
         head=["rate", "server", *measure.HEAD],
-        rows=[[_label(rate), name, *measure.row(series, bases[rate])] for (rate, name), series in rounds.items()],
+        rows=rows,
         notes=[
             f"rate: connections a second, or a closed loop of {options.clients} clients.",
             "CPU: user and system time of the server for one connection.",
@@ -91,18 +95,30 @@ def measured(
             *_cpu_notes(rounds, most),
             *(f"Missing: {name}: {why}." for name, why in missing.items()),
         ],
-        record={
-            "base": base,
-            "missing": missing,
-            "results": [
-                {"rate": _label(rate), "server": name} | measure.summary(series, bases[rate])
-                for (rate, name), series in rounds.items()
-            ],
-        },
+        record={"base": base, "missing": missing, "results": results},
         left=2,
-        failures=[f"{count:,} lost lines: {where}" for where, count in lost.items() if count],
+        failures=failures,
         interrupted=interrupted,
     )
+
+
+def sweep(options: argparse.Namespace) -> Report:
+    """Measure one or more instances of nullsmtpd that share a port, at rising rates.
+
+    Raises `ValueError` for a rate that no server reaches, `RuntimeError` if an instance does not come up.
+    """
+    rates = [options.first_rate * options.factor**step for step in range(options.steps)]
+    if rates[-1] > MAX_RATE:
+        raise ValueError(
+            f"--steps {options.steps}: the last rate would be {rates[-1]:g}, more than {MAX_RATE:,} a second"
+        )
+    arms = [
+        servers.nullsmtpd(*(["--reuse-port"] if count > 1 else []), name=f"instances: {count}")._replace(
+            instances=count
+        )
+        for count in options.instances
+    ]
+    return measured(arms, arms[0].name, rates, options)[1]
 
 
 def select(options: argparse.Namespace) -> tuple[list[servers.Arm], str]:

@@ -14,37 +14,27 @@ def footprint(options: argparse.Namespace) -> Report:
 
     Raises `RuntimeError` if a server does not come up.
     """
-    arms = [servers.ARMS["nullsmtpd"], servers.EMPTY, servers.ARMS["nginx"]]
-    missing = {arm.name: why for arm in arms if (why := servers.missing(arm))}
-    seen: dict[str, list[tuple[float, ...]]] = {arm.name: [] for arm in arms if arm.name not in missing}
+    arms, missing = servers.present([servers.ARMS["nullsmtpd"], servers.EMPTY, servers.ARMS["nginx"]])
 
-    def one_start(arm: servers.Arm) -> None:
+    def one_start(arm: servers.Arm) -> tuple[float, float, float]:
         with servers.running(arm) as server:
             for _ in range(options.connections):
                 with socket.create_connection(server.targets[0]) as client:
                     client.recv(512)
             time.sleep(measure.SETTLE_SECONDS)
             memory = system.memory({server.processes[0].pid, *server.pids})
-            seen[arm.name].append((memory.rss / 1024, memory.private / 1024, server.ready_ms))
+            return memory.rss / 1024, memory.private / 1024, server.ready_ms
 
-    interrupted = measure.interleave([[arm for arm in arms if arm.name in seen]], options.starts, one_start, "start")
-    if not all(seen.values()):
-        raise KeyboardInterrupt
+    found, interrupted = measure.interleave([arms], options.starts, one_start, "start")
     rows, results = [], []
     for index, what in enumerate(("RSS, MiB", "private, MiB", "start, ms")):
-        base = [one[index] for one in seen[servers.EMPTY.name]]
-        for name, starts in seen.items():
+        base = [one[index] for one in found.get(servers.EMPTY, [])]
+        for arm, starts in found.items():
             values = [one[index] for one in starts]
-            found, to_empty = spread(values), ratio(values, base)
-            rows.append([what, name, report.with_spread(found), report.with_spread(to_empty, 2)])
-            results.append(
-                {
-                    "what": what,
-                    "server": name,
-                    "value": found and found._asdict(),
-                    "ratio": to_empty and to_empty._asdict(),
-                }
-            )
+            value, to_empty = spread(values), ratio(values, base)
+            rows.append([what, arm.name, report.with_spread(value), report.with_spread(to_empty, 2)])
+            figures = {"value": value and value._asdict(), "ratio": to_empty and to_empty._asdict()}
+            results.append({"what": what, "server": arm.name, **figures})
     return Report(
         head=["what", "server", "median (quartiles)", "ratio to empty"],
         rows=rows,

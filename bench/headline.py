@@ -14,7 +14,7 @@ from typing import Any
 from bench import report
 from bench.stats import Spread
 
-__all__ = ["BLOCKS", "NOT_MEASURED", "capacity", "expected", "headline", "parts"]
+__all__ = ["BLOCKS", "NOT_MEASURED", "capacity", "expected", "headline"]
 
 NOT_MEASURED = "Not measured yet.\n"
 
@@ -39,12 +39,10 @@ def headline(compared: _Found, footprint: _Found) -> str:
                 *(report.number(one["p50_ms"]["median"]) for one in (own, nginx)),
             ]
         )
-    marks = ["---:"] * len(_HEAD)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in (_HEAD, marks, *rows))
     machine = compared["machine"]
     rss, private, start = (_idle(footprint, what) for what in ("RSS, MiB", "private, MiB", "start, ms"))
     return (
-        f"{table}\n\n"
+        f"{report.markdown_table(_HEAD, rows)}\n"
         f"Memory: {rss:.1f} MiB, {private:.1f} MiB of it shared with no other process. "
         f"Start until a connection succeeds: {start:.0f} ms.\n"
         f"Commit {machine['commit']}, Python {machine['python']}, {machine['kernel']}, {machine['cpu']}.\n"
@@ -82,25 +80,16 @@ def expected(name: tuple[str, str]) -> str:
     return BLOCKS[name](compared, footprint)
 
 
-def parts(page: str, block: str) -> tuple[str, str, str]:
-    """Return what stands before, in and after a block of a page. Raises `ValueError` without its marks."""
-    begin, end = f"<!-- begin {block} -->\n", f"<!-- end {block} -->\n"
-    before, found, rest = (_BENCH.parent / page).read_text().partition(begin)
-    inside, found_end, after = rest.partition(end)
-    if not found or not found_end:
-        raise ValueError(f"{page} has no lines {begin.strip()} and {end.strip()}")
-    return before + begin, inside, end + after
-
-
 def main() -> int:
     """Write the blocks; return the exit status."""
     for page, block in BLOCKS:
+        path = _BENCH.parent / page
         try:
-            before, _, after = parts(page, block)
+            before, _, after = report.parts(path, block)
         except ValueError as error:
             sys.stderr.write(f"bench.headline: {error}\n")
             return 1
-        (_BENCH.parent / page).write_text(before + expected((page, block)) + after)
+        path.write_text(before + expected((page, block)) + after)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import ipaddress
-import math
 import socket
 import time
 from collections import Counter
@@ -66,22 +65,22 @@ def load(options: argparse.Namespace) -> Report:
         max_open=min(_MOST_OPEN, limit),
     )
     before, begun = system.kernel_counters(), time.monotonic()
-    tally = client.run(plan, lambda outcomes: _show(plan, outcomes, time.monotonic() - begun))
+
+    def show(outcomes: Counter[Outcome]) -> None:
+        seconds = time.monotonic() - begun
+        counts = ", ".join(f"{outcome} {count:,}" for outcome, count in outcomes.most_common())
+        left = max(0.0, plan.seconds - seconds)
+        report.progress(f"{outcomes.total() / seconds:,.0f}/s: {counts or 'nothing yet'}; {left:.0f} s left")
+
+    tally = client.run(plan, show)
     kernel = {name: value - before[name] for name, value in system.kernel_counters().items()}
     return _report(plan, tally, kernel, options.target)
-
-
-def _show(plan: Plan, outcomes: Counter[Outcome], seconds: float) -> None:
-    """Show rate, outcomes so far and time left."""
-    counts = ", ".join(f"{outcome} {count:,}" for outcome, count in outcomes.most_common())
-    left = max(0.0, plan.seconds - seconds)
-    report.progress(f"{outcomes.total() / seconds:,.0f}/s: {counts or 'nothing yet'}; {left:.0f} s left")
 
 
 def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Report:
     seconds = tally.window / 1e9
     kind = f"{plan.clients} clients in a closed loop" if plan.clients else f"{plan.rate:,g} connections a second"
-    rates = {"started": tally.started / seconds, "answered": tally.in_window / seconds}
+    started, answered = tally.started / seconds, tally.in_window / seconds
     outcomes = {str(outcome): count for outcome, count in tally.outcomes.most_common()}
     failures = []
     if tally.gave_up:
@@ -90,25 +89,21 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
         failures.append(f"{tally.lost:,} of {tally.started:,} connections did not get the whole line")
     if unfinished := tally.started - tally.outcomes.total():
         outcomes["unfinished"] = unfinished
-    times = {
-        "time to connect": _milliseconds(tally.connect),
-        "time to first octet": _milliseconds(tally.first),
-        "time to FIN": _milliseconds(tally.fin),
-        "late start": _milliseconds(tally.late),
-    }
-    if plan.clients:
-        del times["late start"]
-    limits = _generator_limits(tally, times.get("late start", {}).get("p99"))
+    times = {"time to connect": tally.connect, "time to first octet": tally.first, "time to FIN": tally.fin}
+    if plan.rate:
+        times["late start"] = tally.late
+    columns = {name: _milliseconds(ns) for name, ns in times.items()}
+    limits = _generator_limits(tally)
     return Report(
         before=[
             f"{target}: {kind}, {'EHLO, MAIL and QUIT' if plan.commands else 'greeting only'}, {seconds:.2f} s",
-            f"started {rates['started']:,.1f}/s, answered {rates['answered']:,.1f}/s",
+            f"started {started:,.1f}/s, answered {answered:,.1f}/s",
             "",
             *(f"  {name:16} {count:>10,}" for name, count in outcomes.items()),
             "",
         ],
         head=["ms", "count", *(f"p{percent:g}" for percent in _PERCENTILES), "max"],
-        rows=[[name, f"{row['count']:,}", *map(report.number, [*row.values()][1:])] for name, row in times.items()],
+        rows=[[name, f"{len(times[name]):,}", *map(report.number, row.values())] for name, row in columns.items()],
         notes=[
             f"The generator used {tally.cpu_share:.0%} of a CPU" + (f": {'; '.join(limits)}." if limits else "."),
             "This host's kernel: " + ", ".join(f"{name} {count}" for name, count in kernel.items()) + ".",
@@ -120,10 +115,10 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
             "seconds": seconds,
             "started": tally.started,
             "lost": tally.lost,
-            "per_second": rates,
+            "per_second": {"started": started, "answered": answered},
             "outcomes": outcomes,
             "errors": tally.errors,
-            "ms": times,
+            "ms": {name: {"count": len(times[name]), **row} for name, row in columns.items()},
             "generator": {"cpu_share": tally.cpu_share, "limits": limits},
             "kernel": kernel,
         },
@@ -134,16 +129,18 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
 
 def _milliseconds(nanoseconds: Sequence[int]) -> dict[str, float | None]:
     ordered = sorted(nanoseconds)
-    columns = {f"p{percent:g}": percentile(ordered, percent) for percent in _PERCENTILES}
-    columns["max"] = ordered[-1] if ordered else None
-    return {"count": len(ordered)} | {name: None if ns is None else ns / 1e6 for name, ns in columns.items()}
+    found = {f"p{percent:g}": percentile(ordered, percent) for percent in _PERCENTILES}
+    found["max"] = percentile(ordered, 100)
+    return {name: None if ns is None else ns / 1e6 for name, ns in found.items()}
 
 
-def _generator_limits(tally: Tally, late: float | None) -> Sequence[str]:
+def _generator_limits(tally: Tally) -> list[str]:
     """Return why the figures may be the generator's rather than the server's."""
-    limits = {
-        f"it used {tally.cpu_share:.0%} of a CPU": tally.cpu_share > BUSY,
-        f"1 % of the connections started {late or math.nan:.1f} ms late or later": (late or 0) > LATE_MS,
-        f"connect() failed with {', '.join(sorted(tally.errors))}": tally.outcomes[Outcome.FAILED] > 0,
-    }
-    return [text for text, reached in limits.items() if reached]
+    limits = []
+    if tally.cpu_share > BUSY:
+        limits.append(f"it used {tally.cpu_share:.0%} of a CPU")
+    if (late := (percentile(sorted(tally.late), 99) or 0) / 1e6) > LATE_MS:
+        limits.append(f"1 % of the connections started {late:.1f} ms late or later")
+    if tally.outcomes[Outcome.FAILED]:
+        limits.append(f"connect() failed with {', '.join(sorted(tally.errors))}")
+    return limits

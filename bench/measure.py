@@ -8,12 +8,12 @@ from typing import NamedTuple, TypeVar
 from bench import report, system
 from bench.client import Plan, run
 from bench.servers import Server
-from bench.stats import Spread, percentile, ratio, spread
+from bench.stats import percentile, ratio, spread
 
-#: The columns of `row`.
 HEAD = ("CPU µs", "ratio", "p50 ms", "p99 ms", "lost")
 
 _T = TypeVar("_T")
+_Result = TypeVar("_Result")
 
 # Of the random order: the same in every run.
 _SEED = 521
@@ -60,50 +60,49 @@ def measure(server: Server, plan: Plan) -> Round:
     )
 
 
-def interleave(groups: Sequence[Sequence[_T]], rounds: int, each: Callable[[_T], object], what: str = "round") -> bool:
-    """Call ``each`` for every member of every group in every round; return whether Ctrl-C ended it.
+def interleave(
+    groups: Sequence[Sequence[_T]], rounds: int, each: Callable[[_T], _Result], what: str = "round"
+) -> tuple[dict[_T, list[_Result]], bool]:
+    """Call ``each`` for every member of every group in every round; return its results, and whether Ctrl-C ended it.
 
     The members of a group take turns in a new random order, because one that is measured after another inherits its
     caches and its TIME_WAITs, and before the next group, so that a ratio compares what was measured within seconds.
+    Raises KeyboardInterrupt if Ctrl-C comes before the first result.
     """
     shuffle = random.Random(_SEED).shuffle
-    steps, done, begun = rounds * sum(map(len, groups)), 0, time.monotonic()
+    results: dict[_T, list[_Result]] = {member: [] for members in groups for member in members}
+    steps, done, begun, interrupted = rounds * sum(map(len, groups)), 0, time.monotonic(), False
     try:
         for number in range(rounds):
             for members in map(list, groups):
                 shuffle(members)
                 for member in members:
-                    left = (time.monotonic() - begun) / done * (steps - done) if done else None
-                    report.progress(
-                        f"{what} {number + 1} of {rounds}, {done} of {steps} measured"
-                        + (f", {left:,.0f} s left" if left is not None else "")
-                    )
-                    each(member)
+                    left = f", {(time.monotonic() - begun) / done * (steps - done):,.0f} s left" if done else ""
+                    report.progress(f"{what} {number + 1} of {rounds}, {done} of {steps} measured{left}")
+                    results[member].append(each(member))
                     done += 1
     except KeyboardInterrupt:
-        return True
-    return False
+        if not done:
+            raise
+        interrupted = True
+    return {member: found for member, found in results.items() if found}, interrupted
 
 
-def row(series: Sequence[Round], base: Sequence[Round]) -> list[str]:
-    """Return what a table shows under `HEAD`: medians, with quartiles where a cost is compared with the base."""
-    found = _spreads(series, base)
+def summary(series: Sequence[Round], base: Sequence[Round]) -> tuple[list[str], dict[str, object]]:
+    """Return what a table shows under `HEAD`, and the same for JSON, unrounded.
+
+    Costs and their ratios to the base are medians with quartiles, times are medians.
+    """
+    names = ("cpu_us", "p50_ms", "p99_ms", "per_second", "generator_cpu", "late_ms")
+    found = {name: spread([value for one in series if (value := getattr(one, name)) is not None]) for name in names}
+    found["ratio"] = ratio([one.cpu_us for one in series], [one.cpu_us for one in base])
+    lost = sum(one.lost for one in series)
     times = (found["p50_ms"], found["p99_ms"])
-    return [
+    cells = [
         report.with_spread(found["cpu_us"]),
         report.with_spread(found["ratio"], 2),
         *(report.number(one and one.median) for one in times),
-        f"{sum(one.lost for one in series):,}",
+        f"{lost:,}",
     ]
-
-
-def summary(series: Sequence[Round], base: Sequence[Round]) -> dict[str, object]:
-    """Return the same as JSON has it, unrounded."""
-    found = {name: one and one._asdict() for name, one in _spreads(series, base).items()}
-    return found | {"started": sum(one.started for one in series), "lost": sum(one.lost for one in series)}
-
-
-def _spreads(series: Sequence[Round], base: Sequence[Round]) -> dict[str, Spread | None]:
-    names = ("cpu_us", "p50_ms", "p99_ms", "per_second", "generator_cpu", "late_ms")
-    found = {name: spread([value for one in series if (value := getattr(one, name)) is not None]) for name in names}
-    return found | {"ratio": ratio([one.cpu_us for one in series], [one.cpu_us for one in base])}
+    record: dict[str, object] = {name: one and one._asdict() for name, one in found.items()}
+    return cells, record | {"started": sum(one.started for one in series), "lost": lost}

@@ -1,7 +1,7 @@
 """How one connection ended, as its client saw it."""
 
+import functools
 import re
-from collections.abc import Sequence
 from enum import StrEnum
 
 #: The reply of nullsmtpd by default, and of every server that is measured.
@@ -51,7 +51,8 @@ def is_whole(received: bytes) -> bool:
     return _WHOLE.fullmatch(received) is not None
 
 
-def classify(replies: Sequence[bytes], rest: bytes, ending: Ending, expect: Sequence[bytes]) -> Outcome:
+@functools.lru_cache(256)  # a server gives most clients the same
+def classify(replies: tuple[bytes, ...], rest: bytes, ending: Ending, expect: tuple[bytes, ...]) -> Outcome:
     """Return the outcome of a connection that gave whole ``replies``, then ``rest``, and ended in ``ending``.
 
     ``expect`` has the beginning of every reply, the greeting's first. A reply cut off before its last CRLF is

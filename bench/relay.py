@@ -5,13 +5,12 @@ import contextlib
 import itertools
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import measure, servers, system
+from bench import measure, report, servers, system
 from bench.report import Report
 from bench.stats import percentile
 
@@ -67,50 +66,48 @@ def exchange(arm: Lookups, count: int) -> list[int]:
 def relay(options: argparse.Namespace) -> Report:
     """Measure lookups over TCP: cached, of names never asked for before, and beside a server with a fixed reply.
 
-    The servers have the first CPU, this process and the name server the others. Raises `bench.servers.MissingError`
-    without dnsmasq, `RuntimeError` when something does not come up or answers wrongly.
+    The servers have the first CPU, this process and the name server the others. Raises `RuntimeError` without dnsmasq,
+    and when something does not come up or answers wrongly.
     """
-    rounds: dict[str, list[measure.Round]] = {}
+    name_server = servers.Arm("dnsmasq", _dnsmasq, (("dnsmasq", "dnsmasq-base"),))
     with contextlib.ExitStack() as stack:
-        dns = stack.enter_context(servers.running(_name_server(), system.client_cpus()))
+        dns = stack.enter_context(servers.running(name_server, system.client_cpus()))
         resolver = "{}:{}".format(*dns.targets[0])
 
         def lookups(arm: servers.Arm, keys: Iterator[str], reply: bytes) -> Lookups:
             server = stack.enter_context(servers.running(arm))
             target = server.targets[0]
-            connected = [stack.enter_context(socket.create_connection(target)) for _ in range(options.clients)]
-            return Lookups(server, connected, keys, reply)
+            clients = tuple(stack.enter_context(socket.create_connection(target)) for _ in range(options.clients))
+            return Lookups(server, clients, keys, reply)
 
         known = (f"known{number % KNOWN}.example" for number in itertools.count())
         new = (f"new{number}.example" for number in itertools.count())
-        fixed = servers.python("socketmap", "uvloop, the same reply to everything")._replace(name="fixed reply")
+        fixed = servers.python("socketmap")._replace(name="fixed reply")
         arms = [
             lookups(fixed, itertools.repeat("known0.example"), _NOT_FOUND),
-            lookups(_relay("cached", resolver), known, _NULL_MX),
-            lookups(_relay("uncached", resolver), new, _NOT_FOUND),
+            lookups(servers.nullsmtpd("relay", "--resolver", resolver, name="cached"), known, _NULL_MX),
+            lookups(servers.nullsmtpd("relay", "--resolver", resolver, name="uncached"), new, _NOT_FOUND),
         ]
         stack.enter_context(system.pinned(system.client_cpus()))
-        exchange(arms[1], KNOWN)
-
-        def one_round(arm: Lookups) -> None:
-            rounds.setdefault(arm.server.arm.name, []).append(_measure(arm, options.each))
-
-        interrupted = measure.interleave([arms], 1, lambda arm: exchange(arm, max(1, options.each // 10)), "warm-up")
-        interrupted = interrupted or measure.interleave([arms], options.rounds, one_round)
-    if len(rounds) < len(arms):
-        raise KeyboardInterrupt
-    rounds = {arm.server.arm.name: rounds[arm.server.arm.name] for arm in arms}
-    base = rounds["fixed reply"]
+        report.progress("warm-up")
+        for arm in arms:
+            exchange(arm, KNOWN)
+        found, interrupted = measure.interleave([arms], options.rounds, lambda arm: _measure(arm, options.each))
+    rows, results = [], []
+    for arm, series in found.items():
+        cells, record = measure.summary(series, found.get(arms[0], []))
+        rows.append([arm.server.arm.name, *cells])
+        results.append({"lookups": arm.server.arm.name} | record)
     return Report(
         head=["lookups", *measure.HEAD],
-        rows=[[name, *measure.row(series, base)] for name, series in rounds.items()],
+        rows=rows,
         notes=[
             "CPU: user and system time of the server for one lookup over TCP.",
             "ratio: to a server that gives a fixed reply, round by round.",
             f"CPU, ratio: median (quartiles) of {options.rounds} rounds of {options.each:,} lookups.",
             f"{options.clients} clients, each in a closed loop.",
         ],
-        record={"results": [{"lookups": name} | measure.summary(series, base) for name, series in rounds.items()]},
+        record={"results": results},
         interrupted=interrupted,
     )
 
@@ -124,25 +121,12 @@ def _measure(arm: Lookups, count: int) -> measure.Round:
     return measure.Round(cpu_us, p50, p99, count / seconds, count, 0)
 
 
-def _relay(name: str, resolver: str) -> servers.Arm:
-    def command(ports: Sequence[int], directory: Path) -> list[str]:
-        options = ["--listen", f"127.0.0.1:{ports[0]}", "--resolver", resolver]
-        return [sys.executable, "-m", "nullsmtpd", "relay", *options]
-
-    return servers.Arm(name, "nullsmtpd relay", command)
-
-
-def _name_server() -> servers.Arm:
-    """Return dnsmasq, in which ``known0.example`` and so on have a null MX, and no other name has an MX."""
-
-    def command(ports: Sequence[int], directory: Path) -> list[str]:
-        lines = [
-            *("no-resolv", "no-hosts", "bind-interfaces", "listen-address=127.0.0.1", f"pid-file={directory}/pid"),
-            *(f"port={ports[0]}", "local=/example/", "local-ttl=3600"),
-            *(f"mx-host=known{number}.example,.,0" for number in range(KNOWN)),
-        ]
-        (directory / "dnsmasq.conf").write_text("\n".join(lines) + "\n")
-        program = servers.tool("dnsmasq", "dnsmasq-base")
-        return [program, "--keep-in-foreground", "--log-facility=-", f"--conf-file={directory}/dnsmasq.conf"]
-
-    return servers.Arm("dnsmasq", "dnsmasq", command)
+def _dnsmasq(ports: Sequence[int], directory: Path) -> list[str]:
+    """Return a name server in which ``known0.example`` and so on have a null MX, and no other name has an MX."""
+    lines = [
+        *("no-resolv", "no-hosts", "bind-interfaces", "listen-address=127.0.0.1", f"pid-file={directory}/pid"),
+        *(f"port={ports[0]}", "local=/example/", "local-ttl=3600"),
+        *(f"mx-host=known{number}.example,.,0" for number in range(KNOWN)),
+    ]
+    (directory / "dnsmasq.conf").write_text("\n".join(lines) + "\n")
+    return ["dnsmasq", "--keep-in-foreground", "--log-facility=-", f"--conf-file={directory}/dnsmasq.conf"]

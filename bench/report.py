@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.stats import Spread
@@ -47,9 +48,23 @@ class Report(NamedTuple):
 
     def markdown(self) -> str:
         """Return table and notes as Markdown."""
-        marks = ["---"] * self.left + ["---:"] * (len(self.head) - self.left)
-        table = "\n".join(f"| {' | '.join(row)} |" for row in (self.head, marks, *self.rows))
-        return f"{table}\n\n{textwrap.fill(' '.join(self.notes), 120)}\n"
+        return f"{markdown_table(self.head, self.rows, self.left)}\n{textwrap.fill(' '.join(self.notes), 120)}\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 0) -> str:
+    """Return a table in Markdown; its first ``left`` columns are text."""
+    marks = ["---"] * left + ["---:"] * (len(head) - left)
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, marks, *rows))
+
+
+def parts(path: Path, name: str) -> tuple[str, str, str]:
+    """Return what stands before, in and after the marks of a block. Raises `ValueError` without them."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
+    before, found, rest = (path.read_text() if path.exists() else "").partition(begin)
+    inside, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"{path} has no lines {begin.strip()} and {end.strip()}")
+    return before + begin, inside, end + after
 
 
 def number(value: float | None, most: int = 9) -> str:

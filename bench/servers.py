@@ -31,31 +31,23 @@ _START_TIMEOUT = 20.0
 _STOP_TIMEOUT = 5.0  # from SIGTERM to SIGKILL
 _NGINX_STREAM = "/usr/lib/nginx/modules/ngx_stream_module.so"
 _SOURCES = Path(__file__).parent
-
-Command = Callable[[Sequence[int], Path], list[str]]
-
-
-class MissingError(Exception):
-    """A server cannot be had on this machine; the message names what it takes."""
+_PATH = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/postfix/sbin"]
+)
 
 
 class Arm(NamedTuple):
     """One kind of server. ``command`` makes a command line from the ports and a directory for its files."""
 
     name: str
-    what: str
-    command: Command
+    command: Callable[[Sequence[int], Path], list[str]]
     needs: tuple[tuple[str, str], ...] = ()  # programs or files, each with its Debian package
-    #: Whether a child of the process that is started does the work (nginx).
-    in_child: bool = False
-    #: What its clients send, each after the reply to the one before, and what the replies begin with.
-    commands: tuple[bytes, ...] = ()
-    expect: tuple[bytes, ...] = (b"521",)
+    in_child: bool = False  # whether a child of the process that is started does the work (nginx)
+    commands: tuple[bytes, ...] = ()  # what its clients send, each after the reply to the one before
+    expect: tuple[bytes, ...] = (b"521",)  # what the replies begin with
     addresses: int = 1
-    #: How many clients stay connected to it while others are measured, idle.
-    idle: int = 0
-    #: How many processes share the port.
-    instances: int = 1
+    idle: int = 0  # clients that stay connected to it while others are measured
+    instances: int = 1  # processes that share the port
 
 
 class Server:
@@ -74,48 +66,41 @@ class Server:
         return [child for pid in started for child in system.children(pid)] if self.arm.in_child else started
 
 
-def tool(name: str, package: str) -> str:
-    """Return the path of a program, or of a file given by its path. Raises `MissingError`."""
-    places = [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/postfix/sbin"]
-    path = name if Path(name).is_file() else shutil.which(name, path=os.pathsep.join(places))
-    if path is None:
-        raise MissingError(f"no {name} (Debian package {package})")
-    return path
-
-
-def missing(arm: Arm) -> str | None:
-    """Return why an arm is missing on this machine, or None."""
-    try:
-        for name, package in arm.needs:
-            tool(name, package)
-    except MissingError as error:
-        return str(error)
-    return None
+def present(arms: Sequence[Arm]) -> tuple[list[Arm], dict[str, str]]:
+    """Return the servers that this machine has, and why each of the others is missing, by name."""
+    missing = {
+        arm.name: f"no {name} (Debian package {package})"
+        for arm in arms
+        for name, package in reversed(arm.needs)
+        if not (Path(name).is_file() or shutil.which(name, path=_PATH))
+    }
+    return [arm for arm in arms if arm.name not in missing], missing
 
 
 def nullsmtpd(*arguments: str, name: str = "nullsmtpd") -> Arm:
-    """Return nullsmtpd with these options, beside where it listens."""
+    """Return nullsmtpd with these arguments, beside where it listens."""
 
     def command(ports: Sequence[int], directory: Path) -> list[str]:
         listen = [word for port in ports for word in ("--listen", f"{_HOST}:{port}")]
-        return [sys.executable, "-m", "nullsmtpd", *listen, *arguments]
+        return [sys.executable, "-m", "nullsmtpd", *arguments, *listen]
 
-    return Arm(name, " ".join(["nullsmtpd", *arguments]), command)
+    return Arm(name, command)
 
 
-def python(kind: str, what: str) -> Arm:
+def python(kind: str) -> Arm:
     """Return one of the servers of control.py."""
 
     # -P: the directory of control.py has modules of this package in it, which could hide others of the same name.
     def command(ports: Sequence[int], directory: Path) -> list[str]:
         return [sys.executable, "-P", str(_SOURCES / "control.py"), kind, str(ports[0]), str(BACKLOG)]
 
-    return Arm(kind, what, command)
+    return Arm(kind, command)
 
 
 def _c_loop(ports: Sequence[int], directory: Path) -> list[str]:
     binary = str(directory / "control")
-    subprocess.run([tool("cc", "gcc"), "-O2", "-Wall", "-o", binary, _SOURCES / "control.c"], check=True)
+    compiler = ["cc", "-O2", "-Wall", "-o", binary, str(_SOURCES / "control.c")]
+    subprocess.run(compiler, check=True)
     return [binary, str(ports[0]), str(BACKLOG)]
 
 
@@ -134,7 +119,7 @@ stream {{
 }}
 """
     )
-    return [tool("nginx", "nginx"), "-p", str(directory), "-c", str(configuration)]
+    return ["nginx", "-p", str(directory), "-c", str(configuration)]
 
 
 def _smtp_sink(ports: Sequence[int], directory: Path) -> list[str]:
@@ -142,7 +127,7 @@ def _smtp_sink(ports: Sequence[int], directory: Path) -> list[str]:
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     refuse = ["-h", "mail.bench.example", "-f", "MAIL", "-B", f"521 5.3.2 {_TEXT[4:]}"]
     options = ["-m", str(BACKLOG), "-a", "-C", "-F", "-N", "-p", *refuse]
-    return [tool("smtp-sink", "postfix"), *user, *options, f"{_HOST}:{ports[0]}", str(BACKLOG)]
+    return ["smtp-sink", *user, *options, f"{_HOST}:{ports[0]}", str(BACKLOG)]
 
 
 #: What `compare` measures, nullsmtpd first.
@@ -150,20 +135,14 @@ ARMS = {
     arm.name: arm
     for arm in (
         nullsmtpd(),
-        Arm(
-            "nginx",
-            "nginx stream return, one worker",
-            _nginx,
-            (("nginx", "nginx"), (_NGINX_STREAM, "libnginx-mod-stream")),
-            in_child=True,
-        ),
-        Arm("c-loop", "control.c: accept4, send, shutdown, close", _c_loop, (("cc", "gcc"),)),
-        python("uvloop", "uvloop Protocol, write and close"),
+        Arm("nginx", _nginx, (("nginx", "nginx"), (_NGINX_STREAM, "libnginx-mod-stream")), in_child=True),
+        Arm("c-loop", _c_loop, (("cc", "gcc"),)),
+        python("uvloop"),
     )
 }
 
 #: The least that a uvloop daemon can be, for `footprint`.
-EMPTY = python("empty", "uvloop, one listening socket, nothing else")
+EMPTY = python("empty")
 
 
 def refused_at_mail(reply: str = "521") -> tuple[bytes, ...]:
@@ -181,7 +160,7 @@ DIALOGUES = {
     for arm in (
         nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example", name="mode-mail"),
         nullsmtpd("--mode", "session", name="mode-session"),
-        Arm("smtp-sink", "Postfix smtp-sink -f MAIL -B", _smtp_sink, (("smtp-sink", "postfix"),)),
+        Arm("smtp-sink", _smtp_sink, (("smtp-sink", "postfix"),)),
     )
 }
 
@@ -202,12 +181,14 @@ def varied(lingers: Sequence[float], idle: Sequence[int], addresses: Sequence[in
 def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
     """Start a server on ports of 127.0.0.1, on ``cpus`` or the CPUs for servers, and end it afterwards.
 
-    Raises `RuntimeError` with the server's own words if it does not come up.
+    Raises `RuntimeError` if it is missing, and with the server's own words if it does not come up.
     """
+    _, missing = present([arm])
+    if missing:
+        raise RuntimeError(missing[arm.name])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
-    with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        ports = _free_ports(arm.addresses)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, contextlib.ExitStack() as stack:
+        directory, ports = Path(name), _free_ports(arm.addresses)
         command = arm.command(ports, directory)
         server = Server(arm, [], ports)
         stack.callback(_end, server.processes)
@@ -215,17 +196,22 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
         for number in range(arm.instances):
             log_path = directory / f"log{number}"
             with log_path.open("wb") as log, system.pinned(cpus or system.server_cpus(arm.instances)):
-                # A session of its own: Ctrl-C is for this process, which then ends the server.
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment | {"PATH": _PATH},
+                    start_new_session=True,  # Ctrl-C is for this process, which then ends the server
                 )
             server.processes.append(process)
-            _wait_until_ready(server, process, log_path)
+            _wait_until_ready(server, log_path)
         server.ready_ms = (time.perf_counter() - begun) * 1000
         yield server
 
 
-def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
+def _wait_until_ready(server: Server, log_path: Path) -> None:
+    """Wait for the process started last, whose log this is."""
     deadline = time.monotonic() + _START_TIMEOUT
     # nginx listens before it forks. Of several instances, one that answers does not show that the others listen.
     while not (
@@ -233,7 +219,7 @@ def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log_pa
         and server.pids
         and (server.arm.instances == 1 or " listening " in log_path.read_text())
     ):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if server.processes[-1].poll() is not None or time.monotonic() > deadline:
             words = log_path.read_text(errors="replace").strip()
             raise RuntimeError(f"{server.arm.name} does not listen: {words[-400:] or 'it gives no reason'}")
         time.sleep(0.0005)

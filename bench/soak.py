@@ -68,10 +68,10 @@ def soak(options: argparse.Namespace) -> Report:
             asyncio.run(_run(server, found, options.duration, options.rate))
             report.progress("waiting for the server to close what is left")
             deadline = time.monotonic() + _CLOSE_TIMEOUT
-            while process.poll() is None and system.open_files(server.pids) > found.open_files[0]:
-                time.sleep(0.05)
-                if time.monotonic() > deadline:
+            while process.poll() is None and time.monotonic() < deadline:
+                if system.open_files(server.pids) <= found.open_files[0]:
                     break
+                time.sleep(0.05)
         except KeyboardInterrupt:
             interrupted = True
         if process.poll() is None:
@@ -118,26 +118,24 @@ def _failures(found: _Soak, arm: str) -> list[str]:
 
 
 async def _run(server: servers.Server, found: _Soak, duration: float, rate: float) -> None:
-    loop, process, target = asyncio.get_running_loop(), server.processes[0], server.targets[0]
+    loop, process = asyncio.get_running_loop(), server.processes[0]
     names = list(BEHAVIOURS)
     next_sample = begun = loop.time()
+    tasks: set[asyncio.Task[None]] = set()
 
     async def one(name: str) -> None:
-        found.outcomes[name][await one_client(target, name, _CLIENT_TIMEOUT)] += 1
+        found.outcomes[name][await one_client(server.targets[0], name, _CLIENT_TIMEOUT)] += 1
 
-    tasks: set[asyncio.Task[None]] = set()
     while (now := loop.time()) < begun + duration and process.poll() is None:
         if now >= next_sample:
             next_sample += max(duration / 60, 0.1)
             found.rss.append(system.memory(server.pids).rss)
             lost = sum(found.lost(name).total() for name in names)
-            left = begun + duration - now
-            report.progress(f"{found.started:,} clients, {lost:,} lost lines; {left:.0f} s left")
+            report.progress(f"{found.started:,} clients, {lost:,} lost lines; {begun + duration - now:.0f} s left")
         while found.started < (now - begun) * rate and len(tasks) < _MOST_OPEN:
             task = loop.create_task(one(names[found.started % len(names)]))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             found.started += 1
         await asyncio.sleep(0.002)
-    if tasks:
-        await asyncio.wait(tasks)
+    await asyncio.gather(*tasks)

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -31,15 +32,11 @@ def cpu_ns(pids: Iterable[int]) -> int:
 
 def memory(pids: Iterable[int]) -> Memory:
     """Return the memory of the processes (/proc/PID/smaps_rollup)."""
-    rss = private = 0
+    kib: Counter[str] = Counter()
     for pid in pids:
-        found = {
-            name: int(size)
-            for name, size in re.findall(r"^(\w+):\s+(\d+) kB", _read(f"{pid}/smaps_rollup"), re.MULTILINE)
-        }
-        rss += found["Rss"]
-        private += found["Private_Clean"] + found["Private_Dirty"]
-    return Memory(rss, private)
+        for name, size in re.findall(r"^(\w+):\s+(\d+) kB", _read(f"{pid}/smaps_rollup"), re.MULTILINE):
+            kib[name] += int(size)
+    return Memory(kib["Rss"], kib["Private_Clean"] + kib["Private_Dirty"])
 
 
 def open_files(pids: Iterable[int]) -> int:
@@ -54,15 +51,12 @@ def children(pid: int) -> list[int]:
 
 def kernel_counters() -> dict[str, int]:
     """Return what the accept queues have lost, and the TCP retransmissions, in this network namespace."""
-    counters: dict[str, int] = {}
+    counters: dict[str, str] = {}
     for path in ("net/netstat", "net/snmp"):
         lines = [line.split() for line in _read(path).splitlines()]
         for names, values in zip(lines[::2], lines[1::2], strict=True):
-            counters |= {names[0] + name: int(value) for name, value in zip(names[1:], values[1:], strict=True)}
-    return {
-        name.rpartition(":")[2]: counters[name]
-        for name in ("TcpExt:ListenOverflows", "TcpExt:ListenDrops", "Tcp:RetransSegs")
-    }
+            counters |= zip(names, values, strict=True)
+    return {name: int(counters[name]) for name in ("ListenOverflows", "ListenDrops", "RetransSegs")}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pages import ROOT
 from support import Daemon, connect, read_all, require_tools
 
 import nullsmtpd
-from bench import headline
+from bench import headline, report
 from nullsmtpd.cli.responder import TABLE
 
 #: Pages for people; what tools read is not among them.
@@ -111,7 +111,7 @@ def test_contributors_see_the_system_calls_of_one_connection(daemon: Daemon, tmp
 @pytest.mark.parametrize("name", headline.BLOCKS)
 def test_the_figures_are_those_that_were_measured(name: tuple[str, str]) -> None:
     """A block of figures is what ``python -m bench.headline`` writes there."""
-    _, block, _ = headline.parts(*name)
+    _, block, _ = report.parts(ROOT / name[0], name[1])
     assert block == headline.expected(name)
 
 

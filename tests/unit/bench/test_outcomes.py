@@ -39,13 +39,13 @@ def test_every_cut_of_a_reply_is_told_from_the_whole(more: list[str], last: str)
 @given(st.lists(st.from_regex(r"[0-9]{3} [ -~]{0,20}", fullmatch=True), min_size=4, max_size=4), st.data())
 def test_every_cut_of_a_dialogue_is_told_from_the_whole(lines: list[str], data: st.DataObject) -> None:
     """Invariant: a dialogue is whole after its last reply and nowhere before; with more after it, wrong."""
-    replies = [f"{line}\r\n".encode() for line in lines]
-    expect = [reply[:3] for reply in replies]
+    replies = tuple(f"{line}\r\n".encode() for line in lines)
+    expect = tuple(reply[:3] for reply in replies)
     assert all(is_whole(reply) and not is_whole(reply[:-1]) for reply in replies)
     assert classify(replies, b"", Ending.FIN, expect) is Outcome.ANSWERED
     assert classify(replies, b"", Ending.RESET, expect) is Outcome.ANSWERED_RESET
     assert classify(replies, b"2", Ending.FIN, expect) is Outcome.WRONG
-    assert classify([*replies, b"250 more\r\n"], b"", Ending.FIN, expect) is Outcome.WRONG
+    assert classify((*replies, b"250 more\r\n"), b"", Ending.FIN, expect) is Outcome.WRONG
     sent = data.draw(st.integers(0, 3))
     rest = replies[sent][: data.draw(st.integers(0, len(replies[sent]) - 1))]
     assert classify(replies[:sent], rest, Ending.FIN, expect) is Outcome.INCOMPLETE
