@@ -2,13 +2,12 @@
 
 import contextlib
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from support import Daemon
+from support import Daemon, running
 
 __all__ = ["command_with", "daemon_on", "hand_over"]
 
@@ -42,14 +41,6 @@ def command_with(*sockets: socket.socket) -> list[str]:
 def daemon_on(tmp_path: Path, *sockets: socket.socket, arguments: Sequence[str] = ()) -> Iterator[Daemon]:
     """Run nullsmtpd with the sockets passed in until the end of the block."""
     log_path = tmp_path / f"{time.monotonic_ns()}.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [*command_with(*sockets), *arguments], stderr=log, pass_fds=[one.fileno() for one in sockets]
-        )
-    daemon = Daemon(process, log_path)
-    try:
-        daemon.wait_for(lambda: len(daemon.addresses()) == len(sockets), "the listening lines")
+    command, descriptors = [*command_with(*sockets), *arguments], [one.fileno() for one in sockets]
+    with running(command, log_path, listeners=len(sockets), pass_fds=descriptors) as daemon:
         yield daemon
-    finally:
-        process.kill()
-        process.wait()

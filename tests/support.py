@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,22 @@ class Daemon:
         return int(match[1])
 
 
+@contextlib.contextmanager
+def running(command: Sequence[str], log_path: Path, *, listeners: int = 1, **options: Any) -> Iterator[Daemon]:  # noqa: ANN401
+    """Run a command which is, or becomes, nullsmtpd until the end of the block; give it once it listens.
+
+    ``listeners``: how many lines it logs by then. ``options``: those of `subprocess.Popen`.
+    """
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stderr=log, **options)
+    daemon = Daemon(process, log_path)
+    try:
+        daemon.wait_for(lambda: len(daemon.lines("listening")) >= listeners, "a listening line")
+        yield daemon
+    finally:
+        _end(process)
+
+
 Start = Callable[..., Daemon]
 
 
@@ -162,17 +179,9 @@ def starting(tmp_path: Path) -> Iterator[Start]:
             command = [*prefix, sys.executable, "-m", "nullsmtpd", *arguments]
             if listen is not None:
                 command += ["--listen", listen]
-            with log_path.open("wb") as log:
-                process = subprocess.Popen(
-                    command,
-                    stderr=log,
-                    env=os.environ | (env or {}),
-                    preexec_fn=limit,  # noqa: PLW1509 - no threads here
-                )
-            stack.callback(_end, process)
-            daemon = Daemon(process, log_path)
+            options = {"env": os.environ | (env or {}), "preexec_fn": limit}
+            daemon = stack.enter_context(running(command, log_path, listeners=count, **options))
             started.append(daemon)
-            daemon.wait_for(lambda: len(daemon.addresses()) >= count, "a listening line")
             return daemon
 
         yield start_daemon

@@ -28,7 +28,7 @@ from network import (
 )
 from recipes import Recipe
 from senders import PREPARE, SENDER, version_of
-from support import Daemon
+from support import Daemon, running
 
 __all__ = [
     "BELOW",
@@ -176,12 +176,6 @@ def _nullsmtpd_relay(network: Network, path: Path, directory: Path) -> Iterator[
     """Run ``nullsmtpd relay`` with a Unix socket at ``path``."""
     command = [*UNTIL_WE_END, *network.prefix, sys.executable, "-m", "nullsmtpd", "relay", "--listen", f"unix:{path}"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
-    log_path = directory / "relay.log"
-    with log_path.open("wb") as log, subprocess.Popen(command, stderr=log, env=own) as process:
-        try:
-            daemon = Daemon(process, log_path)
-            daemon.wait_for(lambda: daemon.lines("listening"), "a listening line")
-            yield daemon
-            assert daemon.stop() == 0
-        finally:
-            process.kill()
+    with running(command, directory / "relay.log", env=own) as daemon:
+        yield daemon
+        assert daemon.stop() == 0

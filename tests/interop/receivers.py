@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from child import UNTIL_WE_END, child
 from network import ADDRESSES, EHLO_REFUSED, MODES, NULL_MX, SPARE_ADDRESS, Network, domain_for
-from support import Daemon
+from support import Daemon, running
 
 __all__ = ["TEXT", "Receivers", "receivers"]
 
@@ -50,12 +49,6 @@ def _nullsmtpd(network: Network, directory: Path, mode: str) -> Iterator[Daemon]
         options += ["--mode", mode, "--hostname", f"mx.{domain_for('plain', mode)}"]
     command = [*UNTIL_WE_END, *network.receiving_prefix, sys.executable, "-m", "nullsmtpd", *options]
     own = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
-    log_path = directory / f"{mode}.log"
-    with log_path.open("wb") as log, subprocess.Popen(command, stderr=log, env=own) as process:
-        try:
-            daemon = Daemon(process, log_path)
-            daemon.wait_for(lambda: len(daemon.addresses()) == len(domains), "listening lines")
-            yield daemon
-            assert daemon.stop() == 0
-        finally:
-            process.kill()
+    with running(command, directory / f"{mode}.log", listeners=len(domains), env=own) as daemon:
+        yield daemon
+        assert daemon.stop() == 0

@@ -18,7 +18,18 @@ import pytest
 from activation import hand_over
 from faults import failing
 from name_server import NameServer, name_server
-from support import PATIENCE, Daemon, Start, connect, read_all, require, require_root, require_tools, run_cli
+from support import (
+    PATIENCE,
+    Daemon,
+    Start,
+    connect,
+    read_all,
+    require,
+    require_root,
+    require_tools,
+    run_cli,
+    running,
+)
 
 from nullsmtpd.relay.protocol import netstring
 
@@ -570,24 +581,14 @@ def test_sockets_that_are_passed_in_replace_listen_and_stay(
         local.bind(str(path))
         local.listen()
         for _ in range(2):
-            log_path = tmp_path / "log"
-            with log_path.open("wb") as log:
-                process = subprocess.Popen(
-                    command_with((local, tcp), "--resolver", dns_server.flag),
-                    stderr=log,
-                    pass_fds=[local.fileno(), tcp.fileno()],
-                )
-            daemon = Daemon(process, log_path)
-            try:
-                daemon.wait_for(lambda daemon=daemon: len(daemon.lines("listening")) == 2, "the listening lines")  # type: ignore[misc]
+            command = command_with((local, tcp), "--resolver", dns_server.flag)
+            descriptors = [local.fileno(), tcp.fileno()]
+            with running(command, tmp_path / "log", listeners=2, pass_fds=descriptors) as daemon:
                 assert daemon.lines("listening")[0].endswith(f"address=unix:{path}")
                 with unix_socket(path) as client, connect(tcp.getsockname()) as other:
                     assert ask(client, "null.example") == ask(other, "null.example") == [REFUSAL]
                 assert daemon.stop(number) == 0
                 assert path.exists()
-            finally:
-                process.kill()
-                process.wait()
 
 
 @pytest.mark.parametrize("is_local", [False, True])
@@ -602,15 +603,10 @@ def test_a_listener_that_is_shut_down_by_another_process_ends_it(
             listener.listen()
         else:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        log_path = tmp_path / "log"
-        with log_path.open("wb") as log:
-            command = command_with([listener], "--resolver", dns_server.flag)
-            process = stack.enter_context(subprocess.Popen(command, stderr=log, pass_fds=[listener.fileno()]))
-        stack.callback(process.kill)
-        daemon = Daemon(process, log_path)
-        daemon.wait_for(lambda: daemon.lines("listening"), "a listening line")
+        command = command_with([listener], "--resolver", dns_server.flag)
+        daemon = stack.enter_context(running(command, tmp_path / "log", pass_fds=[listener.fileno()]))
         listener.shutdown(socket.SHUT_RDWR)
-        assert process.wait(PATIENCE) == 1
+        assert daemon.process.wait(PATIENCE) == 1
         assert daemon.log.endswith(": the listening socket was shut down; restart the program that passes it in\n")
 
 

@@ -28,6 +28,7 @@ from support import (
     require,
     require_root,
     require_tools,
+    running,
 )
 
 
@@ -149,25 +150,17 @@ def test_as_process_1_orphans_are_reaped(tmp_path: Path) -> None:
     """A health check that is killed may leave some in a container, where nobody else waits for them."""
     require_root()
     require_tools("unshare", "nsenter")
-    command = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
-    log_path = tmp_path / "log"
-    with (
-        log_path.open("wb") as log,
-        subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *command], stderr=log) as unshare,
-    ):
-        try:
-            daemon = Daemon(unshare, log_path)
-            daemon.wait_for(daemon.addresses, "a listening line")
-            (pid,) = daemon.children()
-            inside_it = ["nsenter", f"--target={pid}", "--pid", "sh", "-c"]
-            for _ in range(5):  # a child of a process that ends first
-                subprocess.run([*inside_it, "sh -c 'sleep 0.05' & echo"], check=True, capture_output=True)
-            children = Path(f"/proc/{pid}/task/{pid}/children")
-            daemon.wait_for(lambda: not children.read_text(), "that all are gone")
-            os.kill(pid, signal.SIGTERM)
-            assert unshare.wait(PATIENCE) == 0
-        finally:
-            unshare.kill()
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    command = [*unshare, sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
+    with running(command, tmp_path / "log") as daemon:
+        (pid,) = daemon.children()
+        inside_it = ["nsenter", f"--target={pid}", "--pid", "sh", "-c"]
+        for _ in range(5):  # a child of a process that ends first
+            subprocess.run([*inside_it, "sh -c 'sleep 0.05' & echo"], check=True, capture_output=True)
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        daemon.wait_for(lambda: not children.read_text(), "that all are gone")
+        os.kill(pid, signal.SIGTERM)
+        assert daemon.process.wait(PATIENCE) == 0
 
 
 def faked_clock(file: Path) -> dict[str, str]:

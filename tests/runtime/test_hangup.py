@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from faults import stopped
-from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools
+from support import LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_tools, running
 
 # These tests may themselves run under nohup(1).
 DEFAULT_SIGHUP = ("env", "--default-signal=HUP")
@@ -90,23 +91,10 @@ def ignore_all() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def started_by(prepare: Callable[[], None], tmp_path: Path) -> Iterator[Daemon]:
+def started_by(prepare: Callable[[], None], tmp_path: Path) -> AbstractContextManager[Daemon]:
     """Start the daemon from a parent that has prepared its signals in this way."""
-    log_path = tmp_path / "log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"],
-            stderr=log,
-            preexec_fn=prepare,  # noqa: PLW1509 - no threads here
-        )
-    daemon = Daemon(process, log_path)
-    try:
-        daemon.wait_for(daemon.addresses, "a listening line")
-        yield daemon
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
+    return running(command, tmp_path / "log", preexec_fn=prepare)
 
 
 @pytest.mark.parametrize("number", ENDING)
@@ -170,23 +158,10 @@ def terminal() -> Iterator[Terminal]:
     os.close(opened.keyboard)
 
 
-@contextlib.contextmanager
-def in_terminal(terminal: Terminal, command: Sequence[str], log_path: Path) -> Iterator[Daemon]:
+def in_terminal(terminal: Terminal, command: Sequence[str], log_path: Path) -> AbstractContextManager[Daemon]:
     """Run a command whose controlling terminal this is; only its log is elsewhere."""
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            ["setsid", "--ctty", *DEFAULT_SIGHUP, *command],
-            stdin=terminal.keyboard,
-            stdout=terminal.keyboard,
-            stderr=log,
-        )
-    daemon = Daemon(process, log_path)
-    try:
-        daemon.wait_for(daemon.addresses, "a listening line")
-        yield daemon
-    finally:
-        process.kill()
-        process.wait()
+    in_session = ["setsid", "--ctty", *DEFAULT_SIGHUP, *command]
+    return running(in_session, log_path, stdin=terminal.keyboard, stdout=terminal.keyboard)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--mode", "mail", "--hostname", "mx.example.org")])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from activation import command_with, daemon_on
 from faults import stopped
-from support import LINE, MODES, PATIENCE, Daemon, Start, connect, read_all, require, run_cli
+from support import LINE, MODES, PATIENCE, Daemon, Start, connect, read_all, require, run_cli, running
 
 NULLSMTPD = [sys.executable, "-m", "nullsmtpd"]
 
@@ -101,19 +101,12 @@ def test_the_soft_limit_is_raised_to_the_hard_one(start: Start) -> None:
 def test_more_inherited_descriptors_than_select_can_take(tmp_path: Path, mode: str) -> None:
     """The event loop's own are beyond 1,023 then."""
     require(resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 4096, "a limit of 4,096 open files")
-    log_path = tmp_path / "log"
     with contextlib.ExitStack() as held:
         descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
         for descriptor in descriptors:
             held.callback(os.close, descriptor)
-        log = held.enter_context(log_path.open("wb"))
-        process = subprocess.Popen(
-            [*NULLSMTPD, "--listen", "127.0.0.1:0", "--mode", mode], stderr=log, pass_fds=descriptors
-        )
-        held.callback(process.wait)
-        held.callback(process.kill)
-        daemon = Daemon(process, log_path)
-        daemon.wait_for(daemon.addresses, "a listening line")
+        command = [*NULLSMTPD, "--listen", "127.0.0.1:0", "--mode", mode]
+        daemon = held.enter_context(running(command, tmp_path / "log", pass_fds=descriptors))
         with connect(daemon.address) as client:
             client.sendall(b"QUIT\r\n")
             assert read_all(client)[:4] in {b"521 ", b"220 "}
@@ -282,16 +275,7 @@ def test_a_wrapper_that_executes_is_none(tmp_path: Path) -> None:
     """exec(2) keeps the process id."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         handing_over = command_with(listener)[: -len(NULLSMTPD)]
-        log_path = tmp_path / "log"
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                [*handing_over, "sh", "-c", 'exec "$@"', "sh", *NULLSMTPD], stderr=log, pass_fds=[listener.fileno()]
-            )
-        daemon = Daemon(process, log_path)
-        try:
-            daemon.wait_for(daemon.addresses, "a listening line")
+        command = [*handing_over, "sh", "-c", 'exec "$@"', "sh", *NULLSMTPD]
+        with running(command, tmp_path / "log", pass_fds=[listener.fileno()]) as daemon:
             assert daemon.address == listener.getsockname()
             assert daemon.stop() == 0
-        finally:
-            process.kill()
-            process.wait()
