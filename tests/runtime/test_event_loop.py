@@ -8,8 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from name_server import name_server
-from support import LINE, Daemon, Start, connect, read_all, require
+from scrapes import WITH_METRICS, scrape
+from support import MODES, Start, connect, read_all, require
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,82 +216,13 @@ print([f"{module}.{name}" for module, one in _stand_ins().items() for name in va
     assert set(ast.literal_eval(run_python(code))) == read
 
 
-# The commands, with the stand-ins and with the real modules imported before. A prefix precedes "python -m nullsmtpd".
-
-WITH_REAL_MODULES = """
-import inspect, runpy, ssl, subprocess, sys
-
-del sys.argv[:3]
-runpy.run_module("nullsmtpd", run_name="__main__", alter_sys=True)
-"""
-PREFIXES = {"stand-ins": (), "real": (sys.executable, "-c", WITH_REAL_MODULES)}
-both_ways = pytest.mark.parametrize("modules", PREFIXES)
-
-
-def check_openssl(daemon: Daemon, modules: str) -> None:
-    """Check whether the daemon has loaded OpenSSL: it has with the real modules only."""
-    if sys.platform == "linux":
-        assert ("libcrypto" in Path(f"/proc/{daemon.pid}/maps").read_text()) == (modules == "real")
-
-
-@both_ways
-@pytest.mark.parametrize("mode", ["close", "session", "mail"])
-def test_every_mode_serves_early_and_silent_talkers(modules: str, mode: str, start: Start) -> None:
-    """A client that speaks first and one that says QUIT after the greeting both get what the mode sends."""
-    daemon = start("--mode", mode, "--timeout", "5", prefix=PREFIXES[modules])
-    code = b"220 " if mode == "mail" else LINE
-    with connect(daemon.address) as early:
-        early.sendall(b"EHLO client.example\r\nQUIT\r\n")
-        assert read_all(early).startswith(code)
-    with connect(daemon.address) as client, client.makefile("rb") as lines:
-        assert lines.readline().startswith(code)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_responder_does_not_load_openssl(mode: str, start: Start) -> None:
+    """Neither for a client nor for a scrape."""
+    require(sys.platform == "linux", "Linux's /proc")
+    daemon = start("--mode", mode, *WITH_METRICS)
+    with connect(daemon.address) as client:
         client.sendall(b"QUIT\r\n")
-        assert lines.read().startswith(b"" if mode == "close" else b"221 ")
-    check_openssl(daemon, modules)
-    assert daemon.stop() == 0
-
-
-@both_ways
-def test_metrics_are_served(modules: str, start: Start) -> None:
-    """A scrape gets the metrics of the responder and of the process."""
-    daemon = start("--metrics", "127.0.0.1:0", prefix=PREFIXES[modules])
-    address = re.findall(r" metrics address=127\.0\.0\.1:(\d+)$", daemon.log, re.MULTILINE)
-    with connect(("127.0.0.1", int(address[0]))) as reader:
-        reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        scraped = read_all(reader)
-    assert b"\nnullsmtpd_connections_total " in scraped
-    assert b"\nprocess_resident_memory_bytes " in scraped
-    check_openssl(daemon, modules)
-    assert daemon.stop() == 0
-
-
-@both_ways
-@pytest.mark.parametrize("arguments", [(), ("--early",), ("--json",)])
-def test_check_finds_a_responder_good(modules: str, arguments: tuple[str, ...], daemon: Daemon) -> None:
-    """`check` asks as before."""
-    host = f"127.0.0.1:{daemon.address[1]}"
-    command = [*PREFIXES[modules], sys.executable, "-m", "nullsmtpd", "check", host, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@both_ways
-def test_check_asks_dns_about_a_domain(modules: str) -> None:
-    """Its resolver works without OpenSSL and with it."""
-    with name_server() as server:
-        arguments = ("check", "--domain", "null.example", "--resolver", server.flag)
-        command = [*PREFIXES[modules], sys.executable, "-m", "nullsmtpd", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@both_ways
-def test_relay_tells_a_null_mx_from_another(modules: str, start: Start) -> None:
-    """The relay's server and its resolver work without OpenSSL and with it."""
-    with name_server() as server:
-        daemon = start("relay", "--resolver", server.flag, prefix=PREFIXES[modules])
-        with connect(daemon.address) as client, client.makefile("rb") as replies:
-            client.sendall(b"19:nullmx null.example,20:nullmx plain.example,")
-            expected = b"41:OK 556 5.1.10 Domain does not accept mail,9:NOTFOUND ,"
-            assert replies.read(len(expected)) == expected
-        assert daemon.stop() == 0
+        assert read_all(client)
+    assert scrape(daemon)
+    assert "libcrypto" not in Path(f"/proc/{daemon.pid}/maps").read_text()
