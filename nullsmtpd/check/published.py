@@ -61,18 +61,14 @@ class Finding(NamedTuple):
         return f"{self.name} {self.subject}: {self.found}: {self.status}: {self.words}{publish}"
 
 
-#: A finding without subject and name. The line to publish is left out of the finding if its status is OK.
+#: A finding without subject and name.
 _Row = tuple[str, Status, str, str]
 
 
-def _judge(*rules: tuple[Status, str, object]) -> tuple[Status, str]:
-    """Return the status and the reason of the first rule that applies, which its last element says."""
-    return next((status, words) for status, words, applies in rules if applies)
-
-
-def _finding(subject: str, name: str, row: _Row) -> Finding:
-    found, status, words, publish = row
-    return Finding(subject, name, found, status, words, "" if status is Status.OK else publish)
+def _judge(found: str, publish: str, *rules: tuple[Status, str, object]) -> _Row:
+    """Return the status and the words of the first rule whose last element is true; if it is OK, nothing to publish."""
+    status, words = next((status, words) for status, words, applies in rules if applies)
+    return found, status, words, "" if status is Status.OK else publish
 
 
 def is_address(target: str) -> bool:
@@ -88,15 +84,16 @@ def judge_mx(mx: "MXAnswer", owner: str, *, sends: bool) -> Finding:
     )
     where = "its MX hosts" if mx.records else "its own addresses (RFC 5321 section 5.1)"
     fault = _mx_fault(mx)
-    judgement = _judge(
+    row = _judge(
+        f"{_shown(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none",
+        "" if sends else f"{owner}. IN MX 0 .",
         (Status.WRONG, contradiction, mx.is_null_mx and sends),
         (Status.OK, "a null MX", mx.is_null_mx),
         (Status.WRONG, fault, fault),
         (Status.OK, "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce", sends),
         (Status.ADVICE, f"no null MX, so senders connect to {where}", True),
     )
-    found = f"{_shown(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none"
-    return _finding("MX", mx.domain, (found, *judgement, "" if sends else f"{owner}. IN MX 0 ."))
+    return Finding("MX", mx.domain, *row)
 
 
 def _mx_fault(mx: "MXAnswer") -> str:
@@ -140,7 +137,7 @@ class Publications:
             row = await judge(name)
         except DNSError as error:
             row = "?", Status.UNKNOWN, f"DNS does not answer: {error.reason}", ""
-        return [_finding(subject, name, row)] if row else []
+        return [Finding(subject, name, *row)] if row else []
 
     async def _spf(self, name: str) -> _Row:
         owner, texts = await self._texts(name)
@@ -149,7 +146,9 @@ class Publications:
         policy = policies[0] if policies else SPF()
         hint = "" if self.sends else " (if it sends mail itself, use --sends)"
         several = "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
-        judgement = _judge(
+        row = _judge(
+            _quoted(records) or "none",
+            zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all"),
             (Status.WRONG, several, len(policies) > 1),
             (Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}", not policies),
             (Status.WRONG, f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}", policy.error),
@@ -158,9 +157,8 @@ class Publications:
             (Status.WRONG, "no host may send mail as this domain, but it sends", self.sends),
             (Status.OK, "no host may send mail as this domain", True),
         )
-        publish = zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all")
         self.sends = self.sends or any(policy.sends for policy in policies)
-        return _quoted(records) or "none", *judgement, publish
+        return row
 
     async def _follow_redirects(self, policy: SPF) -> SPF:
         """Return the policy that applies in the end; a redirect that leads nowhere is an error (RFC 7208 §6.1)."""
@@ -182,16 +180,16 @@ class Publications:
         found = f"policy {policy}" + (f", {below} for subdomains" if below != policy else "") if tags else "none"
         found += (" in part" if is_partial else "") + (f", inherited from {parent}" if parent else "")
         is_strict = policy == below == "reject" and not is_partial
-        judgement = _judge(
+        # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
+        owner = owner if own or owner.startswith("_dmarc.") else name
+        return _judge(
+            f"{len(own)} records" if len(own) > 1 else found,
+            zone_txt(owner, dmarc_text(own[0] if own else {})),
             (Status.WRONG, "receivers ignore all of several records (RFC 7489 section 6.6.3)", len(own) > 1),
             (Status.OK, "receivers reject mail that pretends to be from this domain", is_strict),
             (Status.OK, "for a domain that sends mail this is its owner's choice", self.sends),
             (Status.ADVICE, "receivers should reject all mail that pretends to be from this domain", True),
         )
-        # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
-        owner = owner if own or owner.startswith("_dmarc.") else name
-        publish = zone_txt(owner, dmarc_text(own[0] if own else {}))
-        return f"{len(own)} records" if len(own) > 1 else found, *judgement, publish
 
     async def _inherited_dmarc(self) -> tuple[str, dict[str, str]]:
         """Return the organizational domain that has a record, or the public suffix above it, and the record's tags.
@@ -233,13 +231,13 @@ class Publications:
         if not targets and not any(answer.records for answer in addresses):
             return None
         is_same = targets == ((0, "."),) or (mx.is_alias and targets and targets == domain_mx.records)
-        judgement = _judge(
+        return _judge(
+            (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else ""),
+            f"{mx.name if mx.is_alias else name}. IN MX 0 .",
             (Status.OK, "mail to this name is treated as mail to the domain", is_same),
             (Status.WRONG, "mail to this name goes there; let it have a null MX", targets),
             (Status.ADVICE, "mail to this name goes to its address; let it have a null MX", True),
         )
-        found = (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else "")
-        return found, *judgement, f"{mx.name if mx.is_alias else name}. IN MX 0 ."
 
     async def _texts(self, name: str) -> tuple[str, list[str]]:
         """Return the name that has the TXT records, another than ``name`` if that is an alias, and their text."""

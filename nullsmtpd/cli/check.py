@@ -47,7 +47,7 @@ go to, and report what the sender of a message experiences.
 _EPILOG = """\
 exit status:
   0  all good: mail is refused at once, and nothing published contradicts that
-  1  not good
+  1  not good, or the check cannot run
   2  invalid options or environment
 
 Nagios and Icinga take 1 for WARNING and 2 for CRITICAL. A command_line that
