@@ -48,21 +48,18 @@ def parse_address(text: str) -> Address:
         raise ValueError("has no port; give HOST:PORT, [v6]:PORT or :PORT")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > _MAX_PORT:
         raise ValueError(f"has the port {port!a}; give a number from 0 to {_MAX_PORT}")
-    if not host:
-        return Address(None, int(port))
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         literal, percent, scope = host.partition("%")
         if not _is_literal(socket.AF_INET6, literal) or (percent and not _SCOPE.fullmatch(scope)):
             raise ValueError(f"has {host!a} in brackets, which is not an IPv6 address")
-        return Address(host, int(port))
-    if ":" in host:
+    elif ":" in host:
         raise ValueError("has more than one colon; give an IPv6 address in brackets, [v6]:PORT")
-    if not _HOST_NAME.fullmatch(host):
+    elif host and not _HOST_NAME.fullmatch(host):
         raise ValueError(f"has the host {host!a}; give a host name, an IPv4 address or an IPv6 address in brackets")
-    if host.rstrip(".").rpartition(".")[2].isdigit() and not _is_literal(socket.AF_INET, host):
+    elif host.rstrip(".").rpartition(".")[2].isdigit() and not _is_literal(socket.AF_INET, host):
         raise ValueError(f"has the host {host!a}, which is not an IPv4 address")
-    return Address(host, int(port))
+    return Address(host or None, int(port))
 
 
 def _is_literal(family: socket.AddressFamily, host: str) -> bool:
