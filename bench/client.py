@@ -133,21 +133,18 @@ class _Run:
         self._end = self._begin + int(plan.seconds * 1e9)
 
     def run(self) -> None:
-        plan, tally, clock = self._plan, self.tally, time.perf_counter_ns
         next_tick = self._begin
-        while not tally.window or self._open:
-            now = clock()
+        while not self.tally.window or self._open:
+            now = time.perf_counter_ns()
             if now >= next_tick:
                 next_tick = now + _TICK_NS
                 self._on_tick(now)
-            if not tally.window:
+            if not self.tally.window:
                 if self._is_over(now):
                     self._close_window(now)
-                elif plan.clients:
-                    self._keep_clients()
                 else:
-                    self._keep_rate(now)
-            self._serve(clock())
+                    self._start_due(now)
+            self._serve(time.perf_counter_ns())
 
     def end(self, now: int) -> None:
         """Start nothing more, and leave what is open unfinished."""
@@ -184,36 +181,32 @@ class _Run:
 
     def _serve(self, now: int) -> None:
         """Wait until a socket or the schedule needs something, and serve the sockets."""
-        plan, tally, wait = self._plan, self.tally, _TICK_NS
-        starts = not tally.window and tally.started < self._wanted
-        if starts and not plan.clients and len(self._open) < plan.max_open:
+        wait = _TICK_NS
+        if self._may_start() and self._plan.rate:
             wait = max(0, min(wait, self._due() - now))
         if 0 < wait < _FINE_NS:
             select.select([_EPOLL], [], [], wait / 1e9)
             wait = 0
         for descriptor, mask in _EPOLL.poll(wait // 1_000_000 / 1000):
             self._on_event(descriptor, mask)
-            if starts and plan.clients:
-                self._keep_clients()
+            if self._plan.clients:
+                self._start_due(now)
 
-    def _keep_clients(self) -> None:
-        while len(self._open) < self._plan.clients and self.tally.started < self._wanted:
-            before = len(self._open)
-            self._start(time.perf_counter_ns())
-            if len(self._open) == before:
-                return  # failed at once: the next attempt comes with the next turn of the loop
+    def _may_start(self) -> bool:
+        limit = self._plan.clients or self._plan.max_open
+        return not self.tally.window and self.tally.started < self._wanted and len(self._open) < limit
 
     def _due(self) -> int:
         """Return when the next connection of an open loop is scheduled."""
         return self._begin + int(self.tally.started / self._plan.rate * 1e9)
 
-    def _keep_rate(self, now: int) -> None:
-        """Start what is due, each with its own scheduled time, however late that is."""
-        for _ in range(_BATCH):
-            due = self._due()
-            if due > now or self.tally.started >= self._wanted or len(self._open) >= self._plan.max_open:
+    def _start_due(self, now: int) -> None:
+        """Start a connection for every client without one, or what is scheduled, however late that is."""
+        for _ in range(self._plan.clients or _BATCH):
+            since = self._due() if self._plan.rate else time.perf_counter_ns()
+            if not self._may_start() or (self._plan.rate and since > now):
                 return
-            self._start(due)
+            self._start(since)
 
     def _start(self, since: int) -> None:
         """Open one connection whose times count from ``since``."""

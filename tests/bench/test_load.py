@@ -49,6 +49,7 @@ def test_open_loop_load_offers_its_rate_and_counts_from_the_schedule(daemon: Dae
     _, found = bench("load", at(daemon), "--rate", "200", "--duration", "1", json_path=tmp_path / "load.json")
     assert found["outcomes"] == {"answered, FIN": 200}
     assert found["offered"] == {"rate": 200}
+    assert found["seconds"] > 0.99  # the last one is due after 0.995 s
     assert found["ms"]["late start"]["count"] == 200
 
 
