@@ -13,8 +13,10 @@ import re
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nullsmtpd.runtime.event_loop import import_without_openssl
 from nullsmtpd.runtime.resolv_conf import MAX_TIMEOUT, ResolvConf, read_resolv_conf
 from nullsmtpd.runtime.sockets import parse_address
 
@@ -35,7 +37,6 @@ __all__ = [
     "domain_of",
     "load_extra",
     "look_up_mx",
-    "need_extra",
     "resolver_address",
 ]
 
@@ -176,7 +177,7 @@ class Resolver:
     def __init__(
         self, server: tuple[str, int] | None = None, timeout: float = TIMEOUT, *, max_queries: int | None = None
     ) -> None:
-        need_extra()
+        _need("dns.message")
         self._conf = ResolvConf((server[0],), timeout=MAX_TIMEOUT) if server else None
         self._port = server[1] if server else _DNS_PORT
         self._timeout = timeout
@@ -304,20 +305,12 @@ def resolver_address(text: str) -> tuple[str, int]:
     return host, port
 
 
-def need_extra() -> None:
-    """Raise `MissingExtraError` unless the packages of the extra ``relay`` are installed."""
-    try:
-        import dns.message  # noqa: F401 - only whether they are installed
-        import idna  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the package {error.name} is missing: pip install 'nullsmtpd-521[relay]'", name=error.name
-        ) from None
-
-
 def load_extra() -> None:
-    """Import all that a query may need, as another user may be unable to read it. Raises `MissingExtraError`."""
-    need_extra()
+    """Import all that a query may need, as another user may be unable to read it, and without OpenSSL.
+
+    For commands, see `nullsmtpd.runtime.event_loop`. Raises `MissingExtraError`.
+    """
+    _need("dns.message", import_without_openssl)
     import dns.inet
     import dns.rdata
     import dns.rdataclass
@@ -328,8 +321,17 @@ def load_extra() -> None:
     domain_of("\N{LATIN SMALL LETTER U WITH DIAERESIS}.example")
 
 
+def _need(module_name: str, import_module: Callable[[str], object] = __import__) -> None:
+    """Import a module of the extra. Raises `MissingExtraError`."""
+    try:
+        import_module(module_name)
+    except ImportError as error:
+        message = f"the package {error.name} is missing: pip install 'nullsmtpd-521[relay]'"
+        raise MissingExtraError(message, name=error.name) from None
+
+
 def _a_labels(domain: str) -> str:
-    need_extra()
+    _need("idna")
     import idna
 
     try:

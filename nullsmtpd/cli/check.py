@@ -98,12 +98,12 @@ def _run(arguments: list[str], environment: Mapping[str, str]) -> int:
 
 def _parse_options(parser: "ArgumentParser", arguments: list[str]) -> "Namespace":
     """Return the options. Raises `ValueError`, also for a missing extra, and for a flag that would have no effect."""
-    from nullsmtpd.nullmx import MissingExtraError, need_extra
+    from nullsmtpd.nullmx import MissingExtraError, load_extra
 
     try:
         options = parser.parse_intermixed_args(arguments)
         if options.domain:
-            need_extra()
+            load_extra()
     except MissingExtraError as error:
         raise ValueError(str(error)) from None
     needed = dict.fromkeys(("resolver", "sends", "strict", "allow_private"), "" if options.domain else "--domain")
@@ -127,6 +127,9 @@ def _probe(options: "Namespace", environment: Mapping[str, str]) -> "Iterable[Pr
 
 
 def _check_domains(options: "Namespace") -> "Iterator[DomainReport]":
+    from nullsmtpd.runtime.event_loop import import_without_openssl
+
+    import_without_openssl("asyncio")
     import asyncio
 
     from nullsmtpd.check.domain import check_domain

@@ -93,24 +93,25 @@ TABLE = {
 def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
     """Run the command with the arguments after ``relay``; return its exit status, see --help."""
 
-    def serve(options: Options) -> None:
+    def parse() -> Options:
         try:
-            load_extra()  # after uvloop, and before privileges are dropped
+            options = parse_options(arguments, environment)
+            load_extra()  # before privileges are dropped
         except MissingExtraError as error:
             raise UsageError(str(error)) from None
+        return options
+
+    def serve(options: Options) -> None:
         from nullsmtpd.relay.server import serve as serve_relays
 
         serve_relays(options, environment)
 
-    return run_server("nullsmtpd relay", arguments, help_text, lambda: parse_options(arguments, environment), serve)
+    return run_server("nullsmtpd relay", arguments, help_text, parse, serve)
 
 
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
-    """Return the validated options. Raises `UsageError`."""
-    try:
-        values = read_options(TABLE, arguments, environment)
-    except MissingExtraError as error:  # an internationalized name needs idna
-        raise UsageError(str(error)) from None
+    """Return the validated options. Raises `UsageError`, and `MissingExtraError` for names that need idna."""
+    values = read_options(TABLE, arguments, environment)
     return Options(exceptions=frozenset(values.pop("except")), **values)
 
 

@@ -73,21 +73,17 @@ def _lock_directory(path: str) -> Iterator[None]:
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)  # noqa: PTH120
     deadline = time.monotonic() + _LOCK_TIMEOUT
     try:
-        while not _try_lock(directory):
-            if time.monotonic() > deadline:
-                raise OSError(errno.EADDRINUSE, "its directory is locked by another process")
-            time.sleep(_LOCK_INTERVAL)
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EADDRINUSE, "its directory is locked by another process") from None
+                time.sleep(_LOCK_INTERVAL)
         yield
     finally:
         os.close(directory)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _remove_stale(path: str) -> None:

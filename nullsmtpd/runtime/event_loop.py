@@ -1,4 +1,4 @@
-"""uvloop, imported without modules that it and asyncio name and a server without TLS never uses.
+"""uvloop and dnspython, imported without modules that they and asyncio name and a server without TLS never uses.
 
 OpenSSL, by way of `ssl`, is a fifth of an idle server's memory; loading it with `inspect`, `subprocess`, `textwrap` and
 `tokenize` is a fifth of the time to start. uvloop and asyncio read only a few names of them while they are imported, so
@@ -12,10 +12,11 @@ the commands call it, so nothing changes for a program that imports nullsmtpd as
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from types import CodeType, GeneratorType, ModuleType
 from typing import Any
 
-__all__ = ["import_uvloop"]
+__all__ = ["import_uvloop", "import_without_openssl"]
 
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, code.h: the flag of `async def`
 
@@ -36,6 +37,21 @@ def import_uvloop() -> None:
         for name in [name for name in sys.modules if name.startswith("uvloop.")]:
             del sys.modules[name]
         import uvloop  # noqa: F401
+
+
+def import_without_openssl(module_name: str) -> None:
+    """Import asyncio, or a module of dnspython, without OpenSSL. Raises `ImportError`.
+
+    dnspython reads names of hash functions for signed messages (TSIG, RFC 8945). The stand-ins of those functions call
+    the real ones, which load OpenSSL then.
+    """
+    names = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
+    hashlib = _StandIn("hashlib", **{name: partial(_hash, name) for name in names})
+    _import(module_name, {"ssl": None, "hashlib": hashlib, "hmac": _StandIn("hmac")})
+
+
+def _hash(name: str, octets: bytes = b"") -> object:
+    return getattr(_real("hashlib"), name)(octets)
 
 
 def _import(module_name: str, stand_ins: Mapping[str, ModuleType | None]) -> None:

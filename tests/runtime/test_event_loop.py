@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from name_server import name_server
 from scrapes import WITH_METRICS, scrape
 from support import MODES, Start, connect, read_all, require
 
@@ -226,3 +227,49 @@ def test_the_responder_does_not_load_openssl(mode: str, start: Start) -> None:
         assert read_all(client)
     assert scrape(daemon)
     assert "libcrypto" not in Path(f"/proc/{daemon.pid}/maps").read_text()
+
+
+def test_the_relay_does_not_load_openssl(start: Start) -> None:
+    """Neither for a client nor for DNS, also with an internationalized domain among the options."""
+    require(sys.platform == "linux", "Linux's /proc")
+    with name_server() as server:
+        daemon = start("relay", "--resolver", server.flag, "--except", "bücher.example")
+        with connect(daemon.address) as client, client.makefile("rb") as replies:
+            client.sendall(b"19:nullmx null.example,20:nullmx plain.example,")
+            expected = b"41:OK 556 5.1.10 Domain does not accept mail,9:NOTFOUND ,"
+            assert replies.read(len(expected)) == expected
+        assert "libcrypto" not in Path(f"/proc/{daemon.pid}/maps").read_text()
+
+
+def test_check_does_not_load_openssl_to_ask_dns() -> None:
+    """Neither for asyncio nor for dnspython, also when a domain is internationalized."""
+    with name_server() as server:
+        server.mx["xn--bcher-kva.example"] = ["0 ."]
+        code = f"""
+from nullsmtpd.cli.check import run
+
+print(run(["--domain", "bücher.example", "--resolver", "{server.flag}"], {{}}))
+maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
+print([name for name in ("ssl", "_ssl", "_hashlib") if name in sys.modules], "libcrypto" in maps)
+"""
+        assert run_python(code).splitlines()[-2:] == ["0", "[] False"]
+
+
+def test_dnspython_signs_with_the_real_hash_functions() -> None:
+    """A stand-in that is called loads them, and gives what an interpreter without stand-ins does."""
+    code = """
+import dns.message
+import dns.tsig
+
+query = dns.message.make_query("a.example", "MX", id=1)
+query.use_tsig(dns.tsig.Key("key.example", "c2VjcmV0", "hmac-sha256"))
+dns.message.time.time = lambda: 1e9
+query.to_wire()
+print(len(query.tsig[0].mac), query.tsig[0].mac.hex())
+"""
+    stand_ins = (
+        'from nullsmtpd.runtime.event_loop import import_without_openssl\nimport_without_openssl("dns.message")\n'
+    )
+    signed = run_python(stand_ins + code)
+    assert signed.startswith("32 ")
+    assert signed == run_python(code)
