@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from activation import hand_over
+from debian import apt_settings, apt_sources
 from support import Daemon, require
 
 __all__ = ["HARDENED", "build_image", "build_options", "default_suite", "mirror_options", "podman", "running_container"]
@@ -73,14 +74,9 @@ def default_suite() -> str:
 
 def mirror_options(directory: Path, suite: str) -> Iterator[str]:
     """Yield the build secrets, written to ``directory``, with which a build uses this machine's mirrors."""
-    sources = Path("/etc/apt/sources.list.d/debian.sources")
-    if sources.exists():
-        here = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
-        assert here
-        yield _secret(directory / "apt", re.sub(rf"\b{here[1]}\b", suite, sources.read_text()))
-        settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
-        wanted = re.findall(r"^Acquire::(?:Check-\w+|https?::\S+) .*\n", settings, re.MULTILINE)
-        yield _secret(directory / "apt-conf", "".join(wanted))
+    if sources := apt_sources(suite):
+        yield _secret(directory / "apt", sources)
+        yield _secret(directory / "apt-conf", apt_settings())
     bundle = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     if bundle:
         yield _secret(directory / "ca", Path(bundle).read_text())

@@ -2,17 +2,14 @@
 
     python tests/on_debian_13.py [PYTEST ARGUMENTS]
 
-The checkout's tracked files are copied into a chroot (see `debian`), and pytest's output and exit status are passed on.
+The checkout, as a clone has it, is copied into a chroot (see `debian`); pytest's output and exit status are passed on.
 """
 
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+from booted import copy_source
 from debian import OWN_NETWORK, chroot
-
-ROOT = Path(__file__).parents[1]
 
 #: Tests that need root, namespaces, or programs that are not installed there, by their directories and files; and the
 #: clients by the thousand, which do not depend on the interpreter.
@@ -42,13 +39,9 @@ python3 -m venv .venv
 def main(arguments: list[str]) -> int:
     """Run pytest with the arguments, or else with all tests that can run there; return its exit status."""
     with chroot("trixie", ["python3-venv", "procps", "iproute2", "strace"], network=OWN_NETWORK) as debian:
-        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for name in filter(None, files.split("\0")):
-            target = debian.root / "srv/source" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target, follow_symlinks=False)
-        debian.run("sh", "-e", "-c", _PREPARE)
-        debian.run("sh", "-e", "-c", _INSTALL, user="tester", patience=600)
+        copy_source(debian.root / "srv/source")
+        debian.shell(_PREPARE)
+        debian.shell(_INSTALL, user="tester", patience=600)
         selection = arguments or ["tests", *(f"--ignore=tests/{name}" for name in LEFT_OUT)]
         pytest = 'cd /home/tester/nullsmtpd && HYPOTHESIS_PROFILE=quick .venv/bin/pytest -q "$@"'
         return subprocess.run(
