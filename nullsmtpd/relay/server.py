@@ -18,7 +18,7 @@ from nullsmtpd.relay.unix import UnixListener, bind_unix
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.metrics import serve_metrics
 from nullsmtpd.runtime.privileges import drop_privileges, find_account
-from nullsmtpd.runtime.process import files_left, install_signal_handlers, lowered, run, warn_if_root
+from nullsmtpd.runtime.process import files_left, install_signal_handlers, lower_option, run, warn_if_root
 from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
@@ -64,7 +64,9 @@ class Server:
         self._connecting: set[asyncio.Task[None]] = set()
         self._failure: ListenError | None = None
         self._counters = Counters()
-        limit = lowered("max-sessions", options.max_sessions, files_left(SPARE_DESCRIPTORS, 2) // 2)  # a DNS query each
+        limit = lower_option(
+            "max-sessions", options.max_sessions, files_left(SPARE_DESCRIPTORS, 2) // 2
+        )  # a DNS query each
         self._clients = Clients(loop, self._counters, limit)
         look_up = Resolver(options.resolver, options.timeout).look_up_mx
         self._answers = Answers(loop, self._counters, look_up, cache_size=options.cache, max_pending=limit)

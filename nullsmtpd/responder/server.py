@@ -11,7 +11,7 @@ from nullsmtpd.responder.accept import SHUTDOWN_POLL_INTERVAL, Acceptor
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.options import Options
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.process import files_left, install_signal_handlers, lowered, run, warn_if_root
+from nullsmtpd.runtime.process import files_left, install_signal_handlers, lower_option, run, warn_if_root
 from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 from nullsmtpd.runtime.tcp import cork
@@ -178,6 +178,6 @@ def _limits(options: Options) -> tuple[int, int]:
     left = files_left(SPARE_DESCRIPTORS, MIN_CLIENTS)
     max_sessions = 0
     if options.dialogue is not None:
-        max_sessions = lowered("max-sessions", options.max_sessions, max(left // 2, left - options.max_lingering))
+        max_sessions = lower_option("max-sessions", options.max_sessions, max(left // 2, left - options.max_lingering))
         left -= max_sessions
-    return max_sessions, lowered("max-lingering", options.max_lingering, left)
+    return max_sessions, lower_option("max-lingering", options.max_lingering, left)

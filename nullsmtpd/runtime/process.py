@@ -12,7 +12,7 @@ from typing import Any
 
 from nullsmtpd.runtime.log import log
 
-__all__ = ["files_left", "install_signal_handlers", "lowered", "run", "warn_if_root"]
+__all__ = ["files_left", "install_signal_handlers", "lower_option", "run", "warn_if_root"]
 
 #: Open files without which there is no event loop: with fewer than ten libuv aborts, or prints its own message.
 _MIN_FILES = 12
@@ -31,8 +31,8 @@ def files_left(spare: int, needed: int) -> int:
     return _max_files() - reserved
 
 
-def lowered(option: str, wanted: int, limit: int) -> int:
-    """Return the value of an option that the limit of open files lowers to ``limit``, and log it if it does."""
+def lower_option(option: str, wanted: int, limit: int) -> int:
+    """Return an option's value, lowered to the ``limit`` that the limit of open files leaves, and log if it was."""
     if wanted > limit:
         log(f"{option}-lowered", wanted=wanted, to=limit, reason=f"at most {_max_files()} files may be open")
     return min(wanted, limit)
