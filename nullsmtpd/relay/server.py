@@ -64,9 +64,8 @@ class Server:
         self._connecting: set[asyncio.Task[None]] = set()
         self._failure: ListenError | None = None
         self._counters = Counters()
-        limit = lower_option(
-            "max-sessions", options.max_sessions, files_left(SPARE_DESCRIPTORS, 2) // 2
-        )  # a DNS query each
+        left = files_left(SPARE_DESCRIPTORS, needed=2)
+        limit = lower_option("max-sessions", options.max_sessions, left // 2)  # each has a DNS query
         self._clients = Clients(loop, self._counters, limit)
         look_up = Resolver(options.resolver, options.timeout).look_up_mx
         self._answers = Answers(loop, self._counters, look_up, cache_size=options.cache, max_pending=limit)

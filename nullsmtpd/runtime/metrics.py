@@ -148,8 +148,6 @@ class _Server:
                 connection.send(self._response(bytes(request)))
             elif octets:
                 return  # the rest of the request is still to come
-        except BlockingIOError:
-            return
         except OSError:  # the reader has gone
             pass
         self._close(connection)
