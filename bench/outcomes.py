@@ -33,12 +33,12 @@ class Outcome(StrEnum):
 #: The outcomes of a client that has read every reply; any other is a lost line.
 ANSWERED = frozenset({Outcome.ANSWERED, Outcome.ANSWERED_RESET})
 
-_COMPLETE = {Ending.FIN: Outcome.ANSWERED, Ending.RESET: Outcome.ANSWERED_RESET}
-_INCOMPLETE = {
-    Ending.FIN: Outcome.INCOMPLETE,
-    Ending.RESET: Outcome.INCOMPLETE_RESET,
-    Ending.REFUSED: Outcome.REFUSED,
-    Ending.TIMEOUT: Outcome.TIMEOUT,
+# For each ending, the outcome of a client that has read every reply, and of one that has not.
+_OUTCOMES = {
+    Ending.FIN: (Outcome.ANSWERED, Outcome.INCOMPLETE),
+    Ending.RESET: (Outcome.ANSWERED_RESET, Outcome.INCOMPLETE_RESET),
+    Ending.REFUSED: (Outcome.REFUSED, Outcome.REFUSED),
+    Ending.TIMEOUT: (Outcome.TIMEOUT, Outcome.TIMEOUT),
 }
 
 # RFC 5321 §4.2.1: every line of a reply carries the same code, and all but the last have a hyphen after it.
@@ -60,9 +60,8 @@ def classify(replies: tuple[bytes, ...], rest: bytes, ending: Ending, expect: tu
     """
     if any(not reply.startswith(beginning) for reply, beginning in zip(replies, expect, strict=False)):
         return Outcome.WRONG
+    whole, incomplete = _OUTCOMES[ending]
     if len(replies) >= len(expect):
-        return Outcome.WRONG if rest or len(replies) > len(expect) else _COMPLETE.get(ending, Outcome.TIMEOUT)
+        return Outcome.WRONG if rest or len(replies) > len(expect) else whole
     beginning = expect[len(replies)][: len(rest)]
-    if not rest.startswith(beginning) or not _BEGINNING.fullmatch(rest):
-        return Outcome.WRONG
-    return _INCOMPLETE[ending]
+    return incomplete if rest.startswith(beginning) and _BEGINNING.fullmatch(rest) else Outcome.WRONG

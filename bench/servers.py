@@ -187,27 +187,31 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
     if missing:
         raise RuntimeError(missing[arm.name])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, contextlib.ExitStack() as stack:
+    environment["PATH"] = _PATH
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory, ports = Path(name), _free_ports(arm.addresses)
         command = arm.command(ports, directory)
         server = Server(arm, [], ports)
-        stack.callback(_end, server.processes)
         begun = time.perf_counter()
-        for number in range(arm.instances):
-            log_path = directory / f"log{number}"
-            with log_path.open("wb") as log, system.pinned(cpus or system.server_cpus(arm.instances)):
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment | {"PATH": _PATH},
-                    start_new_session=True,  # Ctrl-C is for this process, which then ends the server
-                )
-            server.processes.append(process)
-            _wait_until_ready(server, log_path)
-        server.ready_ms = (time.perf_counter() - begun) * 1000
-        yield server
+        try:
+            for number in range(arm.instances):
+                log_path = directory / f"log{number}"
+                with log_path.open("wb") as log, system.pinned(cpus or system.server_cpus(arm.instances)):
+                    # A session of its own: Ctrl-C is for this process, which then ends the server.
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=environment,
+                        start_new_session=True,
+                    )
+                server.processes.append(process)
+                _wait_until_ready(server, log_path)
+            server.ready_ms = (time.perf_counter() - begun) * 1000
+            yield server
+        finally:
+            _end(server.processes)
 
 
 def _wait_until_ready(server: Server, log_path: Path) -> None:

@@ -4,7 +4,7 @@ import itertools
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -65,34 +65,32 @@ def test_soak_fails_a_server_that_loses_lines(
     assert ("writes_twice: " in err) == bool(status)
 
 
-def test_soak_fails_a_server_that_does_not_end(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def replace_uvloop(monkeypatch: pytest.MonkeyPatch, command: Callable[[Sequence[int], Path], list[str]]) -> None:
+    """Have another server in the place of the arm ``uvloop``."""
+    monkeypatch.setitem(servers.ARMS, "uvloop", servers.ARMS["uvloop"]._replace(command=command))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "duration", "message"),
+    [
+        (("sh", "-c", "trap '' TERM; \"$@\"", "sh"), "0.1", "SIGTERM did not end uvloop within 1 s"),
+        (("timeout", "--preserve-status", "-s", "KILL", "1.5"), "60", "uvloop ended by itself, with status "),
+    ],
+)
+def test_soak_fails_a_server_that_does_not_end_or_ends_by_itself(
+    prefix: tuple[str, ...],
+    duration: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A server that ignores SIGTERM is a failure like any other, and is killed."""
+    """A server that ignores SIGTERM is killed; one that ends in the midst of it is reported with its status."""
     monkeypatch.setattr(soak, "_STOP_TIMEOUT", 1.0)
     monkeypatch.setattr(servers, "_STOP_TIMEOUT", 0.1)
-    arm = servers.ARMS["uvloop"]
-
-    def stubborn(ports: Sequence[int], directory: Path) -> list[str]:
-        return ["sh", "-c", "trap '' TERM; \"$@\"", "sh", *arm.command(ports, directory)]
-
-    monkeypatch.setitem(servers.ARMS, "uvloop", arm._replace(command=stubborn))
-    assert bench_here(monkeypatch, "soak", "--duration", "0.1", "--rate", "1", "--arm", "uvloop") == 1
-    assert "SIGTERM did not end uvloop within 1 s" in capsys.readouterr().err
-
-
-def test_soak_fails_a_server_that_ends_by_itself(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A server that ends in the midst of it is reported with its status."""
-    arm = servers.ARMS["uvloop"]
-
-    def short(ports: Sequence[int], directory: Path) -> list[str]:
-        return ["timeout", "--preserve-status", "-s", "KILL", "1.5", *arm.command(ports, directory)]
-
-    monkeypatch.setitem(servers.ARMS, "uvloop", arm._replace(command=short))
-    assert bench_here(monkeypatch, "soak", "--duration", "60", "--rate", "1", "--arm", "uvloop") == 1
-    assert "uvloop ended by itself" in capsys.readouterr().err
+    command = servers.ARMS["uvloop"].command
+    replace_uvloop(monkeypatch, lambda ports, directory: [*prefix, *command(ports, directory)])
+    assert bench_here(monkeypatch, "soak", "--duration", duration, "--rate", "1", "--arm", "uvloop") == 1
+    assert message in capsys.readouterr().err
 
 
 LEAK = """
@@ -114,10 +112,7 @@ def test_soak_fails_a_server_that_keeps_files_open(
     monkeypatch.setattr(behaviours, "BEHAVIOURS", {"blasts_1_mib": (), "waits_for_the_line": ()})
     monkeypatch.setattr(soak, "BEHAVIOURS", {"waits_for_the_line": ()})
 
-    def leak(ports: Sequence[int], directory: Path) -> list[str]:
-        return [sys.executable, "-c", LEAK, str(ports[0])]
-
-    monkeypatch.setitem(servers.ARMS, "uvloop", servers.ARMS["uvloop"]._replace(command=leak))
+    replace_uvloop(monkeypatch, lambda ports, _: [sys.executable, "-c", LEAK, str(ports[0])])
     assert bench_here(monkeypatch, "soak", "--duration", "0.2", "--rate", "10", "--arm", "uvloop") == 1
     assert "bench: open files grew from " in capsys.readouterr().err
 
