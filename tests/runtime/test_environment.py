@@ -4,7 +4,6 @@ import contextlib
 import os
 import pty
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -124,26 +123,6 @@ def test_whatever_state_stderr_is_in_clients_are_answered(mode: str, stderr: Std
                 process.send_signal(signal.SIGUSR1)
         process.terminate()
         assert process.wait(PATIENCE) == 0
-
-
-def test_a_disk_that_is_freed_later_has_no_joined_lines(start: Start) -> None:
-    """The line that was cut is ended before the next one; the file's size limit stands for the disk's."""
-    daemon = start("--access-log")
-    small = daemon.log_path.stat().st_size + 60
-    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (small, resource.RLIM_INFINITY))
-    for _ in range(3):
-        with connect(daemon.address) as client:
-            assert read_all(client) == LINE
-    assert daemon.log_path.stat().st_size == small
-    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert daemon.stats()["connections"] == "3"
-    with connect(daemon.address) as client:
-        assert read_all(client) == LINE
-    assert daemon.stop() == 0
-    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
-    assert all(len(re.findall(stamp, line)) == 1 for line in daemon.log.splitlines())
-    assert len(daemon.lines("stats")) == 2
-    assert len(daemon.lines("connection")) == 2  # one is whole
 
 
 def test_as_process_1_orphans_are_reaped(tmp_path: Path) -> None:
