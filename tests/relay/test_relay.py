@@ -617,9 +617,13 @@ def test_out_of_descriptors_it_accepts_later(start: Start, dns_server: NameServe
         assert ask(client, "null.example") == [REFUSAL]
 
 
-def test_a_datagram_socket_that_is_passed_in_is_an_error() -> None:
-    """One line with what would be valid, exit status 1."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wrong:
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_a_socket_of_datagrams_or_packets_that_is_passed_in_is_an_error(kind: int) -> None:
+    """One line with what would be valid, exit status 1; a socket of packets may listen, unix(7)."""
+    with socket.socket(socket.AF_UNIX, kind) as wrong:
+        wrong.bind("")
+        if kind == socket.SOCK_SEQPACKET:
+            wrong.listen()
         result = subprocess.run(
             command_with([wrong]),
             capture_output=True,

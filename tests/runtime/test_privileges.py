@@ -32,6 +32,7 @@ from support import (
 )
 
 from nullsmtpd.runtime.privileges import Account, AccountError, drop_privileges, find_account
+from nullsmtpd.runtime.process import warn_if_root
 
 NOBODY = pwd.getpwnam("nobody")
 UNUSED = 64_321
@@ -108,6 +109,13 @@ def test_running_as_root_is_warned_of_once(start: Start) -> None:
     require_root()
     assert len(start().lines("running-as-root")) == 1
     assert not start("--user", "root").lines("running-as-root")
+
+
+def test_an_ordinary_user_is_not_warned(capfd: pytest.CaptureFixture[str]) -> None:
+    """A process that was started as such a user needs no --user."""
+    require_root()
+    assert call_as(UNUSED, lambda: warn_if_root(None)) == "None"
+    assert capfd.readouterr().err == ""
 
 
 def test_sockets_are_bound_before_the_user_changes(start: Start) -> None:

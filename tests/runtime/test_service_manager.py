@@ -76,6 +76,18 @@ def test_sockets_passed_to_another_process_are_ignored(start: Start) -> None:
     with connect(daemon.address) as client:
         assert read_all(client) == LINE
     assert "listen_pid=1" in daemon.lines("listen-fds-ignored")[0]
+    assert not start().lines("listen-fds-ignored")
+
+
+def test_a_socket_that_was_passed_is_non_blocking_and_passed_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a client that goes before it is accepted would block the process: the manager's flags do not matter."""
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        passed.set_inheritable(True)
+        monkeypatch.setattr("nullsmtpd.runtime.systemd._FIRST", passed.detach())
+        (listener,) = inherited_listeners({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+        with listener:
+            assert not os.get_blocking(listener.fileno())
+            assert not os.get_inheritable(listener.fileno())
 
 
 def not_listening() -> socket.socket:
@@ -160,6 +172,24 @@ def test_the_manager_is_notified_of_start_and_shutdown(start: Start, tmp_path: P
             assert read_all(client) == LINE
         assert daemon.stop() == 0
         assert manager.recv(4096).startswith(b"STOPPING=1\n")
+
+
+def test_a_manager_that_does_not_read_blocks_nobody(start: Start, tmp_path: Path) -> None:
+    """Its queue is full before the first notification."""
+    path = str(tmp_path / "notify")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.socket(manager.family, manager.type) as other,
+    ):
+        manager.bind(path)
+        other.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while other.sendto(b"READY=1", path):
+                pass
+        daemon = start(env={"NOTIFY_SOCKET": path})
+        with connect(daemon.address) as client:
+            assert read_all(client) == LINE
+        assert daemon.stop() == 0
 
 
 def test_the_watchdog_is_served_while_the_process_runs(start: Start, tmp_path: Path) -> None:
