@@ -231,8 +231,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
         deadline = None  # from its first octet on
         while (request := take_netstring(self._received)) is None and not self._is_finished:
             self._resume_reading()
-            if self._received and deadline is None:
-                deadline = asyncio.get_running_loop().time() + REQUEST_TIMEOUT
+            if not self._received:
+                await self._change()
+                continue
+            deadline = deadline or asyncio.get_running_loop().time() + REQUEST_TIMEOUT
             async with asyncio.timeout_at(deadline):
                 await self._change()
         return request

@@ -126,8 +126,13 @@ class Server:
         try:
             connection, _ = listener.accept()
         except OSError as error:
-            self._on_accept_error(listener, error)
-            return False
+            if _is_shut_down(listener):
+                self._failure = ListenError(errno.EINVAL, "the listening socket was shut down", _address(listener))
+                self._shutdown.set()
+            elif error.errno in _CAPACITY_ERRNOS:
+                self._loop.remove_reader(listener)
+                self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
+            return False  # other errors concern one connection
         connection.setblocking(False)
         task = self._loop.create_task(self._connect(connection))
         self._connecting.add(task)
@@ -140,15 +145,6 @@ class Server:
             await self._loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:  # no memory for it
             connection.close()
-
-    def _on_accept_error(self, listener: socket.socket, error: OSError) -> None:
-        """Handle the errors of accept(2) that concern the listener, or this process, and not one connection."""
-        if _is_shut_down(listener):
-            self._failure = ListenError(errno.EINVAL, "the listening socket was shut down", _address(listener))
-            self._shutdown.set()
-        elif error.errno in _CAPACITY_ERRNOS:
-            self._loop.remove_reader(listener)
-            self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
 
     def _watch(self, listener: socket.socket) -> None:
         if not self._shutdown.is_set():

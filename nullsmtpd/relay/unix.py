@@ -30,13 +30,13 @@ class UnixListener(NamedTuple):
 
     listener: socket.socket
     path: str
-    identity: tuple[int, int]
+    status: os.stat_result
 
     def remove(self) -> None:
         """Remove the file, unless another process has replaced it."""
         # It may be gone already, or not removable any more after privileges were dropped.
         with contextlib.suppress(OSError), _lock_directory(self.path):
-            if _identity(self.path) == self.identity:
+            if os.path.samestat(os.lstat(self.path), self.status):
                 os.unlink(self.path)  # noqa: PTH108 - no pathlib here
 
 
@@ -57,7 +57,7 @@ def bind_unix(path: str, backlog: int) -> UnixListener:
                 os.umask(umask)
             listener.listen(backlog)
             listener.setblocking(False)
-            return UnixListener(listener, path, _identity(path))
+            return UnixListener(listener, path, os.lstat(path))
     except OSError as error:
         listener.close()
         raise ListenError(error.errno, error.strerror, f"unix:{path}") from None
@@ -103,8 +103,3 @@ def _remove_stale(path: str) -> None:
         except BlockingIOError:
             pass  # its accept queue is full
     raise OSError(errno.EADDRINUSE, "taken: another process answers there")
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino
