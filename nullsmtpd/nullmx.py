@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nullsmtpd.runtime.event_loop import import_without_openssl
@@ -226,8 +226,7 @@ class Resolver:
         import dns.flags
 
         deadline = time.monotonic() + self._timeout
-        servers = self._in_order(conf)
-        attempts = deque((number, server) for number in range(conf.attempts) for server in servers)
+        attempts = self._attempts(conf)
         reason = "timed out"
         while attempts:
             share = (deadline - time.monotonic()) / len(attempts)
@@ -248,13 +247,14 @@ class Resolver:
                 attempts = deque(attempt for attempt in attempts if attempt[1] != server)
         raise DNSError(name, reason, rdtype)
 
-    def _in_order(self, conf: ResolvConf) -> list[str]:
-        """Return the servers in the order of the file, rotated if it says so, dead ones last."""
+    def _attempts(self, conf: ResolvConf) -> deque[tuple[int, str]]:
+        """Return numbers of attempts and servers, in the order of the file, rotated if it says so, dead ones last."""
         first = self._turn % len(conf.servers) if conf.rotate else 0
         self._turn += 1
         now = time.monotonic()
-        servers = conf.servers[first:] + conf.servers[:first]
-        return sorted(servers, key=lambda server: self._dead_until.get(server, now) > now)
+        servers: Sequence[str] = conf.servers[first:] + conf.servers[:first]
+        servers = sorted(servers, key=lambda server: self._dead_until.get(server, now) > now)
+        return deque((number, server) for number in range(conf.attempts) for server in servers)
 
 
 class _UnusableError(Exception):

@@ -44,23 +44,17 @@ def parse_resolv_conf(octets: bytes, res_options: bytes = b"") -> ResolvConf:
     """
     servers = []
     values = {b"timeout": _DEFAULT_TIMEOUT, b"attempts": _DEFAULT_ATTEMPTS}
-    flags = set()
-    lines = [(line[1], line[2]) for line in _LINE.finditer(octets)]
-    for keyword, text in [*lines, (b"options", res_options)]:
+    for keyword, text in [*_LINE.findall(octets), (b"options", res_options)]:
         if keyword == b"nameserver":
             servers.append(_address(text))
-            continue
-        for number, digits, flag in _OPTION.findall(text):
-            if flag:
-                flags.add(flag)
-            else:
-                values[number] = int(digits or 0)
+        else:
+            values |= {number or flag: int(digits or 0) for number, digits, flag in _OPTION.findall(text)}
     return ResolvConf(
         tuple(filter(None, servers))[:_MAX_SERVERS] or ("127.0.0.1",),
         min(max(values[b"timeout"], 1), MAX_TIMEOUT),
         min(max(values[b"attempts"], 1), _MAX_ATTEMPTS),
-        rotate=b"rotate" in flags,
-        use_vc=b"use-vc" in flags,
+        rotate=b"rotate" in values,
+        use_vc=b"use-vc" in values,
     )
 
 
