@@ -123,13 +123,14 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     ``arguments``: those after the command's name. Raises `nullsmtpd.cli.arguments.UsageError`.
     """
     values = read_options(TABLE, arguments, environment)
-    text, hostname = values.pop("text"), values.pop("hostname") or _default_hostname()
+    text, hostname = values.pop("text"), values.pop("hostname")
     dialogue = None
     if values["mode"] != "close":
         from nullsmtpd.responder.dialogues import mail_dialogue, session_dialogue
 
+        make = session_dialogue if values["mode"] == "session" else mail_dialogue
         try:
-            dialogue = (session_dialogue if values["mode"] == "session" else mail_dialogue)(text, hostname)
+            dialogue = make(text, hostname or _default_hostname())
         except ValueError as error:  # too long with the enhanced code before it
             raise UsageError(f"--text: {shown(text)} {error}") from None
     return Options(reply=reply_line(text), dialogue=dialogue, **values)
