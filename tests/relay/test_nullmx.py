@@ -101,12 +101,9 @@ def test_names_are_absolute_whatever_the_search_list(dns_server: NameServer) -> 
     ("fault", "reason"),
     [
         ("servfail", "SERVFAIL"),
-        ("refused", "REFUSED"),
         ("silence", "timed out"),
         ("garbage", "timed out"),
         ("stranger", "timed out"),
-        ("cut", "truncated"),
-        ("loop", "no usable answer (ChainTooLong)"),
     ],
 )
 def test_without_a_usable_answer_there_is_an_error(dns_server: NameServer, fault: str, reason: str) -> None:

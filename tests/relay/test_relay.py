@@ -204,23 +204,6 @@ def test_a_malformed_resolv_conf_with_a_dead_server_works_as_it_does_for_glibc(s
         assert ask(client, "other.example", "plain.example") == [NOT_FOUND] * 2
 
 
-def test_a_truncated_answer_is_asked_for_over_tcp(start: Start, dns_server: NameServer) -> None:
-    """The TC bit does not hide the null MX."""
-    dns_server.faults["null.example"] = "truncated"
-    daemon = relay(start, dns_server)
-    with connect(daemon.address) as client:
-        assert ask(client, "null.example") == [REFUSAL]
-
-
-def test_an_invalid_null_mx_is_counted_and_logged(start: Start, dns_server: NameServer) -> None:
-    """RFC 7505 §3: the root beside other records, or with another preference; the domain may want its mail."""
-    daemon = relay(start, dns_server)
-    with connect(daemon.address) as client:
-        assert ask(client, "beside.example", "preference.example") == [NOT_FOUND] * 2
-    assert counted(daemon, invalid_null_mx=2)
-    assert [line.split()[2] for line in daemon.lines("invalid-null-mx")] == ["domain=beside.example"]
-
-
 def test_many_clients_that_ask_at_once_make_one_query(start: Start, dns_server: NameServer) -> None:
     """All of them wait for the same answer."""
     dns_server.faults["null.example"] = "held"
@@ -339,22 +322,6 @@ def test_past_max_sessions_the_longest_idle_client_is_evicted(start: Start, dns_
     assert daemon.stop() == 0
 
 
-def test_clients_without_a_complete_request_do_not_evict_an_idle_mail_server(
-    start: Start, dns_server: NameServer
-) -> None:
-    """Strangers that send single octets, or nothing, evict each other."""
-    daemon = relay(start, dns_server, "--max-sessions", "3")
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(connect(daemon.address))
-        ask(server, "null.example")
-        for number in range(20):
-            stranger = stack.enter_context(connect(daemon.address))
-            stranger.sendall(b"1" * (number % 2))
-            daemon.wait_for(lambda wanted=number + 2: counted(daemon, sessions=wanted), "the stranger")  # type: ignore[misc]
-        assert ask(server, "null.example") == [REFUSAL]
-    assert counted(daemon, evicted=18)
-
-
 def test_past_max_sessions_no_client_that_waits_is_evicted(start: Start, dns_server: NameServer) -> None:
     """When all wait for DNS, the newcomer is refused, and the others get their replies."""
     dns_server.faults["null.example"] = "held"
@@ -453,43 +420,6 @@ def test_a_unix_socket_is_for_every_user_and_is_removed_in_the_end(
     assert list(path.parent.iterdir()) == []
 
 
-def test_of_many_that_start_at_once_on_one_path_one_succeeds(dns_server: NameServer, tmp_path: Path) -> None:
-    """With a stale socket there, too. The others end with one line and status 1, and leave the socket as it is."""
-    path = tmp_path / "relay"
-    command = [sys.executable, "-m", "nullsmtpd", "relay", "--resolver", dns_server.flag, "--listen", f"unix:{path}"]
-    for _ in range(3):
-        logs = [tmp_path / f"{number}.log" for number in range(8)]
-        with contextlib.ExitStack() as stack:
-            daemons = []
-            for log_path in logs:
-                with log_path.open("wb") as log:
-                    process = stack.enter_context(subprocess.Popen(command, stderr=log))
-                stack.callback(process.kill)
-                daemons.append(Daemon(process, log_path))
-            running = wait_until_one_is_left(daemons)
-            for daemon in daemons:
-                if daemon is not running:
-                    assert daemon.process.returncode == 1
-                    assert daemon.log.endswith("stop the program that uses it, or choose another path\n")
-            with unix_socket(path) as client:
-                assert ask(client, "null.example") == [REFUSAL]
-            running.process.kill()  # its socket is stale for the next round
-            running.process.wait()
-        assert path.exists()
-
-
-def wait_until_one_is_left(daemons: Sequence[Daemon]) -> Daemon:
-    """Wait until all but one have ended, and return that one."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        running = [daemon for daemon in daemons if daemon.process.poll() is None]
-        if len(running) == 1 and running[0].lines("listening"):
-            return running[0]
-        assert running, "all have ended: " + "".join(daemon.log for daemon in daemons)
-        time.sleep(0.01)
-    pytest.fail(f"{sum(daemon.process.poll() is None for daemon in daemons)} are running")
-
-
 def test_the_socket_of_a_running_process_is_taken(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
     """One line, exit status 1, and the first continues; in the end it removes its own socket."""
     path = tmp_path / "relay"
@@ -543,17 +473,6 @@ def test_a_directory_that_cannot_have_the_socket_is_an_error(
     assert result.returncode == 1
     assert result.stderr.endswith(message)
     assert result.stderr.count("\n") == 1
-
-
-def test_a_directory_that_others_keep_locked_is_an_error(tmp_path: Path) -> None:
-    """flock(2): it is waited for, but not for ever."""
-    command = [sys.executable, "-m", "nullsmtpd", "relay", "--listen", f"unix:{tmp_path}/relay"]
-    require_tools("flock")
-    result = subprocess.run(
-        ["flock", str(tmp_path), *command], capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
-    assert result.returncode == 1
-    assert "its directory is locked by another process; " in result.stderr
 
 
 def test_the_socket_of_a_successor_is_not_removed(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
