@@ -112,12 +112,7 @@ def sweep(options: argparse.Namespace) -> Report:
         raise ValueError(
             f"--steps {options.steps}: the last rate would be {rates[-1]:g}, more than {MAX_RATE:,} a second"
         )
-    arms = [
-        servers.nullsmtpd(*(["--reuse-port"] if count > 1 else []), name=f"instances: {count}")._replace(
-            instances=count
-        )
-        for count in options.instances
-    ]
+    arms = [servers.nullsmtpd(name=f"instances: {count}", instances=count) for count in options.instances]
     return measured(arms, arms[0].name, rates, options)[1]
 
 

@@ -77,14 +77,15 @@ def present(arms: Sequence[Arm]) -> tuple[list[Arm], dict[str, str]]:
     return [arm for arm in arms if arm.name not in missing], missing
 
 
-def nullsmtpd(*arguments: str, name: str = "nullsmtpd") -> Arm:
+def nullsmtpd(*arguments: str, name: str = "nullsmtpd", addresses: int = 1, idle: int = 0, instances: int = 1) -> Arm:
     """Return nullsmtpd with these arguments, beside where it listens."""
+    shared = ["--reuse-port"] if instances > 1 else []
 
     def command(ports: Sequence[int], directory: Path) -> list[str]:
         listen = [word for port in ports for word in ("--listen", f"{_HOST}:{port}")]
-        return [sys.executable, "-m", "nullsmtpd", *arguments, *listen]
+        return [sys.executable, "-m", "nullsmtpd", *arguments, *shared, *listen]
 
-    return Arm(name, command)
+    return Arm(name, command, addresses=addresses, idle=idle, instances=instances)
 
 
 def python(kind: str) -> Arm:
@@ -170,11 +171,12 @@ def varied(lingers: Sequence[float], idle: Sequence[int], addresses: Sequence[in
 
     Idle clients linger for an hour, with room for those that are measured: all must be there until the last round.
     """
-    arms = [nullsmtpd("--linger", f"{seconds:g}", name=f"linger {seconds:g}") for seconds in lingers]
-    for count in idle:
-        room = ("--linger", "3600", "--max-lingering", str(count + ROOM))
-        arms.append(nullsmtpd(*room, name=f"{count} idle")._replace(idle=count))
-    return arms + [nullsmtpd(name=f"addresses: {count}")._replace(addresses=count) for count in addresses]
+    for_an_hour = ("--linger", "3600", "--max-lingering")
+    return [
+        *(nullsmtpd("--linger", f"{seconds:g}", name=f"linger {seconds:g}") for seconds in lingers),
+        *(nullsmtpd(*for_an_hour, str(count + ROOM), name=f"{count} idle", idle=count) for count in idle),
+        *(nullsmtpd(name=f"addresses: {count}", addresses=count) for count in addresses),
+    ]
 
 
 @contextlib.contextmanager

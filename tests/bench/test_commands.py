@@ -35,7 +35,7 @@ def test_sweep_raises_the_rate_for_each_number_of_instances(tmp_path: Path) -> N
 
 def test_instances_that_share_a_port_all_listen_when_the_first_connection_comes() -> None:
     """What is measured is several instances, not the first one alone."""
-    with servers.running(servers.nullsmtpd("--reuse-port")._replace(instances=3)) as server:
+    with servers.running(servers.nullsmtpd(instances=3)) as server:
         assert len(set(server.pids)) == 3
         assert len(accept_queues(server.targets[0][1])) == 3
 

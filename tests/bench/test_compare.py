@@ -50,7 +50,7 @@ def test_idle_clients_that_a_server_does_not_keep_are_an_error(monkeypatch: pyte
     """Figures with clients lingering are none when the server has closed them."""
     from bench import command
 
-    arm = servers.nullsmtpd("--linger", "0", name="20 idle")._replace(idle=20)
+    arm = servers.nullsmtpd("--linger", "0", name="20 idle", idle=20)
     monkeypatch.setattr(servers, "varied", lambda *_: [arm])
     arguments = ("compare", "--arms", "nullsmtpd", "--base", "nullsmtpd", *TINY)
     with monkeypatch.context() as context:
