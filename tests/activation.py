@@ -1,4 +1,4 @@
-"""Listening sockets passed to a command as a service manager does: sd_listen_fds(3)."""
+"""What a service manager does for a command: it passes listening sockets, sd_listen_fds(3), and is notified."""
 
 import contextlib
 import socket
@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from support import Daemon, running
+from support import PATIENCE, Daemon, running
 
-__all__ = ["command_with", "daemon_on", "hand_over"]
+__all__ = ["command_with", "daemon_on", "hand_over", "service_manager"]
 
 # Does what systemd does between fork and exec: the sockets are at 3 and up, LISTEN_PID is the process that executes the
 # command.
@@ -44,3 +44,12 @@ def daemon_on(tmp_path: Path, *sockets: socket.socket, arguments: Sequence[str] 
     command, descriptors = [*command_with(*sockets), *arguments], [one.fileno() for one in sockets]
     with running(command, log_path, listeners=len(sockets), pass_fds=descriptors) as daemon:
         yield daemon
+
+
+@contextlib.contextmanager
+def service_manager(path: str) -> Iterator[socket.socket]:
+    """Give the socket at ``path`` that receives what is sent to NOTIFY_SOCKET, sd_notify(3)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(PATIENCE)
+        yield manager

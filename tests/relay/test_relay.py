@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from activation import hand_over
+from activation import hand_over, service_manager
 from faults import failing
 from name_server import NameServer, name_server
 from support import (
@@ -560,9 +560,7 @@ def test_the_service_manager_is_notified(start: Start, dns_server: NameServer, t
     """READY=1 once it answers, WATCHDOG=1 from the event loop, STOPPING=1 when it shuts down (sd_notify(3))."""
     require(sys.platform == "linux", "Linux's notification socket")
     path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(PATIENCE)
+    with service_manager(path) as manager:
         daemon = start("relay", "--resolver", dns_server.flag, env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
         assert manager.recv(4096) == b"READY=1\nSTATUS=Answering on 1 sockets"
         assert manager.recv(4096) == b"WATCHDOG=1"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from activation import command_with
+from activation import command_with, service_manager
 from faults import injecting, inside, network, stopped
 from support import (
     CLIENTS,
@@ -223,9 +223,7 @@ def test_ipv6_switched_off_leaves_ipv4(start: Start) -> None:
 def test_a_service_manager_that_goes_away_does_no_harm(start: Start, tmp_path: Path) -> None:
     """Its socket exists at the start, and later does not: clients are answered all the same."""
     path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(PATIENCE)
+    with service_manager(path) as manager:
         daemon = start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "20000"})
         assert manager.recv(4096).startswith(b"READY=1")
         assert manager.recv(4096) == b"WATCHDOG=1"

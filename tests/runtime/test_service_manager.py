@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from activation import command_with, daemon_on
+from activation import command_with, daemon_on, service_manager
 from fakes import FakeLoop
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,9 +163,7 @@ def test_the_manager_is_notified_of_start_and_shutdown(start: Start, tmp_path: P
     """READY=1 once connections succeed, STOPPING=1 at SIGTERM; by path and in the abstract namespace."""
     require(sys.platform == "linux", "Linux's abstract sockets")
     name = f"@nullsmtpd-{os.getpid()}" if abstract else str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind("\0" + name[1:] if abstract else name)
-        manager.settimeout(PATIENCE)
+    with service_manager("\0" + name[1:] if abstract else name) as manager:
         daemon = start(env={"NOTIFY_SOCKET": name})
         assert manager.recv(4096) == b"READY=1\nSTATUS=Answering on 1 sockets"
         with connect(daemon.address) as client:
@@ -195,9 +193,7 @@ def test_a_manager_that_does_not_read_blocks_nobody(start: Start, tmp_path: Path
 def test_the_watchdog_is_served_while_the_process_runs(start: Start, tmp_path: Path) -> None:
     """WATCHDOG=1 is sent again and again."""
     path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(PATIENCE)
+    with service_manager(path) as manager:
         start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
         assert manager.recv(4096).startswith(b"READY=1")
         assert [manager.recv(4096) for _ in range(5)] == [b"WATCHDOG=1"] * 5
@@ -206,9 +202,7 @@ def test_the_watchdog_is_served_while_the_process_runs(start: Start, tmp_path: P
 def test_the_watchdog_is_served_without_a_free_descriptor(start: Start, tmp_path: Path) -> None:
     """Clients wait for descriptors meanwhile; the manager must not kill the process."""
     path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(PATIENCE)
+    with service_manager(path) as manager:
         daemon = start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "100000"})
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, 3))
         manager.setblocking(False)
