@@ -1,7 +1,7 @@
 """The command ``nullsmtpd relay``: its options, environment variables and help."""
 
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from nullsmtpd.cli.arguments import (
     COMMON_OPTIONS,
@@ -90,7 +90,7 @@ TABLE = {
 }
 
 
-def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
+def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command with the arguments after ``relay``; return its exit status, see --help."""
 
     def parse() -> Options:
@@ -104,7 +104,7 @@ def run(arguments: Sequence[str], environment: MutableMapping[str, str]) -> int:
     def serve(options: Options) -> None:
         from nullsmtpd.relay.server import serve as serve_relays
 
-        serve_relays(options, environment)
+        serve_relays(options)
 
     return run_server("nullsmtpd relay", arguments, help_text, parse, serve)
 

@@ -7,7 +7,6 @@ import errno
 import os
 import select
 import socket
-from collections.abc import MutableMapping
 
 from nullsmtpd.nullmx import Resolver
 from nullsmtpd.relay.answers import Answers
@@ -40,26 +39,23 @@ CAPACITY_PAUSE = 0.1
 _CAPACITY_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-def serve(options: Options, environment: MutableMapping[str, str]) -> None:
+def serve(options: Options) -> None:
     """Answer mail servers until a termination signal.
 
     Raises `nullsmtpd.runtime.sockets.ListenError` when a socket cannot be opened or is lost,
     `nullsmtpd.runtime.privileges.AccountError` and `nullsmtpd.runtime.privileges.PrivilegeError` when privileges cannot
     be dropped, and `OSError` when file descriptors or memory are missing.
     """
-    run(lambda loop: Server(loop, options, environment).serve())
+    run(lambda loop: Server(loop, options).serve())
 
 
 class Server:
     """The parts of a server with ``options``, and their counters."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, options: Options, environment: MutableMapping[str, str]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: Options) -> None:
         self._loop = loop
         self._options = options
-        self._environment = environment
-        self._notifier = Notifier(environment)
+        self._notifier = Notifier(os.environ)
         self._unix_listeners: list[UnixListener] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self._failure: ListenError | None = None
@@ -103,7 +99,7 @@ class Server:
     def _open_sockets(self) -> list[socket.socket]:
         """Return the listening sockets, and drop privileges; sockets that were passed in replace --listen."""
         account = find_account(self._options.user, self._options.group)
-        inherited = inherited_listeners(self._environment, unix=True)
+        inherited = inherited_listeners(os.environ, unix=True)
         listeners = inherited or [listener for address in self._options.listen for listener in self._bind(address)]
         if self._options.metrics:
             serve_metrics(self._loop, self._options.metrics, lambda: families(self._gauges(), self._counters))
