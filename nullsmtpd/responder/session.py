@@ -223,7 +223,9 @@ class Sessions:
             session.shut_down()
 
     def _finish(self, transport: asyncio.Transport, final_reply: bytes) -> None:
-        connection = cast("SocketTransport", transport).detach()
+        sending = cast("SocketTransport", transport)
+        final_reply = sending.unsent + final_reply
+        connection = sending.detach()
         try:  # not contextlib.suppress, which costs as much as the rest
             connection.send(final_reply, _DONTWAIT_MORE)  # reply and FIN leave as one segment
             connection.shutdown(_SHUT_WR)

@@ -4,13 +4,11 @@ uvloop's own transport costs a task, a dozen objects and several more system cal
 """
 
 import asyncio
-import contextlib
 import select
 import socket
 import sys
 from collections.abc import Callable
 from socket import SocketType
-from typing import cast
 
 __all__ = ["Poller", "SocketTransport"]
 
@@ -21,7 +19,6 @@ _READ_OCTETS = 1 << 14
 MAX_EVENTS = 64
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
-_SHUT_WR = int(socket.SHUT_WR)
 
 
 class Poller:
@@ -68,32 +65,25 @@ class SocketTransport(asyncio.Transport):
     soon as there is such a rest. Raises `OSError` when epoll has no room for the socket.
     """
 
-    __slots__ = (
-        *("_buffer", "_fd", "_is_buffered", "_is_closing", "_loop", "_poller", "_protocol", "_socket", "_when_flushed"),
-    )
+    __slots__ = ("_closes_when_sent", "_fd", "_is_closing", "_loop", "_poller", "_protocol", "_socket", "unsent")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
         connection: SocketType,
-        protocol: asyncio.BaseProtocol,
+        protocol: asyncio.Protocol,
     ) -> None:
         self._loop = loop
         self._poller = poller
         self._socket = connection
         self._fd = connection.fileno()
-        self._buffer = b""
-        self._when_flushed: Callable[[], None] | None = None
+        self.unsent = b""
+        self._closes_when_sent = False
         self._is_closing = False
-        self.set_protocol(protocol)
+        self._protocol = protocol
         poller.add(self._fd, self._on_readable)
         protocol.connection_made(self)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Pass further events to ``protocol``."""
-        self._protocol = protocol
-        self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Do nothing: the limit is always 0."""
@@ -102,8 +92,8 @@ class SocketTransport(asyncio.Transport):
         """Send ``data``."""
         if self._is_closing:
             return
-        if self._buffer:
-            self._buffer += data
+        if self.unsent:
+            self.unsent += data
             return
         try:
             sent = self._socket.send(data, _DONTWAIT)
@@ -113,21 +103,16 @@ class SocketTransport(asyncio.Transport):
             self.abort()
             return
         if sent < len(data):
-            self._buffer = bytes(data[sent:])
+            self.unsent = bytes(data[sent:])
             self._loop.add_writer(self._fd, self._on_writable)
             self._protocol.pause_writing()
 
-    def can_write_eof(self) -> bool:
-        """Return True: TCP can be half-closed."""
-        return True
-
-    def write_eof(self) -> None:
-        """Half-close, after what is still to be sent."""
-        self._after_flush(self._shut_down)
-
     def close(self) -> None:
         """Close, after what is still to be sent."""
-        self._after_flush(self.abort)
+        if self.unsent:
+            self._closes_when_sent = True
+        else:
+            self.abort()
 
     def abort(self) -> None:
         """Close now."""
@@ -139,47 +124,33 @@ class SocketTransport(asyncio.Transport):
         """Return the socket; the Protocol gets no further events."""
         self._is_closing = True
         self._poller.remove(self._fd)
-        if self._buffer:
+        if self.unsent:
             self._loop.remove_writer(self._fd)
         return self._socket
 
-    def _after_flush(self, action: Callable[[], None]) -> None:
-        if self._buffer:
-            self._when_flushed = action
-        else:
-            action()
-
-    def _shut_down(self) -> None:
-        with contextlib.suppress(OSError):  # the client has gone
-            self._socket.shutdown(_SHUT_WR)
-
     def _on_readable(self) -> None:
         try:
-            if self._is_buffered:
-                protocol = cast("asyncio.BufferedProtocol", self._protocol)
-                if count := self._socket.recv_into(protocol.get_buffer(-1), 0, _DONTWAIT):
-                    protocol.buffer_updated(count)
-                    return
-            elif data := self._socket.recv(_READ_OCTETS, _DONTWAIT):
-                cast("asyncio.Protocol", self._protocol).data_received(data)
-                return
+            data = self._socket.recv(_READ_OCTETS, _DONTWAIT)
         except BlockingIOError:
             return
         except OSError:  # ECONNRESET
             self.abort()
             return
-        self.close()  # end of input, and these Protocols have nothing to add
+        if data:
+            self._protocol.data_received(data)
+        else:
+            self.close()  # end of input, and a session has nothing to add
 
     def _on_writable(self) -> None:
         try:
-            sent = self._socket.send(self._buffer, _DONTWAIT)
+            sent = self._socket.send(self.unsent, _DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
             self.abort()
             return
-        self._buffer = self._buffer[sent:]
-        if not self._buffer:
+        self.unsent = self.unsent[sent:]
+        if not self.unsent:
             self._loop.remove_writer(self._fd)
-            if self._when_flushed is not None:
-                self._when_flushed()
+            if self._closes_when_sent:
+                self.abort()
