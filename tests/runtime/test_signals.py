@@ -1,5 +1,6 @@
 """A signal at any moment ends the process as asked, and no client that the kernel had let in goes without its line."""
 
+import errno
 import json
 import os
 import random
@@ -14,7 +15,19 @@ from pathlib import Path
 import pytest
 from hosts import SERVER_4, connected_hosts
 from slow_link import distant_hosts
-from support import CLIENTS, LINE, PATIENCE, Daemon, Start, connect, read_all, require, require_root, require_tools
+from support import (
+    CLIENTS,
+    LINE,
+    MODES,
+    PATIENCE,
+    Daemon,
+    Start,
+    connect,
+    read_all,
+    require,
+    require_root,
+    require_tools,
+)
 
 COMMAND = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
 
@@ -237,6 +250,26 @@ def test_lingering_clients_get_the_linger_time_at_the_end_and_no_more(start: Sta
         assert daemon.stop() == 0
         assert time.monotonic() - began < 4  # 1 s of linger, and room for a busy machine
         assert read_all(client) == LINE
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_ends_as_soon_as_the_last_client_has_closed(start: Start, mode: str) -> None:
+    """However long clients may linger, and not before one that is still there has read and closed."""
+    daemon = start("--mode", mode, "--linger", "3600")
+    with connect(daemon.address) as client:
+        assert client.recv(4)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for(lambda: is_refused(daemon.address), "a closed port")
+        with pytest.raises(subprocess.TimeoutExpired):
+            daemon.process.wait(0.3)
+        read_all(client)
+    assert daemon.process.wait(PATIENCE) == 0
+
+
+def is_refused(address: tuple[str, int]) -> bool:
+    """Return whether nothing listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(address) == errno.ECONNREFUSED
 
 
 def test_a_second_signal_ends_it_at_once(start: Start) -> None:
