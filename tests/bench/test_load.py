@@ -235,7 +235,7 @@ def test_ctrl_c_reports_what_there_was(daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     arguments = ["load", at(daemon), "--rate", "100", "--duration", "60", "--json", str(path)]
     with subprocess.Popen(
-        [sys.executable, "-m", "bench", *arguments],
+        ["env", "--default-signal=INT", sys.executable, "-m", "bench", *arguments],  # a background job ignores it
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
