@@ -326,6 +326,8 @@ def _need(module_name: str, import_module: Callable[[str], object] = __import__)
     try:
         import_module(module_name)
     except ImportError as error:
+        if (error.name or "").partition(".")[0] not in {"dns", "idna"}:
+            raise  # a damaged installation
         message = f"the package {error.name} is missing: pip install 'nullsmtpd-521[relay]'"
         raise MissingExtraError(message, name=error.name) from None
 

@@ -557,7 +557,7 @@ def test_without_descriptors_it_says_so_in_one_line() -> None:
     assert checked.stderr == "nullsmtpd check: cannot run: Too many open files; see the limits of this process\n"
 
 
-@pytest.mark.parametrize("module", ["nullsmtpd.nullmx", "argparse", "json", "asyncio"])
+@pytest.mark.parametrize("module", ["nullsmtpd.nullmx", "argparse", "json", "asyncio", "base64"])
 def test_a_module_that_cannot_be_imported_is_one_line_and_status_1(module: str) -> None:
     """Only the missing extra is an error of usage; a damaged installation is not."""
     arguments = ["--json", "--domain", "example.org", "--resolver", "127.0.0.1:1"]
