@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from support import PATIENCE, Daemon, running
 
-__all__ = ["command_with", "daemon_on", "hand_over", "service_manager"]
+__all__ = ["command_with", "daemon_on", "hand_over", "outcome_with", "service_manager"]
 
 # Does what systemd does between fork and exec: the sockets are at 3 and up, LISTEN_PID is the process that executes the
 # command.
@@ -35,6 +36,12 @@ def hand_over(sockets: Sequence[socket.socket], *command: str) -> list[str]:
 def command_with(*sockets: socket.socket) -> list[str]:
     """Return a command that passes the sockets to nullsmtpd."""
     return hand_over(sockets, sys.executable, "-m", "nullsmtpd")
+
+
+def outcome_with(inherited: socket.socket, command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Return what became of a command that inherits a socket and ends by itself."""
+    descriptors = [inherited.fileno()]
+    return subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=descriptors, timeout=PATIENCE)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from child import UNTIL_WE_END
-from debian import chroot
 from network import (
     BELOW_NULL_MX,
     LOCAL_NULL_MX,
@@ -22,12 +21,11 @@ from network import (
     NULL_MX_U_LABELS,
     ORDINARY,
     RELAYED_NULL_MX,
-    SENDING,
     Network,
     open_network,
 )
 from recipes import Recipe
-from senders import PREPARE, SENDER, version_of
+from senders import SENDER, version_of
 from support import Daemon, running
 
 __all__ = [
@@ -110,14 +108,7 @@ def interview(recipe: Recipe, suite: str) -> Interview:
         directory = Path(name)
         with (
             open_network(directory) as network,
-            chroot(
-                suite,
-                relay.packages,
-                selections=relay.selections,
-                prepare=PREPARE,
-                network=network.prefix,
-                hostname=SENDING,
-            ) as machine,
+            relay.machine(suite, network.prefix) as machine,
         ):
             recipe.install(machine)
             path = machine.root / recipe.socket.lstrip("/")

@@ -5,7 +5,7 @@ import mailbox
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,19 +55,18 @@ class Relay(NamedTuple):
         """Have it deliver every message, in a network of its own, until each is delivered or bounced."""
         return list(self._records(suite))
 
+    def machine(self, suite: str, network: Sequence[str]) -> contextlib.AbstractContextManager[Chroot]:
+        """Run a chroot with the mail server's packages, not set up yet. ``network``: as for `chroot`."""
+        return chroot(
+            suite, self.packages, selections=self.selections, prepare=PREPARE, network=network, hostname=SENDING
+        )
+
     def _records(self, suite: str) -> Iterator[Record]:
         with (
             tempfile.TemporaryDirectory(prefix="nullsmtpd-senders-") as name,
             open_network(Path(name)) as network,
             receivers(network, Path(name)) as hosts,
-            chroot(
-                suite,
-                self.packages,
-                selections=self.selections,
-                prepare=PREPARE,
-                network=network.prefix,
-                hostname=SENDING,
-            ) as debian,
+            self.machine(suite, network.prefix) as debian,
         ):
             debian.shell(self.set_up, patience=PATIENCE)
             warned, days = re.findall(r"\d+", debian.shell(self.times))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from activation import hand_over, service_manager
+from activation import hand_over, outcome_with, service_manager
 from faults import failing
 from name_server import NameServer, name_server
 from support import (
@@ -543,14 +543,7 @@ def test_a_socket_of_datagrams_or_packets_that_is_passed_in_is_an_error(kind: in
         wrong.bind("")
         if kind == socket.SOCK_SEQPACKET:
             wrong.listen()
-        result = subprocess.run(
-            command_with([wrong]),
-            capture_output=True,
-            text=True,
-            check=False,
-            pass_fds=[wrong.fileno()],
-            timeout=PATIENCE,
-        )
+        result = outcome_with(wrong, command_with([wrong]))
     assert result.returncode == 1
     assert "descriptor 3: not a listening TCP or Unix socket; pass listening" in result.stderr
     assert result.stderr.count("\n") == 1

@@ -4,14 +4,13 @@ import contextlib
 import os
 import resource
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from activation import command_with, daemon_on, service_manager
+from activation import command_with, daemon_on, outcome_with, service_manager
 from fakes import FakeLoop
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,14 +108,7 @@ def local() -> socket.socket:
 def test_anything_but_a_listening_tcp_socket_is_refused_in_one_line(make: Callable[[], socket.socket]) -> None:
     """The message names the descriptor and what would be right; exit status 1."""
     with make() as wrong:
-        result = subprocess.run(
-            command_with(wrong),
-            capture_output=True,
-            text=True,
-            check=False,
-            pass_fds=[wrong.fileno()],
-            timeout=PATIENCE,
-        )
+        result = outcome_with(wrong, command_with(wrong))
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "nullsmtpd: LISTEN_FDS: descriptor 3: not a listening TCP socket; " in result.stderr
