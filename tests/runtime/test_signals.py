@@ -1,5 +1,6 @@
 """A signal at any moment ends the process as asked, and no client that the kernel had let in goes without its line."""
 
+import contextlib
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import stopped
 from hosts import SERVER_4, connected_hosts
 from slow_link import distant_hosts
 from support import (
@@ -28,6 +30,8 @@ from support import (
     require_root,
     require_tools,
 )
+
+from nullsmtpd.responder.linger import FIRST_SWEEP, SWEEP_INTERVAL
 
 COMMAND = [sys.executable, "-m", "nullsmtpd", "--listen", "127.0.0.1:0"]
 
@@ -261,8 +265,19 @@ def test_it_ends_as_soon_as_the_last_client_has_closed(start: Start, mode: str) 
         daemon.process.send_signal(signal.SIGTERM)
         daemon.wait_for(lambda: is_refused(daemon.address), "a closed port")
         with pytest.raises(subprocess.TimeoutExpired):
-            daemon.process.wait(0.3)
+            daemon.process.wait(FIRST_SWEEP + 2 * SWEEP_INTERVAL)  # by then sweeps leave the client to its deadline
         read_all(client)
+    assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_at_the_end_clients_that_stay_make_room_for_those_that_wait(start: Start) -> None:
+    """With room for four, hundreds in the accept queue get the line before the process stops to wait for handshakes."""
+    daemon = start("--max-lingering", "4", "--linger", "60")
+    with contextlib.ExitStack() as stack:
+        with stopped(daemon):
+            clients = [stack.enter_context(connect(daemon.address)) for _ in range(400)]
+            daemon.process.send_signal(signal.SIGTERM)
+        assert {read_all(client) for client in clients} == {LINE}
     assert daemon.process.wait(PATIENCE) == 0
 
 

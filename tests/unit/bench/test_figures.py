@@ -115,6 +115,14 @@ def test_the_figures_of_the_readme_are_those_that_were_measured(name: str, block
     assert found["machine"]["commit"]
 
 
+def test_the_readme_states_the_range_of_the_ratios() -> None:
+    """The sentence at its top, from the least to the most that a connection costs in comparison with nginx."""
+    results = json.loads((BENCH / "compare.json").read_text())["results"]
+    ratios = [result["ratio"]["median"] for result in results if result["server"] == "nullsmtpd"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"[{min(ratios):.1f} to {max(ratios):.1f} times the CPU time of nginx]" in text
+
+
 def test_the_chart_shows_the_commit_that_was_measured() -> None:
     """compare.svg and compare.json come from one run."""
     path = BENCH / "compare.json"
