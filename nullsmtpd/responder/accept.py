@@ -158,8 +158,7 @@ class Acceptor:
         The kernel gives the memory of a closed socket, still in the processor's caches, to the next connection: at
         1,000 connections a second that saves a third of the cost of leaving them all to the sweep.
         """
-        if self._linger.queue:
-            self._linger.close_finished()
+        self._linger.close_finished()
         answer()
 
     async def drain(self, *, close_port: bool) -> None:
