@@ -121,7 +121,7 @@ class LingerQueue:
         if len(self.queue) >= self.room:
             self._check(len(self.queue), now)
         if len(self.queue) >= self.room and now >= self._rechecked_at + MIN_LINGER:
-            self.close_finished(everything=True)
+            self.close_all_finished()
             self._rechecked_at = now
         if len(self.queue) >= self.room and self._checked and self._checked[0][0] + self._min_linger <= now:
             self._evict_oldest()
@@ -130,26 +130,27 @@ class LingerQueue:
     def shed(self) -> None:
         """Close the older half, finished sockets first: file descriptors or memory have run out."""
         target = len(self) // 2
-        self.close_finished(everything=True)
+        self.close_all_finished()
         while len(self) > target:
             self._evict_oldest()
 
-    def close_finished(self, *, everything: bool = False) -> None:
-        """Close finished sockets: the oldest ones up to the first that is not, or all of them."""
+    def close_finished(self) -> None:
+        """Close finished sockets in `queue`, the oldest ones up to the first that is not."""
         queue = self.queue
-        if everything:
-            self._check(len(queue), self._loop.time())
-            for _ in range(len(self._checked)):
-                arrival, connection = self._checked.popleft()
-                if is_finished(connection):
-                    connection.close()
-                else:
-                    self._checked.append((arrival, connection))
-            self._update_room()
-            return
         while queue and is_finished(queue[0]):
             queue.popleft().close()
             self._removed += 1
+
+    def close_all_finished(self) -> None:
+        """Close every socket that has finished."""
+        self._check(len(self.queue), self._loop.time())
+        for _ in range(len(self._checked)):
+            arrival, connection = self._checked.popleft()
+            if is_finished(connection):
+                connection.close()
+            else:
+                self._checked.append((arrival, connection))
+        self._update_room()
 
     def close_all(self) -> None:
         """Close everything, after reading what clients have sent; stop the timer."""

@@ -144,7 +144,7 @@ class Responder:
             self._sessions.shut_down()
         deadline = self._loop.time() + self._options.linger
         while self._loop.time() < deadline and (self._linger or self._linger.draining or self._sessions):
-            self._linger.close_finished(everything=True)
+            self._linger.close_all_finished()
             await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
         self._linger.close_all()
         self.log_stats()

@@ -451,7 +451,7 @@ class History(Bench):
             "wait": lambda _: self.loop.advance(0.5),
             "reserve": lambda _: self.linger.reserve(),
             "shed": lambda _: self.linger.shed(),
-            "finished": lambda number: self.linger.close_finished(everything=bool(number % 2)),
+            "finished": lambda number: self.linger.close_all_finished() if number % 2 else self.linger.close_finished(),
         }
 
     def _come(self, count: int) -> None:
