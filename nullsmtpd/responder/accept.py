@@ -45,10 +45,9 @@ CAPACITY_PAUSE = 0.1
 #: Without this limit a steady stream of new connections would block shutdown.
 BACKLOG_DRAIN_TIMEOUT = 1.0
 
-#: Seconds that shutdown waits for handshakes in progress where the port is closed: always for one round trip around the
-#: Earth, and longer while the kernel still knows some. A lost SYN-ACK is sent again after 1 s (RFC 6298 §2.1).
-HANDSHAKE_GRACE = 0.25
-MAX_HANDSHAKE_GRACE = 3.0
+#: Seconds that shutdown waits for handshakes in progress, where the port is closed. A lost SYN-ACK is sent again after
+#: 1 s (RFC 6298 §2.1).
+HANDSHAKE_TIMEOUT = 3.0
 
 SHUTDOWN_POLL_INTERVAL = 0.01
 
@@ -172,19 +171,19 @@ class Acceptor:
         if close_port:
             for listener in self._answers:
                 refuse_handshakes(listener)
-        start = self._loop.time()
-        limit = MAX_HANDSHAKE_GRACE if close_port else BACKLOG_DRAIN_TIMEOUT
-        while (elapsed := self._loop.time() - start) < limit:
+            await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)  # a SYN just received is in the table of handshakes by then
+        deadline = self._loop.time() + (HANDSHAKE_TIMEOUT if close_port else BACKLOG_DRAIN_TIMEOUT)
+        while self._loop.time() < deadline:
             if self._accept_batch():
                 await asyncio.sleep(0)
             elif close_port and (
-                elapsed < HANDSHAKE_GRACE
-                or any(accept_queue_len(listener, default=0) for listener in self._answers)
-                or pending_handshakes(ports)
+                pending_handshakes(ports) or any(accept_queue_len(listener, default=0) for listener in self._answers)
             ):
                 await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
             else:
                 break
+        await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)  # and one just completed, which may be in neither, is in the queue
+        self._accept_batch()
         for listener in self._answers:
             if close_port:
                 with contextlib.suppress(OSError):  # not Linux: ENOTCONN

@@ -351,7 +351,7 @@ def test_a_steady_stream_of_connections_does_not_block_shutdown(
     monkeypatch: pytest.MonkeyPatch, *, close_port: bool
 ) -> None:
     """There is a limit for each case: where the port stays open, later clients wait for the next process."""
-    own, other = ("MAX_HANDSHAKE_GRACE", "BACKLOG_DRAIN_TIMEOUT")[:: 1 if close_port else -1]
+    own, other = ("HANDSHAKE_TIMEOUT", "BACKLOG_DRAIN_TIMEOUT")[:: 1 if close_port else -1]
     monkeypatch.setattr(accept, own, 0.05)
     monkeypatch.setattr(accept, other, 3600)
     with Bench() as bench:
