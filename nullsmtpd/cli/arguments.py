@@ -26,8 +26,10 @@ __all__ = [
 
 _PREFIX = "NULLSMTPD_"
 
-# A Kubernetes Service "nullsmtpd", or "nullsmtpd-metrics", sets these in every pod of its namespace.
-_SERVICE_LINK = r"(NULLSMTPD(?:_\w+?)??)_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\w+)?)"
+# What follows the name of a Kubernetes Service, such as "nullsmtpd" or "nullsmtpd-metrics", in the variables that every
+# pod of its namespace has; more words may follow.
+_SERVICE_HOST = "_SERVICE_HOST"
+_SERVICE_VARIABLES = (f"{_SERVICE_HOST}_", "_SERVICE_PORT_", "_PORT_")
 
 _MAX_SECONDS = 3600.0
 _MAX_INT = 2**31 - 1  # listen(2) takes an int
@@ -109,10 +111,11 @@ def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, _Given]:
 
 def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _Given]:
     names = {variable(name): name for name in table}
+    services = [key.removesuffix(_SERVICE_HOST) for key in environment if key.endswith(_SERVICE_HOST)]
+    ignored = tuple(service + words for service in services for words in _SERVICE_VARIABLES)
     variables: dict[str, _Given] = {}
     for key, value in environment.items():
-        link = re.fullmatch(_SERVICE_LINK, key)
-        if not key.startswith(_PREFIX) or (link and f"{link[1]}_SERVICE_HOST" in environment):
+        if not key.startswith(_PREFIX) or f"{key}_".startswith(ignored):
             continue
         if key not in names:
             raise UsageError(f"unknown variable {shown(key)} in the environment; --help lists the options")

@@ -55,7 +55,10 @@ def test_a_flag_does_not_excuse_a_variable_that_is_wrong_by_name() -> None:
         parse_options(["--linger", "1"], {"NULLSMTPD_LINGR": "3"})
 
 
-@pytest.mark.parametrize("service", ["NULLSMTPD", "NULLSMTPD_METRICS", "NULLSMTPD_2"])
+SERVICES = ["NULLSMTPD", "NULLSMTPD_METRICS", "NULLSMTPD_2", "NULLSMTPD_SERVICE", "NULLSMTPD_PORT"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_variables_of_a_kubernetes_service_of_our_name_are_left_alone(service: str) -> None:
     """Kubernetes puts NULLSMTPD_PORT and the like into every pod beside a Service "nullsmtpd"; alone they are none."""
     links = {
