@@ -10,19 +10,24 @@ from typing import NamedTuple
 
 from nullsmtpd.check.dialogue import quoted
 
-__all__ = ["SPF", "dmarc_policy", "dmarc_text", "parse_dmarc", "parse_spf", "spf_texts", "zone_txt"]
+__all__ = ["SPF", "dmarc_policies", "dmarc_text", "parse_dmarc", "parse_spf", "spf_texts", "zone_txt"]
 
-# RFC 7208 §7.1: what stands for a domain may hold macros. The name is not looked up, so its labels are not checked.
-_NAME = r"(?:%[%_-]|%\{[a-z][0-9]{0,3}r?[-.+,/_=]*\}|[!-$&-~])+"
-_CIDR = r"(?:/[0-9]{1,2})?(?://[0-9]{1,3})?"
+# RFC 7208 §7.1: what stands for a domain may hold macros, and ends in a macro or in a top-level label after a dot.
+_MACRO = r"%(?:[%_-]|\{[slodiphv](?:0*[1-9][0-9]*)?r?[-.+,/_=]*\})"
+_MACRO_STRING = rf"(?:{_MACRO}|[!-$&-~])*"
+_TOP_LABEL = r"(?![0-9]+(?![a-z0-9-]))[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_NAME = rf"{_MACRO_STRING}(?:{_MACRO}|\.{_TOP_LABEL}\.?)"
+_LENGTH4, _LENGTH6 = r"(?:[12]?[0-9]|3[0-2])", r"(?:[1-9]?[0-9]|1[01][0-9]|12[0-8])"  # of a prefix, in bits
 _MECHANISM = re.compile(
-    rf"(?P<qualifier>[+?~-]?)(?:(?P<all>all)|(?:include|exists):{_NAME}|(?:a|mx)(?::{_NAME})?{_CIDR}|ptr(?::{_NAME})?"
-    r"|ip4:(?P<ip4>[0-9.]+(?:/[0-9]{1,2})?)|ip6:(?P<ip6>[0-9a-f:.]+(?:/[0-9]{1,3})?))",
+    rf"(?P<qualifier>[+?~-]?)(?:(?P<all>all)|(?:include|exists):{_NAME}|ptr(?::{_NAME})?"
+    rf"|(?:a|mx)(?::{_NAME})?(?:/{_LENGTH4})?(?://{_LENGTH6})?"
+    rf"|ip4:(?P<ip4>[0-9.]+)(?:/{_LENGTH4})?|ip6:(?P<ip6>[0-9a-f:.]+)(?:/{_LENGTH6})?)",
     re.IGNORECASE,
 )
-_MODIFIER = re.compile(rf"(?P<name>[a-z][a-z0-9_.-]*)=(?P<value>(?:{_NAME})?)", re.IGNORECASE)
+_MODIFIER = re.compile(rf"(?P<name>[a-z][a-z0-9_.-]*)=(?P<value>{_MACRO_STRING})", re.IGNORECASE)
+_DOMAIN_SPEC = re.compile(_NAME, re.IGNORECASE)
 
-_POLICIES = ("none", "quarantine", "reject")
+_POLICIES = {"none", "quarantine", "reject"}
 
 _MAX_STRING_OCTETS = 255  # RFC 1035 §3.3: of one character-string in a TXT record
 
@@ -55,11 +60,11 @@ def parse_spf(text: str) -> SPF:
     ends_in_all = False
     for term in filter(None, text.split(" ")[1:]):
         if found := _MODIFIER.fullmatch(term):
-            name = found["name"].lower()
-            if name in {"redirect", "exp"} and (name in modifiers or not found["value"]):
-                return SPF(f"{quoted(term.encode('latin-1'))} is repeated or empty")
-            modifiers[name] = found["value"]
-        elif (found := _MECHANISM.fullmatch(term)) and _is_network(found["ip4"], 4) and _is_network(found["ip6"], 6):
+            name, value = found["name"].lower(), found["value"]
+            if name in {"redirect", "exp"} and (name in modifiers or not _DOMAIN_SPEC.fullmatch(value)):
+                return SPF(f"{quoted(term.encode('latin-1'))} is repeated or names no domain")
+            modifiers[name] = value
+        elif (found := _MECHANISM.fullmatch(term)) and _is_address(found["ip4"], 4) and _is_address(found["ip6"], 6):
             if not ends_in_all:
                 qualifiers.append(found["qualifier"] or "+")
             ends_in_all = ends_in_all or bool(found["all"])
@@ -72,9 +77,9 @@ def parse_spf(text: str) -> SPF:
     return SPF(sends=sends, passes_all=ends_in_all and qualifiers[-1] == "+", redirect=redirect)
 
 
-def _is_network(text: str | None, version: int) -> bool:
+def _is_address(text: str | None, version: int) -> bool:
     try:
-        return text is None or ipaddress.ip_network(text, strict=False).version == version
+        return text is None or ipaddress.ip_address(text).version == version
     except ValueError:
         return False
 
@@ -89,16 +94,20 @@ def parse_dmarc(text: str) -> dict[str, str] | None:
         name, equals, value = (piece.strip(" \t") for piece in part.partition("="))
         if not tags and (name.lower(), value) != ("v", "DMARC1"):
             return None
-        if equals:
+        if equals and re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
             tags.setdefault(name.lower(), value)
     return tags
 
 
-def dmarc_policy(tags: Mapping[str, str], *, of_subdomain: bool = False) -> str:
-    """Return the policy for the record's own domain or for its existing subdomains: none, quarantine or reject."""
-    own = tags.get("p", "none")
-    policy = (tags.get("sp", own) if of_subdomain else own).lower()
-    return policy if policy in _POLICIES else "none"
+def dmarc_policies(tags: Mapping[str, str]) -> tuple[str, str, str]:
+    """Return what to do with mail from the record's domain, its existing and its nonexistent subdomains.
+
+    Each is none, quarantine or reject. One invalid policy makes all of them none (RFC 7489 §6.6.3, RFC 9989 §4.10.1).
+    """
+    own = tags.get("p", "").lower()
+    below = tags.get("sp", own).lower()
+    nonexistent = tags.get("np", below).lower()
+    return (own, below, nonexistent) if {own, below, nonexistent} <= _POLICIES else ("none", "none", "none")
 
 
 def dmarc_text(tags: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """What a domain publishes about mail, whether that is right for one that receives none, and what to publish instead."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nullsmtpd.check.dialogue import quoted
-from nullsmtpd.check.policies import SPF, dmarc_policy, dmarc_text, parse_dmarc, parse_spf, spf_texts, zone_txt
-from nullsmtpd.nullmx import MAX_DOMAIN, Answer, DNSError
+from nullsmtpd.check.policies import SPF, dmarc_policies, dmarc_text, parse_dmarc, parse_spf, spf_texts, zone_txt
+from nullsmtpd.nullmx import Answer, DNSError
 
 if TYPE_CHECKING:
     from nullsmtpd.nullmx import MXAnswer, Resolver
@@ -165,21 +166,27 @@ class Publications:
         sends = policy.sends
         for _ in range(_MAX_REDIRECTS):
             if not policy.redirect:
-                return policy._replace(sends=sends or policy.sends)
+                break
             _, texts = await self._texts(policy.redirect)
             if len(texts := spf_texts(texts)) != 1:
-                break
+                return SPF(f"it redirects to {policy.redirect}, which has not one record", sends)
             policy = parse_spf(texts[0])
-        return SPF(f"it redirects to {policy.redirect}, which has not one record", sends)
+            sends = sends or policy.sends
+        if policy.redirect:
+            return SPF(f"it redirects to {policy.redirect} after {_MAX_REDIRECTS} other redirects", sends)
+        return policy._replace(sends=sends)
 
     async def _dmarc(self, name: str) -> _Row:
         owner, own = await self._dmarc_tags(self.domain)
         parent, tags = ("", own[0]) if own else await self._inherited_dmarc()
-        policy, below = dmarc_policy(tags, of_subdomain=not own), dmarc_policy(tags, of_subdomain=True)
-        is_partial = tags.get("t") == "y" or tags.get("pct", "100") != "100"
-        found = f"policy {policy}" + (f", {below} for subdomains" if below != policy else "") if tags else "none"
+        policy, below, nonexistent = dmarc_policies(tags)
+        policy = policy if own else below
+        is_partial = tags.get("t", "").lower() == "y" or tags.get("pct", "100") != "100"
+        found = f"policy {policy}" if tags else "none"
+        found += f", {below} for subdomains" if below != policy else ""
+        found += f", {nonexistent} for nonexistent subdomains" if nonexistent != below else ""
         found += (" in part" if is_partial else "") + (f", inherited from {parent}" if parent else "")
-        is_strict = policy == below == "reject" and not is_partial
+        is_strict = policy == below == nonexistent == "reject" and not is_partial
         # An alias by a wildcard CNAME gives way to a record of its own, one by a DNAME does not.
         owner = owner if own or owner.startswith("_dmarc.") else name
         return _judge(
@@ -216,7 +223,7 @@ class Publications:
 
     async def _leftover(self, version: str, words: str, name: str) -> _Row | None:
         _, texts = await self._texts(name)
-        found = _quoted([text for text in texts if text.startswith(version)])
+        found = _quoted([text for text in texts if re.match(rf"{version}\b", text)])
         return (found, Status.WRONG, words, "") if found else None
 
     async def _tlsa(self, name: str) -> _Row | None:
@@ -246,9 +253,20 @@ class Publications:
         return answer.name, [b"".join(record.strings).decode("latin-1") for record in records]
 
     async def _query(self, name: str, rdtype: str) -> Answer:
-        if len(name) > MAX_DOMAIN:  # there can be no such name
+        if not _is_name(name):
             return Answer(name, exists=False, records=(), ttl=0, is_alias=False, is_secure=False)
         return await self.resolver.query(name, rdtype)
+
+
+def _is_name(text: str) -> bool:
+    """Tell whether DNS can have the name: some are composed or come from a record, and too long or without a label."""
+    import dns.exception
+    import dns.name
+
+    try:
+        return bool(dns.name.from_text(text))
+    except dns.exception.DNSException:
+        return False
 
 
 def _shown(records: Sequence[tuple[int, str]]) -> str:

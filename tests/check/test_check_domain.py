@@ -546,7 +546,9 @@ REJECT, NONE = "v=DMARC1; p=reject", "v=DMARC1; p=none; sp=quarantine"
         ({"a.b.example": [NONE], "example": [f"{REJECT}; psd=Y"]}, "policy reject, inherited from example"),
         ({"b.example": [REJECT, REJECT], "example": [NONE]}, "policy quarantine, inherited from example"),
         ({"x.a.b.example": [NONE], "example": [REJECT]}, "policy none, quarantine for subdomains"),
-        ({"x.a.b.example": [f"{REJECT}; t=y"]}, "policy reject in part"),
+        ({"x.a.b.example": [f"{REJECT}; np=none"]}, "policy reject, none for nonexistent subdomains"),
+        ({"b.example": [f"{REJECT}; sp=no"]}, "policy none, inherited from b.example"),
+        ({"x.a.b.example": [f"{REJECT}; t=Y"]}, "policy reject in part"),
         ({"x.a.b.example": ["v=spf1 -all"]}, "none"),
     ],
 )
@@ -586,8 +588,9 @@ def test_a_name_that_is_too_long_is_not_looked_up() -> None:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ({"null.example": "v=spf1 redirect=null.example"}, "redirects to null.example"),
-        ({"null.example": "v=spf1 redirect=gone.example"}, "redirects to gone.example"),
+        ({"null.example": "v=spf1 redirect=null.example"}, "redirects to null.example after 10 other redirects"),
+        ({"null.example": "v=spf1 redirect=gone.example"}, "redirects to gone.example, which has not one record"),
+        ({"null.example": "v=spf1 redirect=a..example"}, "redirects to a..example, which has not one record"),
         ({"null.example": "v=spf1 redirect=b.example", "b.example": "v=spf1 foo"}, "'foo' is no valid term"),
     ],
 )
@@ -599,6 +602,38 @@ def test_rfc7208_6_1_a_redirect_that_leads_nowhere_is_an_error(texts: dict[str, 
     (spf,) = (finding for finding in report.findings if finding.subject == "SPF")
     assert words in spf.words
     assert not report.is_good
+
+
+@pytest.mark.parametrize(("last", "words"), [("-all", "no host may send"), ("~all", "not every host fails")])
+def test_rfc7208_4_6_4_ten_redirects_are_followed(last: str, words: str) -> None:
+    """The record at the end applies."""
+    with name_server() as dns_server:
+        names = ["null.example", *(f"r{n}.example" for n in range(10))]
+        records = [*(f"v=spf1 redirect={name}" for name in names[1:]), f"v=spf1 {last}"]
+        dns_server.texts = {name: [f'"{record}"'] for name, record in zip(names, records, strict=True)}
+        report = asyncio.run(nullsmtpd.check_domain("null.example", resolver=dns_server.address))
+    (spf,) = (finding for finding in report.findings if finding.subject == "SPF")
+    assert (spf.status, words in spf.words) == ("ok", True)
+
+
+def test_rfc7208_6_1_each_record_that_redirects_permits_its_own_hosts() -> None:
+    """A domain sends mail if any record on the way says so."""
+    with name_server() as dns_server:
+        texts = ("v=spf1 redirect=b.example", "v=spf1 a redirect=c.example", "v=spf1 -all")
+        names = ("null.example", "b.example", "c.example")
+        dns_server.texts = {name: [f'"{text}"'] for name, text in zip(names, texts, strict=True)}
+        assert asyncio.run(nullsmtpd.check_domain("null.example", resolver=dns_server.address)).sends
+
+
+@pytest.mark.parametrize(
+    ("text", "is_leftover"), [("v=STSv1;id=1", True), ("v=STSv1 ; id=1", True), ("v=STSv10", False)]
+)
+def test_rfc8461_3_1_a_policy_is_announced_by_its_version(text: str, *, is_leftover: bool) -> None:
+    """Senders discard records of another version."""
+    with name_server() as dns_server:
+        dns_server.texts["_mta-sts.null.example"] = [f'"{text}"']
+        report = asyncio.run(nullsmtpd.check_domain("null.example", resolver=dns_server.address))
+    assert ("MTA-STS" in {finding.subject for finding in report.findings}) == is_leftover
 
 
 def escaped(octets: bytes) -> str:
