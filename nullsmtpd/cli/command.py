@@ -51,25 +51,30 @@ def run_server(
         return print_line(STDOUT, help_text(), 0)
     if "--version" in arguments:
         return print_line(STDOUT, f"nullsmtpd {__version__}", 0)
-    _open_standard_descriptors()
     listen_pid = os.environ.get("LISTEN_PID", "") if os.environ.get("LISTEN_FDS") else ""  # read before it is removed
+    options = None
     try:
+        _open_standard_descriptors()
         options = parse()
         from nullsmtpd.runtime.event_loop import import_uvloop  # only now: a mistake in the options needs no event loop
 
         import_uvloop()
         serve(options)
     except UsageError as error:
-        return print_line(STDERR, f"{name}: {error}", 2)
+        message, status = str(error), 2
     except LookupError as error:
         from nullsmtpd.runtime.privileges import AccountError
 
         if not isinstance(error, AccountError):
             raise
-        return print_line(STDERR, f"{name}: --{error.kind}: {shown(error.value)} {error}", 2)
+        message, status = f"--{error.kind}: {shown(error.value)} {error}", 2
+    except ImportError as error:
+        message, status = f"cannot run: {error}; reinstall nullsmtpd and uvloop", 1
     except OSError as error:
-        return print_line(STDERR, f"{name}: {_explain(error, options, listen_pid)}", 1)
-    return 0
+        message, status = _explain(error, options, listen_pid), 1
+    else:
+        return 0
+    return print_line(STDERR, f"{name}: {message}", status)
 
 
 def _explain(error: OSError, options: object, listen_pid: str) -> str:
@@ -83,6 +88,8 @@ def _explain(error: OSError, options: object, listen_pid: str) -> str:
         names = " ".join(f"--{key} {value}" for key in ("user", "group") if (value := getattr(options, key)))
         hint = "; start as root to change to another account, or leave the options out" if os.geteuid() else ""
         return f"{names}: {error.strerror}{hint}"
+    if isinstance(error, (FileNotFoundError, PermissionError)):  # a part of the installation, or /dev/null
+        return f"cannot run: {error.filename}: {error.strerror}"
     # No file descriptor or memory left for the event loop itself.
     return f"cannot run: {error.strerror}; raise the limits of this process"
 
@@ -93,7 +100,7 @@ def _explain_listen_error(error: ListenError, flag: str, listen_pid: str) -> str
         return f"{address}: {error.strerror}"
     hint = (_UNIX_HINTS if address.startswith("unix:") else _HINTS).get(error.errno or 0, "")
     if isinstance(error.__cause__, socket.gaierror):
-        hint = "give a name that resolves, or an address"
+        hint = "give an interface of this host" if "%" in address else "give a name that resolves, or an address"
     elif error.errno == errno.EADDRINUSE and listen_pid.isdigit() and listen_pid != str(os.getpid()):
         hint = (
             f"sockets were passed in, but to process {listen_pid} (LISTEN_PID) and not to this one ({os.getpid()}): "

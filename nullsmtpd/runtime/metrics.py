@@ -71,8 +71,6 @@ class _ProcessMetrics:
     """The usual ``process_`` metrics, proc(5)."""
 
     def __init__(self) -> None:
-        # After setuid(2) the process may not open its own /proc/self/fd any more, but still read an open directory.
-        self._files = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
         self._ticks = os.sysconf("SC_CLK_TCK")
         started = float(_stat()[19]) / self._ticks
         self._start_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
@@ -81,7 +79,7 @@ class _ProcessMetrics:
         stat = _stat()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         cpu = (int(stat[11]) + int(stat[12])) / self._ticks
-        files = len(os.listdir(self._files)) - 1  # without the copy that listdir() makes of the directory
+        files = len(os.listdir("/proc/self/fd")) - 1  # without the directory itself
         limit = float("inf") if soft == resource.RLIM_INFINITY else soft
         resident = int(stat[21]) * resource.getpagesize()
         metrics = [
@@ -123,7 +121,10 @@ class _Server:
     def __init__(self, loop: asyncio.AbstractEventLoop, collect: Callable[[], list[Family]]) -> None:
         self._loop = loop
         self._collect = collect
-        self._process = _ProcessMetrics() if sys.platform == "linux" else None
+        self._process: _ProcessMetrics | None = None
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # a chroot(2) without /proc
+                self._process = _ProcessMetrics()
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}  # of the readers, by age
 
     # Not create_server(): without file descriptors libuv would close connections unanswered, or be busy failing.

@@ -60,13 +60,13 @@ def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]])
     Raises what it raises, and `OSError` when there can be no event loop. An exception in a callback is logged in one
     line, and the next client is served all the same.
     """
-    import uvloop  # by now the command has imported it, see event_loop.py
+    from uvloop import new_event_loop  # by now the command has imported it, see event_loop.py
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that may not be used
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _require_files(_MIN_FILES)
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    loop: asyncio.AbstractEventLoop = new_event_loop()
     loop.set_exception_handler(_on_internal_error)
     served = serve(loop)
     try:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import LINE, PATIENCE, Start, connect, read_all, require, run_cli
+from support import LINE, PATIENCE, Start, connect, read_all, require, require_tools, run_cli
 
 from nullsmtpd import __version__
+
+PACKAGE = Path(__file__).parents[2] / "nullsmtpd"
 
 
 def test_version_and_help_answer_on_stdout_with_status_0() -> None:
@@ -78,6 +81,46 @@ def test_an_address_that_the_host_does_not_have_is_one_line_and_status_1() -> No
     result = run_cli("--listen", "127.0.0.1:0", "--listen", "192.0.2.1:0")
     assert result.returncode == 1
     assert re.fullmatch(r"nullsmtpd: --listen 192\.0\.2\.1:0: .*does not have that address.*\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [
+        ("[fe80::1%nowhere]", "an interface of this host"),
+        ("nowhere.invalid", "a name that resolves"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--listen", "--metrics"])
+def test_an_address_that_cannot_be_bound_names_the_remedy(flag: str, host: str, remedy: str) -> None:
+    """What bind(2) calls an invalid argument, and what does not resolve: one line, and status 1."""
+    result = run_cli("--listen", "127.0.0.1:0", f"{flag}={host}:0")
+    assert result.returncode == 1
+    assert re.fullmatch(rf"nullsmtpd: {flag} {re.escape(host)}:0: [^\n;]+; give .*{remedy}.*\n", result.stderr)
+
+
+@pytest.mark.parametrize("module", ["None", "type(sys)('uvloop')"])
+def test_a_uvloop_that_is_missing_or_unreadable_is_one_line_and_status_1(module: str) -> None:
+    """Python takes a package that it may not read for one without any names."""
+    program = f"import sys; sys.modules['uvloop'] = {module}; from nullsmtpd.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "--listen", "127.0.0.1:0"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert re.fullmatch(r"nullsmtpd: cannot run: .*uvloop.*; reinstall .*\n", result.stderr)
+
+
+@pytest.mark.parametrize("name", ["responder/dialogues.py", "responder/server.py"])
+def test_a_module_that_may_not_be_read_is_one_line_and_status_1(tmp_path: Path, name: str) -> None:
+    """It is named, whether the options or the server need it."""
+    require(os.geteuid() == 0, "root, to drop capabilities")
+    require_tools("setpriv")
+    copy = shutil.copytree(PACKAGE, tmp_path / "nullsmtpd", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / name).chmod(0)
+    command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "nullsmtpd"]
+    arguments = ["--listen", "127.0.0.1:0", "--mode", "mail"]
+    result = subprocess.run(
+        [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert (result.returncode, result.stderr) == (1, f"nullsmtpd: cannot run: {copy / name}: Permission denied\n")
 
 
 def test_port_25_without_the_permission_names_the_remedies() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from activation import command_with, service_manager
 from faults import injecting, inside, network, stopped
+from scrapes import WITH_METRICS, metrics_address
 from support import (
     CLIENTS,
     LINE,
@@ -218,6 +219,32 @@ def test_ipv6_switched_off_leaves_ipv4(start: Start) -> None:
     assert refused.stderr.count("nullsmtpd: ") == 1
     assert "nullsmtpd: --listen [::1]:0: " in refused.stderr
     assert "give one of its own" in refused.stderr
+
+
+def in_a_chroot(change: str) -> list[str]:
+    """Return a command before which nullsmtpd finds directories as they may be in a chroot(2)."""
+    require_root()
+    require_tools("unshare")
+    return ["unshare", "--mount", "sh", "-c", f'{change} && exec "$@"', "sh"]
+
+
+def test_without_proc_it_serves_its_own_metrics(start: Start) -> None:
+    """In a chroot(2) without /proc, those of the process are left out."""
+    with connect(metrics_address(start(*WITH_METRICS, prefix=in_a_chroot("umount -l /proc")))) as reader:
+        reader.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        response = read_all(reader)
+    assert b"\nnullsmtpd_connections_total 0\n" in response
+    assert b"process_" not in response
+
+
+def test_without_dev_null_for_a_closed_descriptor_it_does_not_start() -> None:
+    """In a chroot(2) without /dev: one line, and exit status 1."""
+    command = [*in_a_chroot("mount -t tmpfs none /dev && exec <&-"), sys.executable, "-m", "nullsmtpd"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "nullsmtpd: cannot run: /dev/null: No such file or directory\n",
+    )
 
 
 def test_a_service_manager_that_goes_away_does_no_harm(start: Start, tmp_path: Path) -> None:

@@ -236,7 +236,9 @@ def test_a_listener_that_another_holder_shuts_down_ends_the_process(tmp_path: Pa
             assert {read_all(client) for client in clients} == {LINE}
             assert daemon.process.wait(PATIENCE) == 1
             (message,) = [line for line in daemon.log.splitlines() if line.startswith("nullsmtpd: ")]
-            assert f"{host}:{port}: the listening socket was shut down; " in message
+            assert (
+                f"{host}:{port}: the listening socket was shut down; restart the program that passes it in" in message
+            )
             assert "Traceback" not in daemon.log
 
 
