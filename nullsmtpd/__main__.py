@@ -38,9 +38,16 @@ def _prepare_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, (_signal.SIGHUP, _signal.SIGUSR1))
 
 
-# A check that was interrupted has not passed, so it keeps the default actions.
+def _exit_interrupted(number: int, frame: object) -> None:
+    os._exit(128 + number)
+
+
+# A check that was interrupted has not passed, so it keeps the default actions. That of SIGINT replaces Python's, which
+# prints a traceback and waits for threads and for the system's resolver; process 1 has no default actions.
 if sys.argv[1:2] != ["check"]:
     _prepare_signals()
+elif _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not ignored, as a shell does in the background
+    _signal.signal(_signal.SIGINT, _exit_interrupted if os.getpid() == 1 else _signal.SIG_DFL)
 
 
 def main() -> int:

@@ -524,16 +524,25 @@ def test_a_reader_that_has_gone_changes_no_exit_status(start: Start) -> None:
     assert subprocess.run(["sh", "-c", command], timeout=PATIENCE, check=False).returncode == 0
 
 
-def test_a_check_that_is_interrupted_has_not_found_all_well() -> None:
-    """SIGTERM ends it by that signal, and not with status 0 as it ends the responder."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        target = f"127.0.0.1:{silent.getsockname()[1]}"
-        silent.settimeout(PATIENCE)
-        with subprocess.Popen([sys.executable, "-m", "nullsmtpd", "check", target]) as checking:
-            connection, _ = silent.accept()
-            with connection:
-                checking.terminate()
-                assert checking.wait(PATIENCE) == -signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_check_that_is_interrupted_has_not_found_all_well(number: signal.Signals, count: int) -> None:
+    """The signal ends it at once and silently, threads or not, and not with status 0 as it ends the responder."""
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        targets = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in silent]
+        check = [sys.executable, "-m", "nullsmtpd", "check", "--timeout", "3600", *targets]
+        command = ["env", "--default-signal=INT", *check]  # a background job ignores it
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as checking:
+            for listener in silent:
+                listener.settimeout(PATIENCE)
+                stack.enter_context(listener.accept()[0])
+            checking.send_signal(number)
+            try:
+                printed, _ = checking.communicate(timeout=PATIENCE)
+            finally:
+                checking.kill()
+            assert (checking.returncode, printed) == (-number, b"")
 
 
 @pytest.mark.usefixtures("no_thread")
