@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.sockets import ListenError, local_address
-from nullsmtpd.runtime.tcp import accept_queue_len, pending_handshakes, refuse_handshakes
+from nullsmtpd.runtime.tcp import (
+    accept_queue_len,
+    drop_syns,
+    has_sent_syn_cookies,
+    pending_handshakes,
+    refuse_syns,
+)
 
 if TYPE_CHECKING:
     from nullsmtpd.responder.access_log import AccessLog
@@ -48,6 +54,10 @@ BACKLOG_DRAIN_TIMEOUT = 1.0
 #: Seconds that shutdown waits for handshakes in progress, where the port is closed. A lost SYN-ACK is sent again after
 #: 1 s (RFC 6298 §2.1).
 HANDSHAKE_TIMEOUT = 3.0
+
+#: Seconds that it waits in any case where SYN cookies were sent, as the kernel knows nothing of such handshakes: more
+#: than a round trip. The SYNs that are dropped meanwhile are sent again after 1 s, too.
+COOKIE_GRACE = 1.0
 
 SHUTDOWN_POLL_INTERVAL = 0.01
 
@@ -168,21 +178,26 @@ class Acceptor:
         self._is_draining = True
         self._stop_waiting()
         ports = {listener.getsockname()[1] for listener in self._answers}
+        uses_cookies = close_port and has_sent_syn_cookies()
         if close_port:
             for listener in self._answers:
-                refuse_handshakes(listener)
-            await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)  # a SYN just received is in the table of handshakes by then
-        deadline = self._loop.time() + (HANDSHAKE_TIMEOUT if close_port else BACKLOG_DRAIN_TIMEOUT)
-        while self._loop.time() < deadline:
+                (drop_syns if uses_cookies else refuse_syns)(listener)
+        # At least until a SYN that was received just before is in the table of handshakes.
+        grace = COOKIE_GRACE if uses_cookies else SHUTDOWN_POLL_INTERVAL
+        limit = HANDSHAKE_TIMEOUT if close_port else BACKLOG_DRAIN_TIMEOUT
+        start = self._loop.time()
+        while (elapsed := self._loop.time() - start) < limit:
             if self._accept_batch():
                 await asyncio.sleep(0)
             elif close_port and (
-                pending_handshakes(ports) or any(accept_queue_len(listener, default=0) for listener in self._answers)
+                elapsed < grace
+                or pending_handshakes(ports)
+                or any(accept_queue_len(listener, default=0) for listener in self._answers)
             ):
                 await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
             else:
                 break
-        await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)  # and one just completed, which may be in neither, is in the queue
+        await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)  # a handshake just completed, in neither of both, is in the queue
         self._accept_batch()
         for listener in self._answers:
             if close_port:

@@ -7,9 +7,11 @@ import contextlib
 import socket
 import struct
 import sys
+from array import array
 from socket import SocketType
 
-__all__ = ["accept_queue_len", "cork", "is_finished", "pending_handshakes", "refuse_handshakes", "reset_options"]
+__all__ = ["accept_queue_len", "cork", "drop_syns", "has_sent_syn_cookies", "is_finished", "pending_handshakes"]
+__all__ += ["refuse_syns", "reset_options"]
 
 # struct tcp_info. For a listening socket tcpi_unacked is the length of its accept queue (net/ipv4/tcp.c, tcp_get_info).
 _TCPI_UNACKED = struct.Struct("=24xI")
@@ -21,6 +23,18 @@ _TCP_INFO = 11
 # asm-generic/socket.h, since Linux 5.1; and the index of a network interface that no host has.
 _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 2**31 - 1
+
+# struct sock_filter of linux/filter.h: accept every segment except a SYN without ACK.
+_SO_ATTACH_FILTER = 26
+_INSTRUCTION_OCTETS = 8
+_DROP_SYN = struct.pack(
+    "HBBI" * 5,
+    *(0x30, 0, 0, 13),  # load the octet that holds the flags
+    *(0x54, 0, 0, 0x12),  # keep SYN and ACK
+    *(0x15, 1, 0, 0x02),  # SYN alone: skip one
+    *(0x06, 0, 0, 0xFFFF),  # accept
+    *(0x06, 0, 0, 0),  # drop
+)
 
 _IPPROTO_MPTCP = 262  # include/uapi/linux/in.h
 _TCP_SYN_RECV = b"03"  # include/net/tcp_states.h, as /proc/net/tcp writes it
@@ -84,17 +98,37 @@ def _has_ended(connection: SocketType) -> bool:
 is_finished = _is_closed if sys.platform == "linux" else _has_ended
 
 
-def refuse_handshakes(listener: socket.socket) -> None:
+def refuse_syns(listener: socket.socket) -> None:
     """Refuse new connections on this listener, while handshakes in progress still complete.
 
     Closing a listening socket resets what is in its accept queue, and between the last accept() and the close() there
     is always time for one more. Bound to an interface that does not exist, the listener is not found by a SYN any more,
     which is then answered as for a closed port; a handshake in progress belongs to it already, so the queue runs dry.
-    With SYN cookies the kernel knows no handshake in progress: those clients are reset.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a kernel before 5.1: that moment remains
             listener.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+
+
+def drop_syns(listener: socket.socket) -> None:
+    """Drop new connections' SYNs on this listener: clients send them again after 1 s (RFC 6298 §2.1).
+
+    In place of `refuse_syns` where handshakes may have got a SYN cookie: the kernel knows nothing of them, and their
+    last ACK has to find the listener. Documentation/networking/filter.rst.
+    """
+    program = array("B", _DROP_SYN)
+    address, octets = program.buffer_info()
+    with contextlib.suppress(OSError):
+        filter_program = struct.pack("HP", octets // _INSTRUCTION_OCTETS, address)
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
+
+
+def has_sent_syn_cookies() -> bool:
+    """Return whether this host has ever answered a SYN with a cookie: SyncookiesSent in /proc/net/netstat."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/net/netstat", "rb") as table:  # noqa: PTH123
+        names, values = table.readline().split(), table.readline().split()
+        return values[names.index(b"SyncookiesSent")] != b"0"
+    return False
 
 
 def pending_handshakes(ports: set[int]) -> int:
