@@ -25,6 +25,10 @@ _CODE, _TEXT_CRLF = rb"([2-5][0-5][0-9])", rb"[\t -~]{0,506}\r\n"
 _REPLY = re.compile(rb"%b(?:-%b\1)*(?: %b|\r\n)" % (_CODE, _TEXT_CRLF, _TEXT_CRLF))
 _BEGINNING = re.compile(rb"(?:%b-%b(?:\1-%b)*)?[^\n]{0,511}" % (_CODE, _TEXT_CRLF, _TEXT_CRLF))
 
+# What mail servers take for a reply: lines of any octets and length that end in LF; the last one has the code.
+_LENIENT_REPLY = re.compile(rb"(?:[2-5][0-9]{2}-[^\n]*\n)*[2-5][0-9]{2}(?:[ \r][^\n]*)?\n")
+_LENIENT_BEGINNING = re.compile(rb"(?:[2-5][0-9]{2}-[^\n]*\n)*[^\n]*")
+
 _MAX_QUOTED = 240  # characters of a server's octets that a report repeats
 
 
@@ -60,20 +64,22 @@ class Reply(NamedTuple):
     text: str
 
 
-def parse_replies(octets: bytes) -> tuple[list[Reply], bytes, bool]:
+def parse_replies(octets: bytes, *, lenient: bool = False) -> tuple[list[Reply], bytes, bool]:
     """Return the complete replies at the beginning, the octets after them, and whether those can become no reply.
 
     A reply may have several lines, ``521-…`` before ``521 …`` with the same code (RFC 5321 §4.2.1); RFC 7504 asks for a
     reply, and does not confine it to one line. ``521``, ``521 `` and ``521 text`` all end one: RFC 5321 §4.2 has
-    clients accept a code without text.
+    clients accept a code without text. ``lenient``: all that mail servers take for a reply, one character of the text
+    for each octet.
     """
+    reply, beginning = (_LENIENT_REPLY, _LENIENT_BEGINNING) if lenient else (_REPLY, _BEGINNING)
     replies: list[Reply] = []
     end = 0
-    while found := _REPLY.match(octets, end):
+    while found := reply.match(octets, end):
         end = found.end()
-        lines = found[0].decode("ascii").splitlines()
-        replies.append(Reply(lines[0][:3], "\n".join(line[4:] for line in lines)))
-    return replies, octets[end:], not _BEGINNING.fullmatch(octets, end)
+        lines = found[0].decode("latin-1").removesuffix("\n").split("\n")
+        replies.append(Reply(lines[-1][:3], "\n".join(line[4:].removesuffix("\r") for line in lines)))
+    return replies, octets[end:], not beginning.fullmatch(octets, end)
 
 
 def quoted(octets: bytes) -> str:

@@ -40,7 +40,8 @@ class Probe:
 
     ``host`` is the name that led there, or the address again; ``address`` is empty for a name that has none.
     ``connected``, ``first_octet`` and ``ended`` are seconds since the first SYN, or `None` for what did not happen.
-    ``ending`` is one of the constants above, ``received`` all octets, ``replies`` the complete replies among them.
+    ``ending`` is one of the constants above, ``received`` all octets, ``replies`` the complete replies among them, in
+    mode `ANY` also those that no standard allows and mail servers accept.
     ``fault`` is what is wrong in a few words, or empty.
     """
 
@@ -226,7 +227,7 @@ def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
         if seen.first_octet is None:
             seen.first_octet = time.monotonic() - start
         seen.received += octets
-        seen.replies, _, is_invalid = parse_replies(seen.received)
+        seen.replies, _, is_invalid = parse_replies(seen.received, lenient=mode == ANY)
         codes = seen.codes
         script = script_for(mode, codes, may_be_full=may_be_full)
         if codes != [due for _, due in script[: len(codes)]]:

@@ -700,6 +700,21 @@ def test_going_by_the_greeting_takes_leave() -> None:
     assert server.heard[:3] == [b"EHLO [127.0.0.1]\r\n", b"MAIL FROM:<>\r\n", b"QUIT\r\n"]
 
 
+@pytest.mark.parametrize(
+    "greeting",
+    [b"220 M\xfcller\r\n", b"220 a\n", b"220 \x00" + b"x" * 600 + b"\r\n", b"220-a\r\n250-b\n220\n"],
+)
+def test_replies_that_break_the_standard_hide_no_server_that_takes_mail(greeting: bytes) -> None:
+    """Mail servers accept other octets, bare LF and long lines: a fault, but mail goes there."""
+    deeds = (greeting, LISTEN, b"250-caf\xe9\n250 a\n", LISTEN, b"250 OK\r\n", LISTEN, FIN)
+    with contextlib.closing(Server(deeds)) as server:
+        seen = nullsmtpd.probe("127.0.0.1", server.port, mode=ANY)
+        assert nullsmtpd.probe("127.0.0.1", server.port, mode="mail").codes[:2] != ["220", "250"]
+    assert behaviour_of(seen) is Behaviour.TAKES_MAIL
+    assert seen.fault
+    assert str(seen).isprintable()
+
+
 @pytest.mark.parametrize("mode", ["mail", ANY])
 def test_a_server_without_ehlo_is_greeted_with_helo_once(mode: str) -> None:
     """RFC 5321 §3.2, as senders do; a mode that was asked for has its EHLO."""
