@@ -112,15 +112,26 @@ LOGS = {
     "syslog, one digit": "Nov  3 20:00:01 host.example.org nullsmtpd[12]: {line}",
     "journalctl --output short-precise": "Nov 23 20:00:01.000001 host nullsmtpd[12]: {line}",
     "journalctl --output short-iso": "2026-11-23T21:00:01+0100 host nullsmtpd[12]: {line}",
+    "syslog-ng, chain of hosts": "Nov 23 20:00:01 source@host/relay.example.org nullsmtpd[12]: {line}",
+    "syslog-ng, ts-format(full)": "2026 Nov 23 20:00:01 host nullsmtpd[12]: {line}",
+    "syslog, docker's image, name and id as the tag": (
+        "Nov 23 20:00:01 host registry.example:5000/nullsmtpd:0.2.0/web/0123456789ab[12]: {line}"
+    ),
+    "rsyslog, received as RFC 5424": "2026-11-23T20:00:01.000001+00:00 host.example nullsmtpd[12] {line}",
     "RFC 3339": "2026-11-23T20:00:01.000001+00:00 host nullsmtpd[12]: {line}",
     "RFC 3339, docker's tag": "2026-11-23T21:00:01+01:00 host 0123456789ab/nullsmtpd[12]: {line}",
     "RFC 3339, a compose service": "2026-11-23T20:00:01.000001+00:00 host deploy-nullsmtpd-1[12]: {line}",
     "RFC 5424": "<30>1 2026-11-23T20:00:01.000001Z host nullsmtpd 12 - - {line}",
     "RFC 5424, docker": "<30>1 2026-11-23T20:00:01Z host nullsmtpd 12 nullsmtpd - {line}",
     "RFC 5424, structured data": '1 2026-11-23T20:00:01+00:00 host nullsmtpd - - [a@1 b="c"][d] {line}',
+    "RFC 5424, brackets in a value": '<30>1 2026-11-23T20:00:01Z host nullsmtpd 12 - [a@1 b="[c\\]"] {line}',
+    "RFC 5424, rsyslog": "<30>1 2026-11-23T20:00:01.000001+00:00 host nullsmtpd 12 - -  {line}",
     "docker json-file": '{{"log":"{line}\\n","stream":"stderr","time":"2026-11-23T20:00:01.000000001Z"}}',
     "docker json-file, tag": (
         '{{"log":"{line}\\n","stream":"stderr","attrs":{{"tag":"x"}},"time":"2026-11-23T20:00:01.000000001Z"}}'
+    ),
+    "docker json-file, labels": (
+        '{{"log":"{line}\\n","stream":"stderr","attrs":{{"a":"{{\\"b\\":1}}"}},"time":"2026-11-23T20:00:01.000000001Z"}}'
     ),
     "Kubernetes CRI": "2026-11-23T20:00:01.000000001Z stderr F {line}",
     "podman k8s-file": "2026-11-23T21:00:01.000000001+01:00 stderr F {line}",
@@ -168,7 +179,7 @@ def test_messages_of_other_programs_do_not_pass_for_an_access_line(tmp_path: Pat
         "Invalid user {}",
         "GET /?{} HTTP/1.1",
         "x\t{}",
-        " {}",
+        "  {}",
         "{} ",
         "{} from 192.0.2.7",
         '{{"log":"{}',
