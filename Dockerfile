@@ -1,6 +1,6 @@
 # An image with the program, the Python interpreter and nothing else: no shell, no package manager, no OpenSSL.
 #
-#     docker build -t nullsmtpd .
+#     docker build -t nullsmtpd .    # Docker before version 23: with DOCKER_BUILDKIT=1
 #     docker build -t nullsmtpd:relay --build-arg EXTRAS=relay .
 #
 # The build secrets are optional, for hosts that reach Debian and PyPI through mirrors; none is left in the image:

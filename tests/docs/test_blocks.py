@@ -49,8 +49,8 @@ class Host:
         self._directory = directory
 
     def command(self, script: str) -> list[str]:
-        """Run it as root; a script ends at its first command that fails."""
-        return self.machine.command("bash", "-euo", "pipefail", "-c", f"cd {self._directory}\n{script}")
+        """Run it as root with a strict umask; a script ends at its first command that fails."""
+        return self.machine.command("bash", "-euo", "pipefail", "-c", f"cd {self._directory}\numask 077\n{script}")
 
 
 class Workshop:
@@ -148,7 +148,7 @@ def test_every_block_of_commands_is_run_or_says_why_not(block: Block) -> None:
 
 
 def needs_engine(block: Block) -> bool:
-    return re.match(r"(?:docker|podman) ", block.text) is not None
+    return re.match(r"(?:\w+=\S+ )*(?:docker|podman) ", block.text) is not None
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_the_commands_of_the_readme(suite: str) -> None:
         place = stack.enter_context(host(suite, "README.md"))
         machine = place.machine
         before: set[str] = set()
-        install, uninstall = (find("README.md", text) for text in ("systemctl enable --now", "systemctl disable --now"))
+        install, uninstall = (find("README.md", text) for text in ("systemctl enable", "systemctl disable"))
         for block in blocks("README.md"):
             if needs_engine(block):
                 continue
@@ -234,6 +234,8 @@ def test_the_commands_of_the_readme(suite: str) -> None:
             assert count == 1
             run(place, beside_mail_server, install)
             assert_in_production(machine, ADDRESS_4, ADDRESS_6)
+            run(place, beside_mail_server.replace("mode=close", "mode=mail"), install)
+            machine.run("nullsmtpd", "check", "--mode=mail", ADDRESS_4)
             checked = machine.run("nullsmtpd", "check", "--timeout=1", "127.0.0.1", check=False)
             assert checked.startswith("127.0.0.1:25 bad")
             run(place, uninstall.text, uninstall)
@@ -258,7 +260,7 @@ def test_the_commands_for_deployment() -> None:
     page = "deploy/README.md"
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(host("bookworm", page, "curl", "python3-venv", "sudo"))
-        run_block(place, find("README.md", "systemctl enable --now"), stack)
+        run_block(place, find("README.md", "systemctl enable"), stack)
         for block in blocks(page):
             if not needs_engine(block):
                 run_block(place, block, stack)
