@@ -25,8 +25,9 @@ class DrainProtocol(asyncio.BufferedProtocol):
 
     ``reply``: the octets to send first; ``b""`` for a connection that was answered and half-closed already.
     ``drains``: the set of Protocols that share one limit; this one may be in it already. ``max_drains``: how many there
-    may be; a further client gets the reply and is closed at once. ``timeout`` (seconds) and ``octets``: how long, and
-    for how much input, a client is drained before it is aborted.
+    may be; a further client gets the reply and is closed at once, as is every client of a transport without half-close
+    (TLS). ``timeout`` (seconds) and ``octets``: how long, and for how much input, a client is drained before it is
+    aborted.
 
     No method raises, whatever the client does. RFC 7504 §3: the connection may be closed after the 521 reply.
     """
@@ -60,6 +61,8 @@ class DrainProtocol(asyncio.BufferedProtocol):
                 stream.write(self._reply)
                 if stream.can_write_eof():
                     stream.write_eof()
+                else:  # TLS
+                    stream.close()
         # Also without room to drain: close() waits for as long as a client does not read.
         self._timer = asyncio.get_running_loop().call_later(self._timeout, self._abort)
         if self not in self._drains:

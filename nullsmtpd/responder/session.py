@@ -77,7 +77,7 @@ class SessionProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the greeting and start the timer."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
-        self._transport.set_write_buffer_limits(high=0)  # see pause_writing
+        self._transport.set_write_buffer_limits(high=1)  # see pause_writing; by TLS transports 0 is always exceeded
         self._sessions.add(self)
         self._loop = asyncio.get_running_loop()
         self._last_input = self._loop.time()
