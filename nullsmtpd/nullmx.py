@@ -9,6 +9,7 @@ The distribution's extra ``relay`` is required: dnspython for DNS messages, idna
 import contextlib
 import errno
 import ipaddress
+import os
 import re
 import socket
 import time
@@ -54,7 +55,8 @@ DEAD_SERVER_SECONDS = 60.0
 _ROOT = "."
 _DNS_PORT = 53
 _LENGTH_OCTETS = 2  # before each message over TCP, RFC 1035 §4.2.2
-_MAX_MESSAGE = _LENGTH_OCTETS + 65535
+_MAX_MESSAGE = 65535
+_INTERFACE_INDEX = re.compile(r"[0-9]{1,10}")
 
 # RFC 1035 §2.3.4: 63 octets a label. RFC 5321 §2.3.5 allows letters, digits and hyphens; the underscore, which some
 # domains that accept mail contain nevertheless, is for DNS to judge.
@@ -355,16 +357,49 @@ async def _exchange(query: "dns.message.Message", server: str, port: int, *, ove
     with socket.socket(family, socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM) as connection:
         connection.setblocking(False)
         # Connected, a UDP socket gets no datagrams from other addresses, and an error when the port is closed.
-        await loop.sock_connect(connection, (server, port))
+        await loop.sock_connect(connection, (_with_interface_index(server), port))
         await loop.sock_sendall(connection, query.to_wire(prepend_length=over_tcp))
-        message = b""
-        while octets := await loop.sock_recv(connection, _MAX_MESSAGE):
-            message = message + octets if over_tcp else octets
-            with contextlib.suppress(dns.exception.DNSException, ValueError):  # garbage, or not the whole message yet
-                response = dns.message.from_wire(message[_LENGTH_OCTETS if over_tcp else 0 :])
+        while True:
+            if over_tcp:
+                length = int.from_bytes(await _receive(connection, _LENGTH_OCTETS))
+                message = await _receive(connection, length)
+            else:
+                message = await loop.sock_recv(connection, _MAX_MESSAGE)
+            with contextlib.suppress(dns.exception.DNSException, ValueError):  # garbage
+                try:
+                    response = dns.message.from_wire(message, raise_on_truncation=True)
+                except dns.message.Truncated as error:  # what comes after its question may be cut off anywhere
+                    response = error.message()  # type: ignore[no-untyped-call]
                 if query.is_response(response):
                     return response
-    raise ConnectionResetError(errno.ECONNRESET, "connection closed")
+            await asyncio.sleep(0)  # asyncio's sock_recv() waits only without input: a flood would outlast all timeouts
+
+
+async def _receive(connection: socket.socket, count: int) -> bytes:
+    """Return this many octets. Raises `OSError` when the connection ends before."""
+    import asyncio
+
+    octets = bytearray()
+    while len(octets) < count:
+        received = await asyncio.get_running_loop().sock_recv(connection, count - len(octets))
+        if not received:
+            raise ConnectionResetError(errno.ECONNRESET, "connection closed")
+        octets += received
+    return bytes(octets)
+
+
+def _with_interface_index(server: str) -> str:
+    """Return the address with a number instead of the name in its scope, RFC 4007 §11. Raises `OSError` without it.
+
+    Python encodes what it gives to getaddrinfo(3) as a host name, which the name of an interface need not be.
+    """
+    host, percent, scope = server.partition("%")
+    if not percent or _INTERFACE_INDEX.fullmatch(scope):
+        return server
+    try:
+        return f"{host}%{socket.if_nametoindex(scope)}"
+    except OSError:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
 
 
 def _answer(response: Any) -> Answer:  # noqa: ANN401

@@ -63,10 +63,10 @@ class NameServer:
     exist without records. ``secure``: names whose answers have the AD bit. Any other name is NXDOMAIN.
 
     ``faults``: by domain, by ``domain TYPE`` for queries of one type, or by ``*`` for all. Each is one of ``silence``,
-    ``lost`` (silence, once), ``held`` (until `release`), ``garbage``, ``truncated`` (over UDP), ``cut`` (over TCP,
-    too), ``servfail``, ``refused``, ``stranger`` (an answer to another query), ``loop`` (a CNAME to itself), ``alias``
-    (a CNAME without its target), ``referral``, ``lame`` (empty, without recursion), or ``nodata`` (empty,
-    authoritative, no SOA). ``asked`` counts queries by name and transport.
+    ``lost`` (silence, once), ``held`` (until `release`), ``garbage``, ``truncated`` (over UDP), ``severed`` (over UDP,
+    within a record), ``cut`` (over TCP, too), ``servfail``, ``refused``, ``stranger`` (an answer to another query),
+    ``loop`` (a CNAME to itself), ``alias`` (a CNAME without its target), ``referral``, ``lame`` (empty, without
+    recursion), or ``nodata`` (empty, authoritative, no SOA). ``asked`` counts queries by name and transport.
     """
 
     def __init__(self, address: tuple[str, int]) -> None:
@@ -121,6 +121,9 @@ class NameServer:
             _RESPONSES[fault](response, name)
         else:
             self._fill(response, name, kind)
+        if fault == "severed" and transport == "udp":
+            response.flags |= dns.flags.TC
+            return response.to_wire()[:-1]
         return response.to_wire()
 
     def _fault(self, name: str, kind: str) -> str:

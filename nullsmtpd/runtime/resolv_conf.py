@@ -60,14 +60,14 @@ def parse_resolv_conf(octets: bytes, res_options: bytes = b"") -> ResolvConf:
 
 def _address(text: bytes) -> str | None:
     """Return the IP address at the beginning of the text."""
-    token = re.split(rb"[ \t]", text.lstrip(b" \t"), maxsplit=1)[0].decode("latin-1")
+    token = os.fsdecode(re.split(rb"[ \t]", text.lstrip(b" \t"), maxsplit=1)[0])  # may have an interface's name
     # inet_aton(3) accepts 127.1, too, as glibc does here, and white space after it, which glibc does not: the CR of a
     # DOS line end makes the line invalid.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         address = socket.inet_ntoa(socket.inet_aton(token if not re.search(r"\s", token) else ""))
         return _UNSPECIFIED.get(address, address)
     host, _, scope = token.partition("%")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         packed = socket.inet_pton(socket.AF_INET6, host)
         address = socket.inet_ntop(socket.AF_INET6, packed)
         if scope and ipaddress.IPv6Address(packed).is_link_local:

@@ -171,19 +171,21 @@ nameserver
 nameserver ns.example
 search \N{LATIN SMALL LETTER U WITH DIAERESIS}.example .
 nameserver 127.0.0.9 # nothing answers there
-nameserver fe80::1%lo
+nameserver fe80::1%a..\N{LATIN SMALL LETTER U WITH DIAERESIS}
 options timeout:5 attempts:x
 """
 
 # Arguments: a file to use as /etc/resolv.conf, the interpreter, the name server's program, and the command. When that
 # ends, which is process 1 of the namespace, the kernel ends the others. The first server is a socket that nobody reads.
+# The interface has a name that is no host name.
 IN_NAMESPACE = """
 set -e
 mount --bind "$1" /etc/resolv.conf
-ip link set lo up
-ip address add fe80::1/64 dev lo nodad
+ip link set lo name a..\N{LATIN SMALL LETTER U WITH DIAERESIS}
+ip link set a..\N{LATIN SMALL LETTER U WITH DIAERESIS} up
+ip address add fe80::1/64 dev a..\N{LATIN SMALL LETTER U WITH DIAERESIS} nodad
 "$2" -c 'import signal, socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(("127.0.0.9", 53)); signal.pause()' &
-"$2" "$3" fe80::1%lo 53 &
+"$2" "$3" fe80::1%1 53 &
 shift 3
 exec "$@"
 """

@@ -6,7 +6,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import dns.message
 import pytest
 import uvloop
 from name_server import NameServer, name_server
@@ -247,10 +249,13 @@ def test_out_of_descriptors_is_an_error_and_not_an_empty_file(monkeypatch: pytes
         query(asyncio.run, Resolver(), "plain.example")
 
 
-def test_an_interface_that_does_not_exist_is_passed_over(servers: list[NameServer], resolv_conf: Write) -> None:
+@pytest.mark.parametrize("interface", ["gone0", "gone..0", "x" * 64, "9" * 5000, "\N{SNOWMAN}"])
+def test_an_interface_that_does_not_exist_is_passed_over(
+    run: Callable[..., object], servers: list[NameServer], resolv_conf: Write, interface: str
+) -> None:
     """A link-local server of an interface that is gone, and one of a family that this host may lack."""
-    resolv_conf("nameserver fe80::1%gone0", "nameserver fe80::1", f"nameserver {servers[2].address[0]}")
-    assert len(query(asyncio.run, Resolver(), "plain.example").records) == 2
+    resolv_conf(f"nameserver fe80::1%{interface}", "nameserver fe80::1", f"nameserver {servers[2].address[0]}")
+    assert len(query(run, Resolver(), "plain.example").records) == 2
 
 
 def test_an_answer_has_the_canonical_name_and_says_how_it_was_found(
@@ -311,3 +316,83 @@ def answer_over_tcp(listener: socket.socket, octets: bytes) -> None:
     with connection:
         connection.recv(512)
         connection.sendall(octets)
+
+
+def test_a_message_over_tcp_is_parsed_once_however_it_is_cut(
+    run: Callable[..., object], resolv_conf: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing 64 KiB takes long: after each of many segments it would stop the event loop for seconds."""
+    resolv_conf("nameserver 127.0.0.1", "options use-vc attempts:1")
+    parsed: list[int] = []
+    expected: list[int] = []
+    from_wire = dns.message.from_wire
+
+    def count(wire: bytes, **options: Any) -> dns.message.Message:  # noqa: ANN401
+        parsed.append(len(wire))
+        return from_wire(wire, **options)
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            octets = connection.recv(512)[2:]
+            wire = NameServer(("", 0)).respond(octets, "tcp")
+            assert wire
+            expected.extend((len(octets), 2, len(wire)))  # the first is the name server's own
+            # Another message in front is not the response (RFC 7766 §7).
+            for octet in b"\0\2hi" + len(wire).to_bytes(2, "big") + wire:
+                connection.sendall(bytes([octet]))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(nullmx, "_DNS_PORT", listener.getsockname()[1])
+        thread = threading.Thread(target=answer)
+        thread.start()
+        resolver = Resolver(timeout=PATIENCE)
+        monkeypatch.setattr(dns.message, "from_wire", count)
+        assert len(query(run, resolver, "plain.example").records) == 2
+        thread.join()
+    assert parsed == expected
+
+
+def test_an_empty_datagram_is_not_the_end(run: Callable[..., object]) -> None:
+    """UDP has none; like all that is no response, it is ignored."""
+
+    def answer() -> None:
+        octets, client = server.recvfrom(512)
+        wire = NameServer(("", 0)).respond(octets, "udp")
+        assert wire
+        server.sendto(b"", client)
+        server.sendto(wire, client)
+
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert len(query(run, Resolver(server.getsockname(), timeout=PATIENCE), "plain.example").records) == 2
+        thread.join()
+
+
+def test_a_flood_of_messages_does_not_outlast_the_timeout(
+    run: Callable[..., object], resolv_conf: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is always something to read, and nothing of it is the response."""
+    resolv_conf("nameserver 127.0.0.1", "options use-vc attempts:1")
+    has_ended = threading.Event()
+    patience = threading.Timer(PATIENCE, has_ended.set)
+
+    def flood() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            while not has_ended.is_set():
+                connection.sendall(bytes(1 << 16))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(nullmx, "_DNS_PORT", listener.getsockname()[1])
+        thread = threading.Thread(target=flood)
+        thread.start()
+        patience.start()
+        with pytest.raises(DNSError, match=r"timed out$"):
+            run(Resolver(timeout=0.2).query("plain.example", "MX"))
+        assert not has_ended.is_set()
+        patience.cancel()
+        thread.join()
