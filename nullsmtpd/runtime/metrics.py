@@ -7,6 +7,7 @@ as much of them as a scrape takes: GET and HEAD of one resource, one request per
 import asyncio
 import contextlib
 import os
+import re
 import resource
 import socket
 import sys
@@ -33,6 +34,11 @@ ACCEPT_PAUSE = 0.1
 MAX_REQUEST_OCTETS = 8192
 
 _END_OF_HEAD = b"\r\n\r\n"
+# RFC 9112 §3.2.1 and §3.2.2: a path and a query, in absolute-form after a scheme and a host.
+_REQUEST_LINE = re.compile(
+    rb"(?P<method>[^ ]+) (?:(?i:http)://[^/? ]*)?(?P<path>[^? ]*)(?:\?[^ ]*)? HTTP/1\.(?P<minor>[0-9])"
+)
+_FIELD_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.1; white space after it is an error
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -159,24 +165,30 @@ class _Server:
         connection.close()
 
     def _response(self, request: bytes) -> bytes:
-        method, _, rest = request.partition(b"\r\n")[0].partition(b" ")
-        target, _, version = rest.partition(b" ")
+        head = request.removeprefix(b"\r\n").partition(_END_OF_HEAD)[0]  # RFC 9112 §2.2: an empty line may precede
+        line, *fields = head.split(b"\r\n")
+        names = [field.partition(b":")[0].lower() for field in fields]
+        parsed = _REQUEST_LINE.fullmatch(line)
+        method = parsed["method"] if parsed else b""
+        # RFC 9112 §3.2: exactly one; clients of HTTP/1.0 may have none.
+        hosts_expected = {0, 1} if parsed and parsed["minor"] == b"0" else {1}
         if _END_OF_HEAD not in request:
             status = "431 Request Header Fields Too Large"
-        elif not version.startswith(b"HTTP/1."):
+        elif not parsed or not all(map(_FIELD_NAME.fullmatch, names)) or names.count(b"host") not in hosts_expected:
             status = "400 Bad Request"
         elif method not in {b"GET", b"HEAD"}:
             status = "405 Method Not Allowed"
-        elif target.partition(b"?")[0] != b"/metrics":
+        elif parsed["path"] != b"/metrics":
             status = "404 Not Found"
         else:
             status = "200 OK"
         body = self._metrics() if status == "200 OK" else f"{status}; metrics are at /metrics.\n"
-        fields = [f"HTTP/1.1 {status}", f"Content-Type: {_CONTENT_TYPE}", f"Content-Length: {len(body)}"]
+        date = time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime())  # RFC 9110 §6.6.1
+        lines = [f"HTTP/1.1 {status}", date, f"Content-Type: {_CONTENT_TYPE}", f"Content-Length: {len(body)}"]
         if status.startswith("405"):
-            fields.append("Allow: GET, HEAD")
-        head = "\r\n".join([*fields, "Connection: close", "", ""])
-        return (head if method == b"HEAD" else head + body).encode("ascii")  # RFC 9110 §9.3.2
+            lines.append("Allow: GET, HEAD")
+        lines += ["Connection: close", "", "" if method == b"HEAD" else body]  # RFC 9110 §9.3.2
+        return "\r\n".join(lines).encode("ascii")
 
     def _metrics(self) -> str:
         families = self._collect()

@@ -156,7 +156,7 @@ def test_without_descriptors_a_reader_waits_and_nothing_spins(start: Start) -> N
     scrape(daemon)
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (5, 512))
     with connect(metrics_address(daemon)) as reader:
-        reader.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         before = Proc(daemon.pid).cpu
         time.sleep(1)  # the time in which it must not spin
         assert Proc(daemon.pid).cpu - before < 0.25
@@ -171,7 +171,7 @@ def test_a_reader_that_is_connected_gets_the_counters_though_descriptors_run_out
     require(sys.platform == "linux", "prlimit")
     daemon = start(*WITH_METRICS)
     with connect(metrics_address(daemon)) as reader:
-        reader.sendall(b"GET /metrics HTTP/1.1\r\n")
+        reader.sendall(b"GET /metrics HTTP/1.0\r\n")
         daemon.stats()
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (5, 5))
         reader.sendall(b"Host: x\r\n\r\n")
