@@ -163,7 +163,7 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
     for host in tried:
         groups[min(host.preferences, default=0)] |= _behaviours(host)
     left_out = len(names) - len(hosts) + len(targets) - len(probes)
-    is_known = mx is not None and not any(host.error for host in tried)
+    is_known = mx is not None and not any(host.error for host in (hosts[:1] if mx.is_null_mx else tried))
     tried_groups = [groups[preference] for preference in sorted(groups)]
     verdict = verdict_on(mx, _behaviours(hosts[0]), tried_groups, is_known=is_known, left_out=left_out)
     return DomainReport(domain, mx, error, published.sends, findings, hosts, left_out, verdict)

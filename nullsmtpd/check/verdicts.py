@@ -146,7 +146,8 @@ def verdict_on(
 
     ``mx``: its MX set, `None` when DNS does not answer. ``own``: how the servers at the domain's own addresses behave;
     ``groups``: those that a sender would try, a set for each preference, the most preferred first. ``is_known``:
-    whether DNS answered for all of them; ``left_out``: how many addresses were not probed.
+    whether DNS answered for all of them, or with a null MX for the own; ``left_out``: how many addresses were not
+    probed.
     """
     everywhere = set().union(*groups)
     is_null_mx = mx is not None and mx.is_null_mx
@@ -155,6 +156,7 @@ def verdict_on(
         ("no-domain", mx is not None and not mx.exists),
         ("null-mx-open-port", is_null_mx and Behaviour.TAKES_MAIL in own),
         ("left-out", is_null_mx and left_out),
+        ("dns-fails-in-part", is_null_mx and not is_known),
         ("null-mx", is_null_mx),
         (Behaviour.TAKES_MAIL, Behaviour.TAKES_MAIL in everywhere),  # whatever the others do: spammers try them all
         ("faulty-null-mx", mx is not None and mx.is_invalid_null_mx),

@@ -495,6 +495,16 @@ def test_a_record_that_dns_does_not_tell_may_contradict(name: str) -> None:
     assert re.search(rf"^{name} \S+: \?: unknown: DNS does not answer: SERVFAIL$", checked.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize("rdtype", ["A", "AAAA"])
+def test_addresses_behind_a_null_mx_that_dns_does_not_tell_may_accept_mail(rdtype: str) -> None:
+    """As those that are left out: exit status 1."""
+    with name_server() as dns_server:
+        dns_server.faults[f"null.example {rdtype}"] = "servfail"
+        checked = run_cli("check", "--domain", "null.example", "--resolver", dns_server.flag)
+    assert checked.returncode == 1
+    assert "\nnull.example bad: DNS does not answer for all addresses" in checked.stdout
+
+
 @pytest.mark.parametrize("is_null_mx", [False, True])
 def test_a_domain_of_very_many_addresses_is_asked_a_part_of_them(
     monkeypatch: pytest.MonkeyPatch, *, is_null_mx: bool
