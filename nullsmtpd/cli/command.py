@@ -130,6 +130,15 @@ def _open_standard_descriptors() -> None:
 
 def print_line(descriptor: int, text: str, status: int) -> int:
     """Write to stdout or stderr, which may be closed; return the exit status."""
+    octets = f"{text}\n".encode("ascii", "backslashreplace")
     with contextlib.suppress(OSError):
-        os.write(descriptor, f"{text}\n".encode("ascii", "backslashreplace"))
+        while octets:
+            try:
+                octets = octets[os.write(descriptor, octets) :]
+            except BlockingIOError:  # another process has made a pipe non-blocking; no message is worth waiting for
+                if descriptor == STDERR:
+                    raise
+                import select
+
+                select.select((), (descriptor,), ())
     return status

@@ -524,6 +524,21 @@ def test_a_reader_that_has_gone_changes_no_exit_status(start: Start) -> None:
     assert subprocess.run(["sh", "-c", command], timeout=PATIENCE, check=False).returncode == 0
 
 
+def test_json_is_complete_on_a_pipe_that_does_not_block(server: Server) -> None:
+    """More than the pipe holds waits for its reader, as on any other pipe."""
+    server.deeds = [b"\xff" * MAX_OCTETS, HOLD]
+    targets = ["localhost", "127.0.0.1", "::ffff:127.0.0.1"]
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    command = [sys.executable, "-m", "nullsmtpd", "check", "--json", "--port", str(server.port), *targets]
+    with reader, subprocess.Popen(command, stdout=writer.fileno()):
+        writer.close()
+        with reader.makefile("rb") as output:
+            hosts = json.loads(output.read())["hosts"]
+    assert len(hosts) >= len(targets)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_check_that_is_interrupted_has_not_found_all_well(number: signal.Signals, count: int) -> None:
