@@ -15,9 +15,6 @@ __all__ = ["Poller", "SocketTransport"]
 # Read at a time: more than a client sends before it waits for a reply.
 _READ_OCTETS = 1 << 14
 
-#: Sockets served before the event loop gets its turn.
-MAX_EVENTS = 64
-
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
@@ -39,8 +36,9 @@ class Poller:
             self._loop.add_reader(fd, callback)
             return
         if self._epoll is None:
-            self._epoll = select.epoll()
-            self._loop.add_reader(self._epoll.fileno(), self._on_readable)
+            epoll = select.epoll()
+            self._loop.add_reader(epoll.fileno(), self._on_readable)
+            self._epoll = epoll  # last: one that is not watched would never be served
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
@@ -52,8 +50,9 @@ class Poller:
             self._epoll.unregister(fd)
 
     def _on_readable(self) -> None:
+        """Serve every socket that is readable now: a timeout that is due expires at the next iteration of the loop."""
         assert self._epoll is not None
-        for fd, _ in self._epoll.poll(0, MAX_EVENTS):
+        for fd, _ in self._epoll.poll(0, len(self._callbacks) + 1):  # at least 1
             if callback := self._callbacks.get(fd):  # not removed by one of the others
                 callback()
 
@@ -111,6 +110,7 @@ class SocketTransport(asyncio.Transport):
         """Close, after what is still to be sent."""
         if self.unsent:
             self._closes_when_sent = True
+            self._poller.remove(self._fd)  # the end of input stays readable
         else:
             self.abort()
 

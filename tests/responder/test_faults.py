@@ -289,12 +289,12 @@ def test_a_connection_that_breaks_in_any_call_concerns_one_client_only(  # noqa:
 def test_a_session_for_which_epoll_has_no_room_is_the_line_instead(start: Start, tmp_path: Path) -> None:
     """epoll_ctl(2): ENOSPC at fs.epoll.max_user_watches; the next client may find room again."""
     daemon = start(*TALK)
-    assert visit(daemon.address, b"QUIT\r\n")[:4] == b"220 "
-    with failing(daemon, tmp_path / "trace", "epoll_ctl:error=ENOSPC:when=1"):
-        assert visit(daemon.address, b"QUIT\r\n") == LINE
-    assert visit(daemon.address, b"QUIT\r\n")[:4] == b"220 "
-    daemon.wait_until_idle()
-    assert daemon.stats()["sessions"] == "2"
+    for sessions in (1, 2):  # one of them is the first, which opens the epoll instance
+        with failing(daemon, tmp_path / "trace", "epoll_ctl:error=ENOSPC:when=1"):
+            assert visit(daemon.address, b"QUIT\r\n") == LINE
+        assert visit(daemon.address, b"QUIT\r\n")[:4] == b"220 "
+        daemon.wait_until_idle()
+        assert daemon.stats()["sessions"] == str(sessions)
 
 
 @pytest.mark.parametrize("fault", ["reset", "recvfrom:error=ECONNRESET:when=1..3", "recvfrom:error=EPIPE:when=1..3"])
