@@ -131,38 +131,6 @@ def test_the_drop_in_for_metrics_serves_them_on_loopback(machine: Machine) -> No
     assert "process_start_time_seconds" in served
 
 
-def test_it_listens_on_one_address_beside_a_local_mail_server(machine: Machine) -> None:
-    """With port 25 of 127.0.0.1 in use, the drop-in of deploy/README.md gives nullsmtpd the public addresses."""
-    machine.run("systemctl", "stop", "nullsmtpd.socket", "nullsmtpd.service")
-    for address in ("192.0.2.25/32", "2001:db8::25/128"):
-        machine.run("ip", "address", "replace", address, "dev", "lo")
-    machine.run("systemd-run", "--quiet", "--unit=local-mail", "--property=Type=notify", "python3", "-c", LOCAL_MAIL)
-    machine.run("systemctl", "start", "nullsmtpd.socket", check=False)
-    assert "Address already in use" in machine.run("systemctl", "status", "nullsmtpd.socket", check=False)
-    (drop_in,) = re.findall(
-        r"^(\[Socket\]\nListenStream=\n.*?^FreeBind=yes)$", README.read_text(), re.MULTILINE | re.DOTALL
-    )
-    with machine.drop_in(drop_in, unit="nullsmtpd.socket"):
-        machine.answers("192.0.2.25", "2001:db8::25")
-        connect = "import socket; print(socket.create_connection(('127.0.0.1', 25)).recv(99))"
-        assert machine.run("python3", "-c", connect) == "b'220 localhost\\r\\n'\n"
-        machine.run("systemctl", "stop", "local-mail")
-    machine.answers("127.0.0.1", "192.0.2.25")
-
-
-README = ROOT / "deploy" / "README.md"
-
-#: A mail server of its own for the host itself.
-LOCAL_MAIL = """
-import os, socket
-with socket.create_server(("127.0.0.1", 25)) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-    notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
-    while True:
-        with listener.accept()[0] as connection:
-            connection.sendall(b"220 localhost\\r\\n")
-"""
-
-
 def test_it_stops_cleanly_and_leaves_a_readable_journal(machine: Machine) -> None:
     """Exit status 0; the journal has its lines, and no traceback from this or any test before."""
     machine.answers("127.0.0.1")
