@@ -227,7 +227,7 @@ async def _findings(
         return [Finding("MX", own.name, "?", Status.UNKNOWN, f"DNS does not answer: {error}")]
     if not mx.exists:
         return [Finding("MX", own.name, "none", Status.WRONG, "no such domain")]
-    others = await published.findings(mx, [host.name for host in tried or [own]])
+    others = await published.findings(mx, own.canonical, [host.name for host in tried or [own]])
     faults = [fault for host in tried for fault in _host_faults(host)]
     return [judge_mx(mx, own.canonical, sends=published.sends), *faults, *others]
 

@@ -120,8 +120,11 @@ class Publications:
     domain: str
     sends: bool
 
-    async def findings(self, mx: "MXAnswer", hosts: Sequence[str]) -> list[Finding]:
-        """Return all findings but those on ``mx``. ``hosts``: where mail goes, whose TLSA records matter."""
+    async def findings(self, mx: "MXAnswer", owner: str, hosts: Sequence[str]) -> list[Finding]:
+        """Return all findings but those on ``mx``. ``hosts``: where mail goes, whose TLSA records matter.
+
+        ``owner``: the name that has the domain's records, another one if the domain is an alias (CNAME).
+        """
         domain = self.domain
         spf = await self._find("SPF", domain, self._spf)  # first: what is right of the others depends on it
         others = await asyncio.gather(
@@ -129,7 +132,7 @@ class Publications:
             self._find("MTA-STS", f"_mta-sts.{domain}", partial(self._leftover, "v=STSv1", _REMOVE_MTA_STS)),
             self._find("TLSRPT", f"_smtp._tls.{domain}", partial(self._leftover, "v=TLSRPTv1", _REMOVE_TLSRPT)),
             *(self._find("TLSA", f"_25._tcp.{host}", self._tlsa) for host in hosts[:_MAX_TLSA]),
-            *(self._find("MX", f"{label}.{domain}", partial(self._other_mx, mx)) for label in ("www", "*")),
+            *(self._find("MX", f"{label}.{domain}", partial(self._other_mx, mx, owner)) for label in ("www", "*")),
         )
         return [*spf, *(finding for found in others for finding in found)]
 
@@ -230,14 +233,15 @@ class Publications:
         records = (await self._query(name, "TLSA")).records
         return (f"records: {len(records)}", Status.WRONG, _REMOVE_TLSA, "") if records else None
 
-    async def _other_mx(self, domain_mx: "MXAnswer", name: str) -> _Row | None:
+    async def _other_mx(self, domain_mx: "MXAnswer", owner: str, name: str) -> _Row | None:
         """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
         mx, *addresses = await asyncio.gather(*(self._query(name, rdtype) for rdtype in ("MX", "A", "AAAA")))
         records: tuple[Any, ...] = mx.records
         targets = tuple(sorted((record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records))
         if not targets and not any(answer.records for answer in addresses):
             return None
-        is_same = targets == ((0, "."),) or (mx.is_alias and targets and targets == domain_mx.records)
+        is_alias_of_same = mx.is_alias and (mx.name == owner or (targets and targets == domain_mx.records))
+        is_same = targets == ((0, "."),) or is_alias_of_same
         return _judge(
             (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else ""),
             f"{mx.name if mx.is_alias else name}. IN MX 0 .",

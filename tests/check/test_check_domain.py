@@ -156,6 +156,10 @@ $ORIGIN sends.example.
 $ORIGIN cron.example.
 @           A     {REFUSES_MAIL}
 @           TXT   "v=spf1 a ~all"
+www         CNAME cron.example.
+*           CNAME alias-of-cron.example.
+$ORIGIN example.
+alias-of-cron CNAME cron
 $ORIGIN syntax.example.
 @           MX    0 .
 @           TXT   "v=spf1 ip4:1.2.3 -all"
@@ -333,6 +337,9 @@ def findings_of(host: Host, *arguments: str) -> dict[str, tuple[str, str, str]]:
         ("sends", "sends.example SPF ok", "the domain sends mail", ""),
         ("sends", "_dmarc.sends.example DMARC ok", "its owner's choice", ""),
         ("cron", "cron.example MX ok", "nullsmtpd in mode mail", ""),
+        ("cron", "www.cron.example MX ok", "mail to this name is treated as", ""),
+        ("cron", "*.cron.example MX ok", "mail to this name is treated as", ""),
+        ("alias-of-cron", "alias-of-cron.example MX ok", "nullsmtpd in mode mail", ""),
         ("syntax", "syntax.example SPF wrong", "'ip4:1.2.3' is no valid term", 'syntax.example. IN TXT "v=spf1 -all"'),
         (
             *("syntax", "_dmarc.syntax.example DMARC wrong", "several"),
