@@ -118,17 +118,13 @@ async def _take(loop: asyncio.AbstractEventLoop, connection: socket.socket, step
 
 
 async def _run(address: tuple[str, int], name: str, count: int, concurrency: int, timeout: float) -> Counter[str]:  # noqa: ASYNC109
-    outcomes: Counter[str] = Counter()
-    left = iter(range(count))
+    turns = asyncio.Semaphore(concurrency)
 
-    async def one_after_another() -> None:
-        for _ in left:
-            outcomes[await one_client(address, name, timeout)] += 1
+    async def one() -> str:
+        async with turns:
+            return await one_client(address, name, timeout)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(one_after_another())
-    return outcomes
+    return Counter(await asyncio.gather(*(one() for _ in range(count))))
 
 
 if __name__ == "__main__":

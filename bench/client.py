@@ -19,6 +19,7 @@ from socket import SocketType
 from typing import NamedTuple
 
 from bench.outcomes import ANSWERED, Ending, Outcome, classify, is_whole
+from bench.stats import percentiles
 
 #: The least that a sender sends to learn that its mail is not accepted, whether it is told at once or at MAIL.
 DIALOGUE = (b"EHLO bench.example\r\n", b"MAIL FROM:<>\r\n", b"QUIT\r\n")
@@ -88,6 +89,11 @@ class Tally:
         """How many did not."""
         return self.started - self.answered
 
+    @property
+    def late_ms(self) -> float:
+        """By how much one in a hundred connections of an open loop started late, or by more."""
+        return percentiles(self.late, 99)[0] or 0.0
+
 
 @dataclass(slots=True)
 class _Connection:
@@ -125,7 +131,8 @@ class _Run:
         self._plan = plan
         self._report = report
         self._open: dict[int, _Connection] = {}  # in the order of their starts
-        self._wanted = plan.connections if plan.clients else min(plan.connections, round(plan.rate * plan.seconds))
+        due = plan.connections if plan.clients else max(1, round(plan.rate * plan.seconds))
+        self._wanted = min(plan.connections, due)
         many = plan.targets[0][0].startswith("127.")
         self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(SOURCES)] if many else []
         self._cpu = time.process_time_ns()

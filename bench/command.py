@@ -1,20 +1,23 @@
 """The six commands: from their arguments to a measurement and back to a report."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from bench import compare, footprint, load, relay, report, servers, soak, system
 from bench.report import Report
+from nullsmtpd.cli.arguments import shown
 
 #: What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: No number here needs to be higher, and none then overflows.
 HIGHEST = 1_000_000
@@ -31,6 +34,11 @@ _T = TypeVar("_T")
 _Add = Callable[..., argparse.Action]  # add_argument() of a parser
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_complain(f"{message}; see --help", 2))
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults that are numbers, and examples as they are written."""
 
@@ -44,22 +52,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Raises KeyboardInterrupt if there was nothing to report yet.
     """
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    measured: Callable[[argparse.Namespace], Report] = options.run
+    for number in _ENDS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         _check_files(options)
-        found = measured(options)
+        found: Report = options.run(options)
+        _ignore_interrupts()
+        report.progress("")
+        return _finish(options, found)
     except (ValueError, OSError, RuntimeError) as error:
         why = f"{error.filename or 'failed'}: {error.strerror}" if isinstance(error, OSError) else str(error)
         return _complain(why, 2 if isinstance(error, ValueError) else 1)
     finally:
         report.progress("")
-    return _finish(options, found)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    whole = argparse.ArgumentParser(prog="python -m bench", description="Load and cost harness of nullsmtpd. Linux.")
+    whole = _Parser(prog="python -m bench", description="Load and cost harness of nullsmtpd. Linux.")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[[argparse.Namespace], Report], text: str, epilog: str = "") -> _Add:
@@ -91,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     option("--arms", type=_several(str), metavar="A,B", help=arms)
     option("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink")
     also = "also nullsmtpd with each of these"
-    option("--linger", type=_several(_FROM_0), default=[], metavar="N,N", help=f"{also} linger times in seconds")
+    option("--linger", type=_several(_LINGER), default=[], metavar="N,N", help=f"{also} linger times in seconds")
     option("--lingering", type=_several(_NATURAL), default=[], metavar="N,N", help=f"{also} numbers of idle clients")
     option("--addresses", type=_several(_FEW), default=[], metavar="N,N", help=f"{also} numbers of addresses")
     option("--chart", type=Path, metavar="FILE", help="write CPU time by rate there, as SVG")
@@ -126,11 +137,24 @@ def _add_rounds(option: _Add) -> None:
     option("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
 
 
+def _ignore_interrupts() -> None:
+    """Have all that remains done, which takes seconds at most: to end servers, and to write the report."""
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    _ignore_interrupts()
+    raise KeyboardInterrupt
+
+
 def _check_files(options: argparse.Namespace) -> None:
     """Raise `ValueError` for what cannot be written when the measurement is over."""
     for path in (options.json, options.markdown, options.chart):
-        if path and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-            raise ValueError(f"cannot write to {path}")
+        with contextlib.suppress(OSError):  # a name that is too long
+            if not path or (not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)):
+                continue
+        raise ValueError(f"cannot write to {path}")
     if options.markdown and not options.json:
         raise ValueError("--markdown takes --json: the marks in its file are named for the JSON file")
     if options.markdown:
@@ -142,14 +166,15 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
     facts = system.describe()
     machine = ", ".join(f"{name} {value}" for name, value in facts.items())
     found = found._replace(notes=[*found.notes, f"Measured on: {machine}."])
-    print(found.text())
+    with contextlib.suppress(BrokenPipeError), os.fdopen(1, "w", errors="replace", closefd=False) as stdout:
+        stdout.write(found.text() + "\n")
     if options.json:
         table = {"head": found.head, "rows": found.rows, "notes": found.notes, "left": found.left}
         whole = {"machine": facts, "interrupted": found.interrupted, **found.record, "report": table}
         options.json.write_text(json.dumps(whole, indent=1) + "\n")
     if options.markdown:
         before, _, after = report.parts(options.markdown, options.json.name)
-        options.markdown.write_text(before + found.markdown() + after)
+        options.markdown.write_text(before + found.markdown() + after, encoding="utf-8")
     for failure in found.failures:
         _complain(failure, 1)
     if found.interrupted:
@@ -158,37 +183,30 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
 
 
 def _complain(text: str, status: int) -> int:
-    sys.stderr.write(textwrap.shorten(f"bench: {text}", 500) + "\n")
+    sys.stderr.write(f"bench: {' '.join(text.split())[:500]}\n")
     return status
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _number(
-    words: str, convert: Callable[[str], _Number], accept: Callable[[_Number], bool]
-) -> Callable[[str], _Number]:
-    """Return a parser for argparse of numbers that are ``words``."""
+def _number(low: _Number, high: float) -> Callable[[str], _Number]:
+    """Return a parser for argparse of numbers of the type of ``low``, from ``low`` to ``high``."""
+    convert = type(low)
 
     def parse(text: str) -> _Number:
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not accept(value):
-            raise argparse.ArgumentTypeError(f"{text!a} is not {words}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= (value := convert(text)) <= high:
+                return value
+        kind = "whole number" if convert is int else "number"
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a {kind} from {low:g} to {high}")
 
     return parse
 
 
-_COUNT = _number(f"a whole number from 1 to {HIGHEST}", int, lambda value: 1 <= value <= HIGHEST)
-_NATURAL = _number(f"a whole number from 0 to {HIGHEST}", int, lambda value: 0 <= value <= HIGHEST)
-_FEW = _number("a whole number from 1 to 64", int, lambda value: 1 <= value <= 64)  # noqa: PLR2004
-_POSITIVE = _number(f"a number above 0, at most {HIGHEST}", float, lambda value: 0 < value <= HIGHEST)
-_FACTOR = _number("a number above 0, at most 10", float, lambda value: 0 < value <= 10)  # noqa: PLR2004
-_FROM_0 = _number(f"a number from 0 to {HIGHEST}", float, lambda value: 0 <= value <= HIGHEST)
+_COUNT = _number(1, HIGHEST)
+_NATURAL = _number(0, HIGHEST)
+_FEW = _number(1, 64)
+_POSITIVE = _number(0.001, HIGHEST)
+_FACTOR = _number(0.001, 10)
+_LINGER = _number(0.0, 3600)  # what nullsmtpd takes
 
 
 def _rate(text: str) -> float:
@@ -196,11 +214,11 @@ def _rate(text: str) -> float:
 
 
 def _several(parse: Callable[[str], _T]) -> Callable[[str], list[_T]]:
-    """Return a parser of a comma-separated list."""
-    return lambda text: [parse(part) for part in text.split(",")]
+    """Return a parser of a comma-separated list, each value once."""
+    return lambda text: list(dict.fromkeys(parse(part) for part in text.split(",")))
 
 
 def _ascii(text: str) -> str:
     if not text.isascii() or not text.isprintable() or not text:
-        raise argparse.ArgumentTypeError(f"{text!a} is not printable ASCII")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not printable ASCII")
     return text

@@ -3,9 +3,10 @@
 import argparse
 import contextlib
 import socket
-import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from bench import load, measure, report, servers, system
 from bench.client import IP_BIND_ADDRESS_NO_PORT, Plan
@@ -25,42 +26,26 @@ _CLOSED_LOOP_CONNECTIONS = 20_000
 _WARM_UP = 500  # connections
 
 #: Connections a second; one generator reaches some ten thousand.
-MAX_RATE = 1_000_000
-
-Rounds = dict[tuple[float, str], list[measure.Round]]
+LOWEST_RATE, MAX_RATE = 0.001, 1_000_000
 
 
 def compare(options: argparse.Namespace) -> Report:
-    """Measure each server at each rate, in a terminal, and as a chart if that is asked for.
-
-    Raises `ValueError` for what cannot be measured.
-    """
+    """Measure each server at each rate. Raises `ValueError` for what cannot be measured."""
     arms, base = select(options)
-    rates = options.rates or (DIALOGUE_RATES if options.dialogue else RATES)
-    rounds, found = measured(arms, base, rates, options)
-    if options.chart:
-        facts = system.describe()
-        title = f"CPU time to answer one {'dialogue' if options.dialogue else 'connection'}, µs, by rate"
-        note = f"nullsmtpd {facts['commit']}, {facts['kernel']}, {facts['cpu']}, Python {facts['python']}"
-        series: dict[str, dict[float, Spread]] = {}
-        for (rate, name), one in rounds.items():
-            if cpu := spread([each.cpu_us for each in one]):
-                series.setdefault(name, {})[rate] = cpu
-        options.chart.write_text(report.chart(title, note, series))
-    return found
+    return measured(arms, base, options.rates or (DIALOGUE_RATES if options.dialogue else RATES), options)
 
 
-def measured(
-    arms: Sequence[servers.Arm], base: str, rates: Sequence[float], options: argparse.Namespace
-) -> tuple[Rounds, Report]:
-    """Measure each server at each rate in interleaved rounds; return the rounds, by rate and server, and the report.
+def measured(arms: Sequence[servers.Arm], base: str, rates: Iterable[float], options: argparse.Namespace) -> Report:
+    """Measure each server at each rate in interleaved rounds; return a table, and draw the chart if it is asked for.
 
     All servers run all the time, on the first CPUs; an idle one costs nothing. The clients have the other CPUs.
-    Raises `RuntimeError` if a server does not come up, or does not keep its idle clients, and KeyboardInterrupt if
-    Ctrl-C comes before the first measurement.
+    Raises `ValueError` for too few open files, `RuntimeError` if a server does not come up, ends, or does not keep its
+    idle clients, and KeyboardInterrupt if Ctrl-C comes before the first measurement.
     """
-    there, missing = servers.present(arms)
-    if not there:
+    idle = sum(arm.idle for arm in arms)
+    system.need_files(idle + max(options.clients, servers.ROOM), "--lingering" if idle else "--clients")
+    missing = servers.missing(arms)
+    if not (there := [arm for arm in arms if arm.name not in missing]):
         raise RuntimeError("; ".join(["nothing to measure", *missing.values()]))
     most = max(arm.instances for arm in arms)
     with contextlib.ExitStack() as stack:
@@ -74,15 +59,14 @@ def measured(
             options.rounds,
             lambda what: measure.measure(what[1], _plan(what[0], options)),
         )
-    rounds = {(rate, server.arm.name): series for (rate, server), series in found.items()}
-    rows, results, failures = [], [], []
-    for (rate, name), series in rounds.items():
-        cells, record = measure.summary(series, rounds.get((rate, base), []))
-        rows.append([_label(rate), name, *cells])
-        results.append({"rate": _label(rate), "server": name} | record)
-        if record["lost"]:
-            failures.append(f"{record['lost']:,} lost lines: {name} at {_label(rate)}")
-    return rounds, Report(
+    if options.chart:
+        _draw(options.chart, found)
+    rows, results = measure.tabulate(
+        ["rate", "server"],
+        {(_label(rate), server.arm.name): series for (rate, server), series in found.items()},
+        base,
+    )
+    return Report(
         head=["rate", "server", *measure.HEAD],
         rows=rows,
         notes=[
@@ -92,12 +76,12 @@ def measured(
             f"CPU, ratio: median (quartiles) of {options.rounds} rounds of {options.seconds:g} s.",
             "p50, p99: from the scheduled start of a connection to the FIN.",
             "lost: connections without the whole line.",
-            *_cpu_notes(rounds, most),
+            *_cpu_notes(results, most),
             *(f"Missing: {name}: {why}." for name, why in missing.items()),
         ],
         record={"base": base, "missing": missing, "results": results},
         left=2,
-        failures=failures,
+        failures=[f"{one['lost']:,} lost lines: {one['server']} at {one['rate']}" for one in results if one["lost"]],
         interrupted=interrupted,
     )
 
@@ -108,12 +92,12 @@ def sweep(options: argparse.Namespace) -> Report:
     Raises `ValueError` for a rate that no server reaches, `RuntimeError` if an instance does not come up.
     """
     rates = [options.first_rate * options.factor**step for step in range(options.steps)]
-    if rates[-1] > MAX_RATE:
+    if not LOWEST_RATE <= rates[-1] <= MAX_RATE:
         raise ValueError(
-            f"--steps {options.steps}: the last rate would be {rates[-1]:g}, more than {MAX_RATE:,} a second"
+            f"--steps {options.steps}: the last rate would be {rates[-1]:g}, not from {LOWEST_RATE:g} to {MAX_RATE:,}"
         )
     arms = [servers.nullsmtpd(name=f"instances: {count}", instances=count) for count in options.instances]
-    return measured(arms, arms[0].name, rates, options)[1]
+    return measured(arms, arms[0].name, dict.fromkeys(rates), options)
 
 
 def select(options: argparse.Namespace) -> tuple[list[servers.Arm], str]:
@@ -129,13 +113,11 @@ def select(options: argparse.Namespace) -> tuple[list[servers.Arm], str]:
     base = options.base or ("smtp-sink" if options.dialogue else "nginx")
     if options.base and base not in (there := [arm.name for arm in arms]):
         raise ValueError(f"--base: unknown {base}; there are {', '.join(there)}")
-    idle = sum(arm.idle for arm in arms)
-    system.need_files(idle + max(options.clients, servers.ROOM), "--lingering" if idle else "--clients")
     return arms, base
 
 
 def _label(rate: float) -> str:
-    return f"{rate:,.0f}" if rate else "closed"
+    return f"{rate:,.7g}" if rate else "closed"
 
 
 def _plan(rate: float, options: argparse.Namespace) -> Plan:
@@ -149,15 +131,25 @@ def _plan(rate: float, options: argparse.Namespace) -> Plan:
     )
 
 
-def _cpu_notes(rounds: Rounds, most: int) -> list[str]:
+def _draw(path: Path, found: Mapping[tuple[float, servers.Server], Sequence[measure.Round]]) -> None:
+    facts = system.describe()
+    series: dict[str, dict[float, Spread]] = {}
+    for (rate, server), rounds in found.items():
+        if cpu := spread([one.cpu_us for one in rounds]):
+            series.setdefault(server.arm.name, {})[rate] = cpu
+    unit = "dialogue" if server.arm.commands else "connection"
+    note = f"nullsmtpd {facts['commit']}, {facts['kernel']}, {facts['cpu']}, Python {facts['python']}"
+    path.write_text(report.chart(f"CPU time to answer one {unit}, µs, by rate", note, series), encoding="utf-8")
+
+
+def _cpu_notes(results: Sequence[Mapping[str, Any]], most: int) -> list[str]:
     cpus, client_cpus = system.server_cpus(most), system.client_cpus(most)
     notes = [f"CPUs: {len(cpus)} for the servers, {len(client_cpus - cpus) or 'the same'} for the clients."]
     limits = []
-    for rate in dict.fromkeys(rate for rate, _ in rounds):
-        every = [one for (at, _), series in rounds.items() if at == rate for one in series]
-        share, late = (statistics.median(getattr(one, name) for one in every) for name in ("generator_cpu", "late_ms"))
+    for one in results:
+        share, late = one["generator_cpu"]["median"], one["late_ms"]["median"]
         if share > load.BUSY or late > load.LATE_MS:
-            limits.append(f"{_label(rate)} ({share:.0%}, {late:.1f} ms)")
+            limits.append(f"{one['rate']} with {one['server']} ({share:.0%}, {late:.1f} ms)")
     if limits:
         notes.append(f"p50 and p99 are the generator's (its CPU, p99 of its late starts) at {', '.join(limits)}.")
     return notes

@@ -14,7 +14,8 @@ def footprint(options: argparse.Namespace) -> Report:
 
     Raises `RuntimeError` if a server does not come up.
     """
-    arms, missing = servers.present([servers.ARMS["nullsmtpd"], servers.EMPTY, servers.ARMS["nginx"]])
+    arms = [servers.ARMS["nullsmtpd"], servers.EMPTY, servers.ARMS["nginx"]]
+    missing = servers.missing(arms)
 
     def one_start(arm: servers.Arm) -> tuple[float, float, float]:
         with servers.running(arm) as server:
@@ -25,7 +26,9 @@ def footprint(options: argparse.Namespace) -> Report:
             memory = system.memory({server.processes[0].pid, *server.pids})
             return memory.rss / 1024, memory.private / 1024, server.ready_ms
 
-    found, interrupted = measure.interleave([arms], options.starts, one_start, "start")
+    found, interrupted = measure.interleave(
+        [[arm for arm in arms if arm.name not in missing]], options.starts, one_start, "start"
+    )
     rows, results = [], []
     for index, what in enumerate(("RSS, MiB", "private, MiB", "start, ms")):
         base = [one[index] for one in found.get(servers.EMPTY, [])]

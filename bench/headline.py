@@ -14,9 +14,7 @@ from typing import Any
 from bench import report
 from bench.stats import Spread
 
-__all__ = ["BLOCKS", "NOT_MEASURED", "capacity", "expected", "headline"]
-
-NOT_MEASURED = "Not measured yet.\n"
+__all__ = ["BLOCKS", "capacity", "expected", "headline"]
 
 _BENCH = Path(__file__).parent
 _HEAD = ("connections per second", "CPU, µs", "nginx's", "ratio (quartiles)", "median time to FIN, ms", "nginx's")
@@ -72,12 +70,11 @@ def _idle(footprint: _Found, what: str) -> float:
 
 
 def expected(name: tuple[str, str]) -> str:
-    """Return what a block has to be: the figures of the two JSON files, if they are there."""
+    """Return what a block has to be. Raises `ValueError` without the figures for it, or the JSON files."""
     try:
-        compared, footprint = (json.loads((_BENCH / f"{file}.json").read_text()) for file in ("compare", "footprint"))
-    except FileNotFoundError:
-        return NOT_MEASURED
-    return BLOCKS[name](compared, footprint)
+        return BLOCKS[name](*(json.loads((_BENCH / f"{file}.json").read_text()) for file in ("compare", "footprint")))
+    except (LookupError, OSError, TypeError) as error:
+        raise ValueError(f"compare.json and footprint.json have not the figures for it: {error!r}") from None
 
 
 def main() -> int:
@@ -86,10 +83,10 @@ def main() -> int:
         path = _BENCH.parent / page
         try:
             before, _, after = report.parts(path, block)
-        except ValueError as error:
-            sys.stderr.write(f"bench.headline: {error}\n")
+            path.write_text(before + expected((page, block)) + after, encoding="utf-8")
+        except (ValueError, OSError) as error:
+            sys.stderr.write(f"bench.headline: {page}: {error}\n")
             return 1
-        path.write_text(before + expected((page, block)) + after)
     return 0
 
 

@@ -1,17 +1,19 @@
 """How a server answers under load: the command ``load``."""
 
 import argparse
+import contextlib
 import ipaddress
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 from bench import client, report, servers, system
 from bench.client import Plan, Tally
 from bench.outcomes import Outcome
 from bench.report import Report
-from bench.stats import percentile
+from bench.stats import percentiles
+from nullsmtpd.cli.arguments import shown
+from nullsmtpd.runtime.sockets import parse_address
 
 #: Beyond this share of a CPU the generator, not the server, decides what is measured.
 BUSY = 0.9
@@ -19,7 +21,7 @@ BUSY = 0.9
 #: Open loop, in milliseconds: when one in a hundred connections starts later, the generator could not keep up.
 LATE_MS = 5.0
 
-_PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+_PERCENTILES = {f"p{percent:g}": percent for percent in (50, 90, 99, 99.9)} | {"max": 100}
 _MOST_OPEN = 16384  # open loop: an overloaded server must not fill the memory
 
 
@@ -29,20 +31,21 @@ def resolve(text: str, *, allow_any: bool) -> tuple[str, int, int]:
     Raises `ValueError` for another notation, a name without an address, and, unless ``allow_any``, for an address that
     is not this host's loopback.
     """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"{text!a}: give HOST:PORT or [IPv6]:PORT, with a port from 1 to 65535")
+    host, port = None, 0
+    with contextlib.suppress(ValueError):
+        host, port = parse_address(text)
+    if host is None or not port:
+        raise ValueError(f"{shown(text)}: give HOST:PORT or [IPv6]:PORT, with a port from 1 to 65535")
     try:
-        family, _, _, _, sockaddr = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        why = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
-        raise ValueError(f"{host!a}: {why}") from None
+        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a label of more than 63 octets
+        raise ValueError(f"{shown(host)}: {getattr(error, 'strerror', 'not a host name')}") from None
     address = str(sockaddr[0])
     if not allow_any and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         raise ValueError(
             f"{text} is {address}, not this host's loopback; add --yes-i-run-this-server if it is yours to load"
         )
-    return address, int(port), int(family)
+    return address, port, int(family)
 
 
 def load(options: argparse.Namespace) -> Report:
@@ -92,7 +95,10 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
     times = {"time to connect": tally.connect, "time to first octet": tally.first, "time to FIN": tally.fin}
     if plan.rate:
         times["late start"] = tally.late
-    columns = {name: _milliseconds(ns) for name, ns in times.items()}
+    columns = {
+        name: dict(zip(_PERCENTILES, percentiles(ns, *_PERCENTILES.values()), strict=True))
+        for name, ns in times.items()
+    }
     limits = _generator_limits(tally)
     return Report(
         before=[
@@ -102,7 +108,7 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
             *(f"  {name:16} {count:>10,}" for name, count in outcomes.items()),
             "",
         ],
-        head=["ms", "count", *(f"p{percent:g}" for percent in _PERCENTILES), "max"],
+        head=["ms", "count", *_PERCENTILES],
         rows=[[name, f"{len(times[name]):,}", *map(report.number, row.values())] for name, row in columns.items()],
         notes=[
             f"The generator used {tally.cpu_share:.0%} of a CPU" + (f": {'; '.join(limits)}." if limits else "."),
@@ -127,20 +133,13 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
     )
 
 
-def _milliseconds(nanoseconds: Sequence[int]) -> dict[str, float | None]:
-    ordered = sorted(nanoseconds)
-    found = {f"p{percent:g}": percentile(ordered, percent) for percent in _PERCENTILES}
-    found["max"] = percentile(ordered, 100)
-    return {name: None if ns is None else ns / 1e6 for name, ns in found.items()}
-
-
 def _generator_limits(tally: Tally) -> list[str]:
     """Return why the figures may be the generator's rather than the server's."""
     limits = []
     if tally.cpu_share > BUSY:
         limits.append(f"it used {tally.cpu_share:.0%} of a CPU")
-    if (late := (percentile(sorted(tally.late), 99) or 0) / 1e6) > LATE_MS:
-        limits.append(f"1 % of the connections started {late:.1f} ms late or later")
+    if tally.late_ms > LATE_MS:
+        limits.append(f"1 % of the connections started {tally.late_ms:.1f} ms late or later")
     if tally.outcomes[Outcome.FAILED]:
         limits.append(f"connect() failed with {', '.join(sorted(tally.errors))}")
     return limits

@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from bench import report, system
 from bench.client import Plan, run
 from bench.servers import Server
-from bench.stats import percentile, ratio, spread
+from bench.stats import percentiles, ratio, spread
 
 HEAD = ("CPU µs", "ratio", "p50 ms", "p99 ms", "lost")
 
@@ -29,10 +29,10 @@ class Round(NamedTuple):
     p50_ms: float | None
     p99_ms: float | None
     per_second: float
+    generator_cpu: float  # share of a CPU
+    late_ms: float  # open loop: 1 % of the connections started this late or later
     started: int
     lost: int
-    generator_cpu: float = 0.0  # share of a CPU
-    late_ms: float = 0.0  # open loop: 1 % of the connections started this late or later
 
 
 def measure(server: Server, plan: Plan) -> Round:
@@ -46,17 +46,16 @@ def measure(server: Server, plan: Plan) -> Round:
         raise KeyboardInterrupt
     time.sleep(SETTLE_SECONDS)
     used = system.cpu_ns(server.pids) - before
-    ordered = sorted(tally.fin)
-    p50, p99 = (None if ns is None else ns / 1e6 for ns in (percentile(ordered, 50), percentile(ordered, 99)))
+    p50, p99 = percentiles(tally.fin, 50, 99)
     return Round(
         cpu_us=used / max(tally.started, 1) / 1000,
         p50_ms=p50,
         p99_ms=p99,
         per_second=tally.in_window / (tally.window / 1e9),
+        generator_cpu=tally.cpu_share,
+        late_ms=tally.late_ms,
         started=tally.started,
         lost=tally.lost,
-        generator_cpu=tally.cpu_share,
-        late_ms=(percentile(sorted(tally.late), 99) or 0) / 1e6,
     )
 
 
@@ -88,21 +87,26 @@ def interleave(
     return {member: found for member, found in results.items() if found}, interrupted
 
 
-def summary(series: Sequence[Round], base: Sequence[Round]) -> tuple[list[str], dict[str, object]]:
-    """Return what a table shows under `HEAD`, and the same for JSON, unrounded.
+def tabulate(
+    keys: Sequence[str], rounds: Mapping[tuple[str, ...], Sequence[Round]], base: str
+) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Return the rows of a table with the columns ``keys`` and `HEAD`, and the same for JSON, unrounded.
 
-    Costs and their ratios to the base are medians with quartiles, times are medians.
+    ``rounds`` is by the values of the keys, the server the last of them; ratios are to the server ``base``. Costs and
+    ratios are medians with quartiles, times are medians.
     """
-    names = ("cpu_us", "p50_ms", "p99_ms", "per_second", "generator_cpu", "late_ms")
-    found = {name: spread([value for one in series if (value := getattr(one, name)) is not None]) for name in names}
-    found["ratio"] = ratio([one.cpu_us for one in series], [one.cpu_us for one in base])
-    lost = sum(one.lost for one in series)
-    times = (found["p50_ms"], found["p99_ms"])
-    cells = [
-        report.with_spread(found["cpu_us"]),
-        report.with_spread(found["ratio"], 2),
-        *(report.number(one and one.median) for one in times),
-        f"{lost:,}",
-    ]
-    record: dict[str, object] = {name: one and one._asdict() for name, one in found.items()}
-    return cells, record | {"started": sum(one.started for one in series), "lost": lost}
+    cpu_us = {labels: [one.cpu_us for one in series] for labels, series in rounds.items()}
+    rows, records = [], []
+    for labels, series in rounds.items():
+        *columns, started, lost = zip(*series, strict=True)
+        found = {
+            name: spread([value for value in column if value is not None])
+            for name, column in zip(Round._fields, columns, strict=False)
+        }
+        found["ratio"] = ratio(cpu_us[labels], cpu_us.get((*labels[:-1], base), ()))
+        costs = report.with_spread(found["cpu_us"]), report.with_spread(found["ratio"], 2)
+        times = [report.number(one and one.median) for one in (found["p50_ms"], found["p99_ms"])]
+        rows.append([*labels, *costs, *times, f"{sum(lost):,}"])
+        figures = {name: one and one._asdict() for name, one in found.items()}
+        records.append({**dict(zip(keys, labels, strict=True)), **figures, "started": sum(started), "lost": sum(lost)})
+    return rows, records

@@ -2,19 +2,10 @@
 
 import functools
 import re
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 #: The reply of nullsmtpd by default, and of every server that is measured.
 LINE = b"521 Host does not accept mail\r\n"
-
-
-class Ending(StrEnum):
-    """What ended the connection."""
-
-    FIN = "FIN"
-    RESET = "RST"
-    REFUSED = "refused"
-    TIMEOUT = "timeout"
 
 
 class Outcome(StrEnum):
@@ -33,13 +24,15 @@ class Outcome(StrEnum):
 #: The outcomes of a client that has read every reply; any other is a lost line.
 ANSWERED = frozenset({Outcome.ANSWERED, Outcome.ANSWERED_RESET})
 
-# For each ending, the outcome of a client that has read every reply, and of one that has not.
-_OUTCOMES = {
-    Ending.FIN: (Outcome.ANSWERED, Outcome.INCOMPLETE),
-    Ending.RESET: (Outcome.ANSWERED_RESET, Outcome.INCOMPLETE_RESET),
-    Ending.REFUSED: (Outcome.REFUSED, Outcome.REFUSED),
-    Ending.TIMEOUT: (Outcome.TIMEOUT, Outcome.TIMEOUT),
-}
+
+class Ending(Enum):
+    """What ended the connection: the outcome of a client that has read every reply, and of one that has not."""
+
+    FIN = (Outcome.ANSWERED, Outcome.INCOMPLETE)
+    RESET = (Outcome.ANSWERED_RESET, Outcome.INCOMPLETE_RESET)
+    REFUSED = (Outcome.REFUSED, Outcome.REFUSED)
+    TIMEOUT = (Outcome.TIMEOUT, Outcome.TIMEOUT)
+
 
 # RFC 5321 §4.2.1: every line of a reply carries the same code, and all but the last have a hyphen after it.
 _WHOLE = re.compile(rb"(\d{3})(?:-[^\r\n]*\r\n\1)*(?: [^\r\n]*)?\r\n")
@@ -60,7 +53,7 @@ def classify(replies: tuple[bytes, ...], rest: bytes, ending: Ending, expect: tu
     """
     if any(not reply.startswith(beginning) for reply, beginning in zip(replies, expect, strict=False)):
         return Outcome.WRONG
-    whole, incomplete = _OUTCOMES[ending]
+    whole, incomplete = ending.value
     if len(replies) >= len(expect):
         return Outcome.WRONG if rest or len(replies) > len(expect) else whole
     beginning = expect[len(replies)][: len(rest)]

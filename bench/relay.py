@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from bench import measure, report, servers, system
 from bench.report import Report
-from bench.stats import percentile
+from bench.stats import percentiles
 
 #: Domains that are looked up again and again; a tenth of what the cache holds by default.
 KNOWN = 1000
@@ -55,7 +55,9 @@ def exchange(arm: Lookups, count: int) -> list[int]:
                 raise RuntimeError(f"{arm.server.arm.name}: no reply in {_REPLY_TIMEOUT:g} s")
             for key, _ in events:
                 assert isinstance(key.fileobj, socket.socket)
-                reply = key.fileobj.recv(4096)  # replies are short, and come in one piece
+                reply = b""
+                with contextlib.suppress(ConnectionError):
+                    reply = key.fileobj.recv(4096)  # replies are short, and come in one piece
                 durations.append(time.perf_counter_ns() - key.data)
                 if not (reply.startswith(arm.reply) and reply.endswith(b",")):
                     raise RuntimeError(f"{arm.server.arm.name}: {reply!a} instead of {arm.reply!a}")
@@ -93,11 +95,9 @@ def relay(options: argparse.Namespace) -> Report:
         for arm in arms:
             exchange(arm, KNOWN)
         found, interrupted = measure.interleave([arms], options.rounds, lambda arm: _measure(arm, options.each))
-    rows, results = [], []
-    for arm, series in found.items():
-        cells, record = measure.summary(series, found.get(arms[0], []))
-        rows.append([arm.server.arm.name, *cells])
-        results.append({"lookups": arm.server.arm.name} | record)
+    rows, results = measure.tabulate(
+        ["lookups"], {(arm.server.arm.name,): series for arm, series in found.items()}, fixed.name
+    )
     return Report(
         head=["lookups", *measure.HEAD],
         rows=rows,
@@ -114,11 +114,10 @@ def relay(options: argparse.Namespace) -> Report:
 
 def _measure(arm: Lookups, count: int) -> measure.Round:
     before, begun = system.cpu_ns(arm.server.pids), time.perf_counter_ns()
-    ordered = sorted(exchange(arm, count))
+    p50, p99 = percentiles(exchange(arm, count), 50, 99)
     seconds = (time.perf_counter_ns() - begun) / 1e9
-    p50, p99 = ((percentile(ordered, percent) or 0) / 1e6 for percent in (50, 99))
     cpu_us = (system.cpu_ns(arm.server.pids) - before) / count / 1000
-    return measure.Round(cpu_us, p50, p99, count / seconds, count, 0)
+    return measure.Round(cpu_us, p50, p99, count / seconds, 0.0, 0.0, count, 0)
 
 
 def _dnsmasq(ports: Sequence[int], directory: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import html
 import math
-import shutil
+import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int
 def parts(path: Path, name: str) -> tuple[str, str, str]:
     """Return what stands before, in and after the marks of a block. Raises `ValueError` without them."""
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
-    before, found, rest = (path.read_text() if path.exists() else "").partition(begin)
+    before, found, rest = (path.read_text(encoding="utf-8") if path.exists() else "").partition(begin)
     inside, found_end, after = rest.partition(end)
     if not found or not found_end:
         raise ValueError(f"{path} has no lines {begin.strip()} and {end.strip()}")
@@ -85,7 +85,8 @@ def with_spread(value: Spread | None, most: int = 9) -> str:
 def progress(text: str) -> None:
     """Show what is going on, in place, if someone is watching; an empty text clears the line."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or WIDTH
+        sys.stderr.write(f"\r\x1b[K{text[: columns - 1]}")
         sys.stderr.flush()
 
 

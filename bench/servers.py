@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,31 +51,33 @@ class Arm(NamedTuple):
     instances: int = 1  # processes that share the port
 
 
+@dataclass(eq=False)
 class Server:
     """A running server."""
 
-    def __init__(self, arm: Arm, processes: list["subprocess.Popen[bytes]"], ports: Sequence[int]) -> None:
-        self.arm = arm
-        self.processes = processes
-        self.targets = tuple((_HOST, port) for port in ports)
-        self.ready_ms = 0.0
+    arm: Arm
+    targets: tuple[tuple[str, int], ...]
+    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    ready_ms: float = 0.0
 
     @property
     def pids(self) -> list[int]:
-        """The processes whose work is the server's answer."""
+        """The processes whose work is the server's answer. Raises `RuntimeError` if one has ended."""
+        for process in self.processes:
+            if (status := process.poll()) is not None:
+                raise RuntimeError(f"{self.arm.name} ended by itself, with status {status}")
         started = [process.pid for process in self.processes]
         return [child for pid in started for child in system.children(pid)] if self.arm.in_child else started
 
 
-def present(arms: Sequence[Arm]) -> tuple[list[Arm], dict[str, str]]:
-    """Return the servers that this machine has, and why each of the others is missing, by name."""
-    missing = {
+def missing(arms: Sequence[Arm]) -> dict[str, str]:
+    """Return why servers are missing on this machine, by their names."""
+    return {
         arm.name: f"no {name} (Debian package {package})"
         for arm in arms
         for name, package in reversed(arm.needs)
         if not (Path(name).is_file() or shutil.which(name, path=_PATH))
     }
-    return [arm for arm in arms if arm.name not in missing], missing
 
 
 def nullsmtpd(*arguments: str, name: str = "nullsmtpd", addresses: int = 1, idle: int = 0, instances: int = 1) -> Arm:
@@ -82,7 +85,7 @@ def nullsmtpd(*arguments: str, name: str = "nullsmtpd", addresses: int = 1, idle
     shared = ["--reuse-port"] if instances > 1 else []
 
     def command(ports: Sequence[int], directory: Path) -> list[str]:
-        listen = [word for port in ports for word in ("--listen", f"{_HOST}:{port}")]
+        listen = [f"--listen={_HOST}:{port}" for port in ports]
         return [sys.executable, "-m", "nullsmtpd", *arguments, *shared, *listen]
 
     return Arm(name, command, addresses=addresses, idle=idle, instances=instances)
@@ -90,19 +93,15 @@ def nullsmtpd(*arguments: str, name: str = "nullsmtpd", addresses: int = 1, idle
 
 def python(kind: str) -> Arm:
     """Return one of the servers of control.py."""
-
     # -P: the directory of control.py has modules of this package in it, which could hide others of the same name.
-    def command(ports: Sequence[int], directory: Path) -> list[str]:
-        return [sys.executable, "-P", str(_SOURCES / "control.py"), kind, str(ports[0]), str(BACKLOG)]
-
-    return Arm(kind, command)
+    command = [sys.executable, "-P", str(_SOURCES / "control.py"), kind]
+    return Arm(kind, lambda ports, _: [*command, str(ports[0]), str(BACKLOG)])
 
 
 def _c_loop(ports: Sequence[int], directory: Path) -> list[str]:
-    binary = str(directory / "control")
-    compiler = ["cc", "-O2", "-Wall", "-o", binary, str(_SOURCES / "control.c")]
-    subprocess.run(compiler, check=True)
-    return [binary, str(ports[0]), str(BACKLOG)]
+    build_and_run = 'cc -O2 -Wall -o "$1" "$2" && exec "$1" "$3" "$4"'
+    arguments = [str(directory / "control"), str(_SOURCES / "control.c"), str(ports[0]), str(BACKLOG)]
+    return ["/bin/sh", "-c", build_and_run, "sh", *arguments]
 
 
 def _nginx(ports: Sequence[int], directory: Path) -> list[str]:
@@ -185,20 +184,20 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
 
     Raises `RuntimeError` if it is missing, and with the server's own words if it does not come up.
     """
-    _, missing = present([arm])
-    if missing:
-        raise RuntimeError(missing[arm.name])
+    if why := missing([arm]):
+        raise RuntimeError(why[arm.name])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
     environment["PATH"] = _PATH
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory, ports = Path(name), _free_ports(arm.addresses)
         command = arm.command(ports, directory)
-        server = Server(arm, [], ports)
+        server = Server(arm, tuple((_HOST, port) for port in ports))
         begun = time.perf_counter()
         try:
             for number in range(arm.instances):
                 log_path = directory / f"log{number}"
-                with log_path.open("wb") as log, system.pinned(cpus or system.server_cpus(arm.instances)):
+                pinned = system.pinned(cpus or system.server_cpus(arm.instances))
+                with log_path.open("wb") as log, pinned, _handlers_put_off():
                     # A session of its own: Ctrl-C is for this process, which then ends the server.
                     process = subprocess.Popen(
                         command,
@@ -208,12 +207,28 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
                         env=environment,
                         start_new_session=True,
                     )
-                server.processes.append(process)
+                    server.processes.append(process)
                 _wait_until_ready(server, log_path)
             server.ready_ms = (time.perf_counter() - begun) * 1000
             yield server
         finally:
             _end(server.processes)
+
+
+@contextlib.contextmanager
+def _handlers_put_off() -> Iterator[None]:
+    """Call signal handlers at the end: KeyboardInterrupt within Popen() would leave a process that nothing ends."""
+    handlers = {number: handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))}
+    arrived: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def _wait_until_ready(server: Server, log_path: Path) -> None:
@@ -237,14 +252,17 @@ def _answers(target: tuple[str, int]) -> bool:
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_TIMEOUT)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    try:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_TIMEOUT)
+    finally:  # also after Ctrl-C
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -31,6 +31,9 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> Spread | None:
     return spread([value / other for value, other in zip(values, base, strict=False) if other > 0])
 
 
-def percentile(ordered: Sequence[int], percent: float) -> int | None:
-    """Return the smallest of the ordered values that ``percent`` of them do not exceed; None without values."""
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else None
+def percentiles(nanoseconds: Sequence[int], *percents: float) -> list[float | None]:
+    """Return, in milliseconds, the smallest values that ``percents`` of them do not exceed; None without values."""
+    if not nanoseconds:
+        return [None] * len(percents)
+    ordered = sorted(nanoseconds)
+    return [ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] / 1e6 for percent in percents]

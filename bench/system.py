@@ -88,7 +88,9 @@ def need_files(count: int = 0, what: str = "") -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if (room := hard - _OTHER_FILES) < count:
-        raise ValueError(f"{what} needs {count:,} open files, this system allows {room:,}: raise `ulimit -Hn` first")
+        raise ValueError(
+            f"{what} needs {count:,} open files, this system allows {max(room, 0):,}: raise `ulimit -Hn` first"
+        )
     return room
 
 

@@ -1,16 +1,19 @@
 """`bench sweep`, `footprint`, `soak` and `relay`, each within tiny bounds; no time is asserted."""
 
+import asyncio
 import itertools
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from benching import accept_queues, bench
+from benching import ROOT, accept_queues, bench
 from misbehaving import LISTEN, serving
-from support import require_tools
+from support import PATIENCE, require_tools
 
 from bench import behaviours, command, relay, servers, soak
 
@@ -54,12 +57,12 @@ def test_footprint_compares_with_an_empty_uvloop_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arm", "status"), [("nullsmtpd", 0), ("uvloop", 1)])
 def test_soak_fails_a_server_that_loses_lines(
-    arm: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arm: str, status: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Clients of every behaviour: nullsmtpd passes; one that closes without waiting fails those that write twice."""
     monkeypatch.setitem(behaviours.BEHAVIOURS, "stays_silent", (0.1,))  # a soak of seconds need not wait for them
     assert bench_here(monkeypatch, *SOAK, "--arm", arm) == status
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert all(name in out for name in behaviours.BEHAVIOURS)
     assert ("Passed." in out) == (not status)
     assert ("writes_twice: " in err) == bool(status)
@@ -82,7 +85,7 @@ def test_soak_fails_a_server_that_does_not_end_or_ends_by_itself(
     duration: str,
     message: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A server that ignores SIGTERM is killed; one that ends in the midst of it is reported with its status."""
     monkeypatch.setattr(soak, "_STOP_TIMEOUT", 1.0)
@@ -90,7 +93,7 @@ def test_soak_fails_a_server_that_does_not_end_or_ends_by_itself(
     command = servers.ARMS["uvloop"].command
     replace_uvloop(monkeypatch, lambda ports, directory: [*prefix, *command(ports, directory)])
     assert bench_here(monkeypatch, "soak", "--duration", duration, "--rate", "1", "--arm", "uvloop") == 1
-    assert message in capsys.readouterr().err
+    assert message in capfd.readouterr().err
 
 
 LEAK = """
@@ -105,7 +108,7 @@ while True:
 
 
 def test_soak_fails_a_server_that_keeps_files_open(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A server that closes no connection is found out, although no client lost its line."""
     monkeypatch.setattr(soak, "_CLOSE_TIMEOUT", 0.1)
@@ -114,7 +117,72 @@ def test_soak_fails_a_server_that_keeps_files_open(
 
     replace_uvloop(monkeypatch, lambda ports, _: [sys.executable, "-c", LEAK, str(ports[0])])
     assert bench_here(monkeypatch, "soak", "--duration", "0.2", "--rate", "10", "--arm", "uvloop") == 1
-    assert "bench: open files grew from " in capsys.readouterr().err
+    assert "bench: open files grew from " in capfd.readouterr().err
+
+
+def test_soak_keeps_to_the_open_files_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With more clients than open files, a soak is slower; that is no fault of the server."""
+    monkeypatch.setattr(soak, "BEHAVIOURS", {"sends_ehlo_first": behaviours.BEHAVIOURS["sends_ehlo_first"]})
+    monkeypatch.setattr("resource.getrlimit", lambda _: (70, 70))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    most: list[int] = []
+
+    async def count(address: tuple[str, int], name: str, timeout: float) -> str:  # noqa: ASYNC109
+        most.append(len(asyncio.all_tasks()) - 1)
+        return await behaviours.one_client(address, name, timeout)
+
+    monkeypatch.setattr(soak, "one_client", count)
+    assert bench_here(monkeypatch, "soak", "--duration", "0.5", "--rate", "1000") == 0
+    assert max(most) == 6
+    assert "this machine is too slow" in capfd.readouterr().out
+
+
+def test_ctrl_c_is_no_fault_of_the_server(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A soak that is interrupted reports no files that its own clients have left open."""
+
+    async def interrupt(server: servers.Server, *_: object) -> None:
+        assert client.connect_ex(server.targets[0]) == 0
+        assert client.recv(512)  # so the server has accepted it, and keeps it open for the linger time
+        raise KeyboardInterrupt
+
+    client = socket.socket()
+    monkeypatch.setattr(soak, "_run", interrupt)
+    assert bench_here(monkeypatch, *SOAK) == 130
+    client.close()
+    assert capfd.readouterr().err == "bench: interrupted: this is what there was until then\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_start_leaves_no_server(number: signal.Signals) -> None:
+    """Ctrl-C, SIGTERM and a terminal that hangs up, each twice, end the servers too."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", "footprint", "--starts", "1000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + PATIENCE
+        while not (started := children.read_text().split()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+    assert started
+    assert not [pid for pid in started if Path("/proc", pid).exists()]
+
+
+def test_a_server_that_ends_by_itself_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is measured of a server that has ended would be nothing; the message names server and status."""
+    command = servers.ARMS["nullsmtpd"].command
+    arm = servers.ARMS["nullsmtpd"]._replace(command=lambda *about: ["timeout", "1", *command(*about)])
+    monkeypatch.setitem(servers.ARMS, "nullsmtpd", arm)
+    assert bench_here(monkeypatch, "compare", "--arms", "nullsmtpd", "--rates", "50") == 1
+    assert "bench: nullsmtpd ended by itself, with status " in capfd.readouterr().err
 
 
 def test_lookups_are_measured_cached_and_uncached_beside_a_fixed_reply(tmp_path: Path) -> None:
@@ -133,7 +201,7 @@ def test_lookups_are_measured_cached_and_uncached_beside_a_fixed_reply(tmp_path:
 def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
     """Figures of a server that answers wrongly, or not to the end, are none."""
     with serving(reply, LISTEN) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
-        arm = servers.Server(servers.nullsmtpd(), [], [])
+        arm = servers.Server(servers.nullsmtpd(), ())
         lookups = relay.Lookups(arm, [client], itertools.repeat("a.example"), b"9:NOTFOUND ")
         with pytest.raises(RuntimeError, match="instead of"):
             relay.exchange(lookups, 1)
@@ -143,15 +211,16 @@ def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
     ("arguments", "message"),
     [
         (("sweep", "--instances", "0"), "--instances: '0' is not a whole number from 1 to 64"),
-        (("sweep", "--first-rate", "x"), "--first-rate: 'x' is not a number above 0"),
-        (("sweep", "--factor", "11"), "--factor: '11' is not a number above 0, at most 10"),
+        (("sweep", "--first-rate", "x"), "--first-rate: 'x' is not a number from 0.001 to 1000000"),
+        (("sweep", "--factor", "11"), "--factor: '11' is not a number from 0.001 to 10"),
         (("sweep", "--factor", "10", "--steps", "64"), "--steps 64: the last rate would be 5e+65"),
+        (("sweep", "--factor", "0.001", "--steps", "64"), "--steps 64: the last rate would be 5e-187"),
         (("sweep", "--steps", "0"), "--steps: '0' is not a whole number"),
-        (("sweep", "--seconds", "0"), "--seconds: '0' is not a number above 0"),
+        (("sweep", "--seconds", "0"), "--seconds: '0' is not a number from 0.001 to 1000000"),
         (("footprint", "--starts", "0"), "--starts: '0' is not a whole number"),
         (("footprint", "--connections", "-1"), "--connections: '-1' is not a whole number from 0"),
-        (("soak", "--duration", "0"), "--duration: '0' is not a number above 0"),
-        (("soak", "--rate", "0"), "--rate: '0' is not a number above 0"),
+        (("soak", "--duration", "0"), "--duration: '0' is not a number from 0.001 to 1000000"),
+        (("soak", "--rate", "0"), "--rate: '0' is not a number from 0.001 to 1000000"),
         (("soak", "--arm", "postfix"), "--arm: invalid choice: 'postfix'"),
         (("relay", "--rounds", "0"), "--rounds: '0' is not a whole number"),
         (("relay", "--each", "0"), "--each: '0' is not a whole number"),
@@ -164,4 +233,5 @@ def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
 def test_a_wrong_argument_of_a_command_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
     """Whatever is wrong with an argument is stated before anything is started; exit status 2."""
     text, _ = bench(*arguments, status=2)
-    assert message in text.splitlines()[-1]
+    assert message in text
+    assert text.count("\n") == 1

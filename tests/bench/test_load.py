@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -199,19 +200,25 @@ def test_load_refuses_a_target_that_is_not_loopback(target: str) -> None:
         ((":25",), "':25': give HOST:PORT"),
         (("localhost:٢٥",), "give HOST:PORT"),
         (("nothing.invalid:25",), "'nothing.invalid': "),
-        (("a..b:25",), "'a..b': not a host name"),
+        (("a..b:25",), "'a..b:25': give HOST:PORT"),
+        (("::1:25",), "'::1:25': give HOST:PORT"),
+        (("[localhost]:25",), "'[localhost]:25': give HOST:PORT"),
+        (("127.0.0.1:" + "9" * 5000,), "...: give HOST:PORT"),
+        (("127.0.0.1:25", "--connections", "9" * 5000), "... is not a whole number from 1 to 1000000"),
         (("127.0.0.1:25", "--clients", "2", "--rate", "5"), "--clients is a closed loop, --rate an open one"),
         (("127.0.0.1:25", "--clients", "0"), "--clients: '0' is not a whole number from 1 to 1000000"),
         (("127.0.0.1:25", "--clients", "many"), "--clients: 'many' is not a whole number"),
-        (("127.0.0.1:25", "--rate", "0"), "--rate: '0' is not a number above 0"),
-        (("127.0.0.1:25", "--rate", "nan"), "--rate: 'nan' is not a number above 0"),
-        (("127.0.0.1:25", "--rate", "1e300"), "--rate: '1e300' is not a number above 0, at most 1000000"),
-        (("127.0.0.1:25", "--duration", "-1"), "--duration: '-1' is not a number above 0"),
-        (("127.0.0.1:25", "--timeout", "x"), "--timeout: 'x' is not a number above 0"),
+        (("127.0.0.1:25", "--rate", "0"), "--rate: '0' is not a number from 0.001 to 1000000"),
+        (("127.0.0.1:25", "--rate", "nan"), "--rate: 'nan' is not a number from 0.001 to 1000000"),
+        (("127.0.0.1:25", "--rate", "1e300"), "--rate: '1e300' is not a number from 0.001 to 1000000"),
+        (("127.0.0.1:25", "--duration", "-1"), "--duration: '-1' is not a number from 0.001 to 1000000"),
+        (("127.0.0.1:25", "--timeout", "x"), "--timeout: 'x' is not a number from 0.001 to 1000000"),
         (("127.0.0.1:25", "--connections", "1.5"), "--connections: '1.5' is not a whole number"),
         (("127.0.0.1:25", "--expect", "é"), "--expect: '\\xe9' is not printable ASCII"),
         (("127.0.0.1:25", "--json", "/nowhere/x.json"), "cannot write to /nowhere/x.json"),
         (("127.0.0.1:25", "--json", "/"), "cannot write to /"),
+        (("127.0.0.1:25", "--json", "x" * 300), "cannot write to xxx"),
+        (("127.0.0.1:25", "--no-such"), "unrecognized arguments: --no-such"),
         (("127.0.0.1:25", "--markdown", "README.md"), "--markdown takes --json"),
         (("127.0.0.1:25", "--json", "x.json", "--markdown", "README.md"), "README.md has no lines <!-- begin x.json"),
         ((), "required: HOST:PORT"),
@@ -220,7 +227,8 @@ def test_load_refuses_a_target_that_is_not_loopback(target: str) -> None:
 def test_a_wrong_argument_is_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
     """Whatever is wrong with an argument of `load` is stated before anything is measured; exit status 2."""
     text, _ = bench("load", *arguments, status=2)
-    assert message in text.splitlines()[-1]
+    assert message in text
+    assert text.count("\n") == 1
 
 
 def test_more_clients_than_open_files_is_one_clear_line() -> None:
@@ -251,17 +259,61 @@ def test_ctrl_c_reports_what_there_was(daemon: Daemon, tmp_path: Path) -> None:
     assert json.loads(path.read_text())["outcomes"]["answered, FIN"] > 10  # the server counts them before they do
 
 
-def test_a_terminal_shows_rate_outcomes_and_time_left(daemon: Daemon) -> None:
-    """The line of progress has what a user wants to know meanwhile, and is gone afterwards."""
+def test_a_second_of_little_load_starts_one_connection(daemon: Daemon) -> None:
+    """A rate that makes less than half a connection within the duration still tries the server once."""
+    tally = client.run(Plan((daemon.address,), rate=0.1, seconds=0.2))
+    assert tally.outcomes == {Outcome.ANSWERED: 1}
+
+
+def test_a_reader_that_has_gone_is_no_error(daemon: Daemon, tmp_path: Path) -> None:
+    """Into a pipe that nobody reads, as with head(1), a command ends quietly, and its files are whole."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    path = tmp_path / "load.json"
+    arguments = ("load", at(daemon), "--connections", "10", "--json", str(path))
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(path.read_text())["started"] == 10
+
+
+@pytest.mark.parametrize("files", [("--json", "/dev/full"), ()])
+def test_a_report_that_cannot_be_written_is_one_clear_line(daemon: Daemon, files: tuple[str, ...]) -> None:
+    """A full disk, behind the standard output or a file, is reported once, with exit status 1."""
+    with Path("/dev/full" if not files else os.devnull).open("w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench", "load", at(daemon), "--connections", "10", *files],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"bench: failed: No space left on device\n")
+
+
+def test_without_a_standard_error_the_report_is_printed(daemon: Daemon) -> None:
+    """Started with stderr closed, a command still measures and reports."""
+    command = f"exec {sys.executable} -m bench load {at(daemon)} --connections 10 2>&-"
+    done = subprocess.run(["/bin/sh", "-c", command], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
+    assert "answered, FIN" in done.stdout
+
+
+@pytest.mark.parametrize("columns", [0, 20])
+def test_a_terminal_shows_rate_outcomes_and_time_left(daemon: Daemon, columns: int) -> None:
+    """The line of progress has what a user wants to know meanwhile, fits the terminal, and is gone afterwards."""
     import pty
+    import termios
 
     terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, columns))
     arguments = ["load", at(daemon), "--rate", "100", "--duration", "0.5"]
     command = [sys.executable, "-m", "bench", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr):
         os.close(stderr)
     shown = os.read(terminal, 1 << 16).decode()
     os.close(terminal)
-    assert "/s: answered, FIN " in shown
-    assert "s left" in shown
+    assert columns or re.search("/s: answered, FIN .* s left", shown)
+    assert max(map(len, shown.split("\r\x1b[K"))) < (columns or 80)
     assert shown.endswith("\x1b[K")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench import report, soak
 from bench.report import Report
-from bench.stats import Spread, percentile, ratio, spread
+from bench.stats import Spread, percentiles, ratio, spread
 
 BENCH = ROOT / "bench"
 
@@ -30,18 +30,19 @@ def test_a_spread_lies_within_its_values(values: list[float], factor: float) -> 
     assert same.high - same.low == pytest.approx(0, abs=factor * 1e-6)
 
 
-@given(st.lists(st.integers(0, 10**9), min_size=1).map(sorted), st.floats(0.1, 100))
+@given(st.lists(st.integers(0, 10**9), min_size=1), st.floats(0.1, 100))
 def test_a_percentile_is_the_smallest_value_that_is_enough(values: list[int], percent: float) -> None:
     """Invariant: that share of the values does not exceed it, and no smaller value would do."""
-    found = percentile(values, percent)
-    assert found in values
-    assert sum(value <= found for value in values) >= len(values) * percent / 100 - 1e-9
-    assert sum(value < found for value in values) < len(values) * percent / 100
+    (found,) = percentiles(random.Random(1).sample(values, len(values)), percent)
+    milliseconds = [value / 1e6 for value in values]
+    assert found in milliseconds
+    assert sum(value <= found for value in milliseconds) >= len(values) * percent / 100 - 1e-9
+    assert sum(value < found for value in milliseconds) < len(values) * percent / 100
 
 
 def test_nothing_measured_has_no_figures() -> None:
     """Without values there is no median, no ratio and no percentile; a table has a dash."""
-    assert [spread([]), ratio([], [1.0]), ratio([1.0], [0.0]), percentile([], 50)] == [None] * 4
+    assert [spread([]), ratio([], [1.0]), ratio([1.0], [0.0]), *percentiles([], 50, 99)] == [None] * 5
     assert report.number(None) == report.with_spread(None) == "-"
 
 
