@@ -23,6 +23,7 @@ from pathlib import Path
 __all__ = ["HEADER", "drop_page_cache"]
 
 STARTS = 21
+START_TIMEOUT = 20.0  # seconds
 LINE = b"521 Host does not accept mail\r\n"
 ADDRESS = ("127.0.0.1", 2525)
 
@@ -34,7 +35,16 @@ HEADER = """\
 
 def main() -> None:
     """Print the table for README.md."""
-    print(HEADER + "".join(_row(image) for image in sys.argv[1:]), end="")
+    images = sys.argv[1:]
+    if not images or images[0].startswith("-"):
+        sys.stderr.write(f"usage: {(__doc__ or '').splitlines()[2].strip()}\n")
+        sys.exit(2)
+    try:
+        print(HEADER + "".join(_row(image) for image in images), end="")
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        sys.exit(f"measure.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _row(image: str) -> str:
@@ -49,13 +59,17 @@ def _row(image: str) -> str:
         os.mknod(root / "dev/null", stat.S_IFCHR, os.makedev(1, 3))  # which every engine provides
         (root / "dev/null").chmod(0o666)
         drop_page_cache(root)
-        starts = [_start(root, config["Entrypoint"], config.get("Env", [])) for _ in range(STARTS)]
+        command = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
+        starts = [_start(root, command, config.get("Env") or []) for _ in range(STARTS)]
     ms, resident, anonymous = (statistics.median(values) for values in zip(*starts, strict=True))
     return f"| {image} | {size / 1e6:.1f} | {len(layer) / 1e6:.1f} | {resident:,.0f} | {anonymous:,.0f} | {ms:.0f} |\n"
 
 
 def _podman(*arguments: str) -> str:
-    return subprocess.check_output(["podman", "image", *arguments], text=True).strip()
+    done = subprocess.run(["podman", "image", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(" ".join(done.stderr.split()))
+    return done.stdout.strip()
 
 
 def _files(root: Path) -> list[Path]:
@@ -78,6 +92,8 @@ def drop_page_cache(root: Path) -> None:
 def _start(root: Path, command: Sequence[str], variables: Sequence[str]) -> tuple[float, int, int]:
     """Return the milliseconds from the start to the line, then KiB of memory: resident, and anonymous."""
     environment = dict(variable.split("=", 1) for variable in variables) | {"PATH": os.environ["PATH"]}
+    if _answers():
+        raise RuntimeError("another server answers at {}:{}".format(*ADDRESS))
     begin = time.perf_counter()
     process = subprocess.Popen(
         ["chroot", "--userspec=65532:65532", root, *command], env=environment, stderr=subprocess.DEVNULL
@@ -85,7 +101,9 @@ def _start(root: Path, command: Sequence[str], variables: Sequence[str]) -> tupl
     try:
         while not _answers():
             if process.poll() is not None:
-                raise SystemExit(f"{' '.join(command)}: ended with status {process.returncode}")
+                raise RuntimeError(f"{' '.join(command)}: ended with status {process.returncode}")
+            if time.perf_counter() > begin + START_TIMEOUT:
+                raise RuntimeError(f"{' '.join(command)}: no line after {START_TIMEOUT:g} s")
             time.sleep(0.0005)
         elapsed = (time.perf_counter() - begin) * 1000
         memory = Path(f"/proc/{process.pid}/smaps_rollup").read_text()

@@ -139,6 +139,24 @@ def test_size_and_memory_are_within_their_limits(host: Host, image: str, secrets
     assert all(figures[1])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 2, "usage: measure.py IMAGE...\n"),
+        (("--help",), 2, "usage: measure.py IMAGE...\n"),
+        (("no-such-image",), 1, "measure.py: Error: .*no-such-image.*\n"),
+    ],
+)
+def test_measuring_what_is_no_image_is_one_clear_line(arguments: tuple[str, ...], status: int, message: str) -> None:
+    """The script reports what podman reports, without a traceback."""
+    require_root()
+    require_tools("podman")
+    command = [sys.executable, str(ROOT / "deploy/image/measure.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == status
+    assert re.fullmatch(message, done.stderr)
+
+
 #: What is in the image beside Python modules and package metadata, without version numbers.
 LIBRARIES = {"ld-linux", "libc", "libexpat", "libm", "libpthread", "librt", "libz"}
 EXTENSIONS = {"_asyncio", "_contextvars", "_json", "_queue", "_typing", "loop", "resource"}
