@@ -123,7 +123,8 @@ class LingerQueue:
         if len(self.queue) >= self.room and now >= self._rechecked_at + MIN_LINGER:
             self.close_all_finished()
             self._rechecked_at = now
-        if len(self.queue) >= self.room and self._checked and self._checked[0][0] + self._min_linger <= now:
+        # Several where sessions that ended have exceeded the limit.
+        while len(self.queue) >= self.room and self._checked and self._checked[0][0] + self._min_linger <= now:
             self._evict_oldest()
         return len(self.queue) < self.room
 

@@ -132,6 +132,18 @@ def test_the_oldest_is_evicted_when_all_places_are_taken() -> None:
     assert bench.linger.room - len(bench.linger.queue) == 1
 
 
+def test_ended_sessions_beyond_the_limit_make_room_at_once() -> None:
+    """They join the queue without being asked; the next client does not wait until they are evicted one by one."""
+    bench = Bench(60.0, limit=4)
+    connections = [FakeConnection() for _ in range(50)]
+    for connection in connections:
+        bench.linger.add(connection.as_socket())
+    bench.loop.advance(2 * SWEEP_INTERVAL)
+    assert bench.linger.reserve()
+    assert open_ones(connections) == connections[-3:]
+    assert bench.linger.cut_short == 47
+
+
 def test_a_client_younger_than_the_minimum_is_not_evicted() -> None:
     """There is no room before `MIN_LINGER` has passed, and there is afterwards."""
     bench = Bench(60.0, limit=4)
