@@ -114,7 +114,7 @@ class Server:
         return [self._unix_listeners[-1].listener]
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Accept one client; return whether there was one.
+        """Accept one client; return whether there may be another.
 
         The loop's own servers would not do: they close connections that they have no file descriptor for, spin when a
         listener is shut down, and from Python 3.13 on remove Unix sockets that a service manager goes on using.
@@ -128,7 +128,9 @@ class Server:
             elif error.errno in _CAPACITY_ERRNOS:
                 self._loop.remove_reader(listener)
                 self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
-            return False  # other errors concern one connection
+            elif not isinstance(error, BlockingIOError):
+                return True  # other errors concern one connection, accept(2)
+            return False
         connection.setblocking(False)
         task = self._loop.create_task(self._connect(connection))
         self._connecting.add(task)

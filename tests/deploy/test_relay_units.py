@@ -64,6 +64,15 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, *, with_post
     assert not complaints(units)
 
 
+@pytest.mark.parametrize("unit", [SOCKET, SERVICE])
+def test_systemctl_help_shows_the_manual_page_of_the_command(unit: Path) -> None:
+    """The one that is beside the units, not the responder's."""
+    page = re.search(r"^Documentation=man:(.+)\((\d)\)$", unit.read_text(), re.MULTILINE)
+    assert page
+    text = (ROOT / "deploy" / "man" / f"{page[1]}.{page[2]}").read_text()
+    assert "\n.Nm nullsmtpd-relay\n" in text
+
+
 def test_the_service_is_exposed_to_little_but_dns() -> None:
     """1.3 at most of 10; what it has more than the responder is the network."""
     assert exposure(SERVICE) <= 1.3

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from activation import hand_over, outcome_with, service_manager
-from faults import failing
+from faults import failing, stopped
 from name_server import NameServer, name_server
 from support import (
     PATIENCE,
@@ -599,6 +599,22 @@ def test_at_shutdown_the_accept_queue_is_answered(
         daemon.process.send_signal(signal.SIGTERM)
         daemon.process.send_signal(signal.SIGCONT)
         assert [read_all(client) for client in clients] == [REFUSAL] * 100
+    assert daemon.process.wait(PATIENCE) == 0
+
+
+def test_at_shutdown_connections_that_failed_hide_no_others(
+    start: Start, dns_server: NameServer, tmp_path: Path
+) -> None:
+    """accept(2) reports errors of a connection that nobody can use any more; those behind it are answered."""
+    daemon = relay(start, dns_server)
+    with contextlib.ExitStack() as stack:
+        with stopped(daemon):
+            stack.enter_context(failing(daemon, tmp_path / "trace", "accept4:error=ECONNABORTED:when=1..20"))
+            clients = [stack.enter_context(connect(daemon.address)) for _ in range(5)]
+            for client in clients:
+                client.sendall(request("null.example"))
+            daemon.process.send_signal(signal.SIGTERM)
+        assert [read_all(client) for client in clients] == [REFUSAL] * 5
     assert daemon.process.wait(PATIENCE) == 0
 
 
