@@ -27,6 +27,10 @@ _ROOT = "."
 _SHARED = ipaddress.IPv4Network("100.64.0.0/10")  # RFC 6598
 #: Networks whose last 32 bits are an IPv4 address: RFC 4291 §2.5.5.1 (deprecated), RFC 6052 §2.1 (what DNS64 makes).
 _COMPATIBLE, _NAT64 = ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/96")
+#: RFC 4291 §2.4: other IPv6 addresses are reserved or local, as those of a local NAT64 are (RFC 8215).
+_UNICAST = ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("2000::/3")
+#: 6to4, whose relays are gone (RFC 7526), and documentation (RFC 9637); not every Python knows them.
+_NOT_ROUTED = ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("3fff::/20")
 
 
 class HostReport(NamedTuple):
@@ -216,7 +220,8 @@ def not_public(address: str) -> str:
             return kind.replace("_", "-")
     if ip in _SHARED:
         return "shared (carrier-grade NAT)"
-    return "" if ip.is_global else "private or reserved"
+    is_routed = any(ip in network for network in _UNICAST) and not any(ip in network for network in _NOT_ROUTED)
+    return "" if ip.is_global and is_routed else "private or reserved"
 
 
 async def _findings(
