@@ -29,6 +29,7 @@ NO_FAMILY = "no such family"  # this host has no such address family, or no rout
 #: kind (RFC 5321 §4.5.3.1.5) are more than any needs.
 MAX_OCTETS = 8 * 512
 
+_MAX_PORT = 65535
 _MAX_THREADS = 32  # each waits for one server; further addresses are queued
 
 # How the connection ended, after the octets received.
@@ -110,7 +111,7 @@ async def check_host(
 
     A host that refuses mail properly has ``all(seen.is_good for seen in …)``. A name without an address is one `Probe`
     with that fault. The arguments are those of `probe`; the system's resolver has its own timeouts. Blocking calls run
-    in threads. Raises `ValueError` for an unknown ``mode``, and for a ``host`` that is not ASCII.
+    in threads. Raises `ValueError` for an unknown ``mode``, an impossible ``port``, and a ``host`` that is not ASCII.
     """
     import asyncio
 
@@ -134,10 +135,12 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
     all commands before the greeting, in one go. ``text``: the text that the 521 must have, if any. ``may_be_full``: one
     521 and a FIN are good in each mode, the reply of a responder at its --max-sessions. ``timeout``: seconds, for all
     of it; this blocks until then at most. Faults of the network and of the server are in the result. Raises
-    `ValueError` for an unknown ``mode``, and an ``address`` that is no literal one.
+    `ValueError` for an unknown ``mode``, an impossible ``port``, and an ``address`` that is no literal one.
     """
     if mode != ANY:
         known_mode(mode)
+    if not 0 < port <= _MAX_PORT:  # getaddrinfo() takes it modulo 65536
+        raise ValueError(f"{port} is not a port")
     seen = Probe(address, port, timeout, host)
     try:
         family, sockaddr = _resolve(address, port, flags=socket.AI_NUMERICHOST)[0]

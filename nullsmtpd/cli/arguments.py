@@ -3,6 +3,7 @@
 Not argparse: it costs 0.9 MB for the life of the process, and does not read the environment.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -134,9 +135,10 @@ def seconds(text: str) -> float:
 
 def positive_seconds(text: str) -> float:
     """Parse a number of seconds above 0 and up to an hour. Raises `ValueError`."""
-    if not (value := seconds(text)):
-        raise ValueError(f"is not a number of seconds above 0 and up to {_MAX_SECONDS:.0f}")
-    return value
+    with contextlib.suppress(ValueError):
+        if value := seconds(text):
+            return value
+    raise ValueError(f"is not a number of seconds above 0 and up to {_MAX_SECONDS:.0f}")
 
 
 def positive_int(text: str) -> int:

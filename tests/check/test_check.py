@@ -333,7 +333,8 @@ def test_a_server_that_does_not_answer_the_syn_is_given_up_on() -> None:
 @pytest.mark.parametrize(
     ("arguments", "env", "named"),
     [
-        (["--timeout", "0", "x"], {}, "--timeout: '0' is not"),
+        (["--timeout", "0", "x"], {}, "--timeout: '0' is not a number of seconds above 0 and up to 3600"),
+        (["--timeout", "1h", "x"], {}, "--timeout: '1h' is not a number of seconds above 0 and up to 3600"),
         (["--timeout"], {}, "--timeout: expected one argument; see --help"),
         (["--mode", "shy", "x"], {}, "--mode: 'shy' is not a mode; give close, session or mail"),
         (["--port", "65536", "x"], {}, "--port: '65536' is not a port; give a number from 1 to 65535"),
@@ -506,6 +507,9 @@ def test_check_host_tells_a_program_what_was_seen(server: Server) -> None:
         asyncio.run(nullsmtpd.check_host("127.0.0.1", mode="shy"))
     with pytest.raises(ValueError, match=r"'host\.example' is not an IP address"):
         nullsmtpd.probe("host.example")
+    for port in (-1, 0, 65536, 65536 + server.port):
+        with pytest.raises(ValueError, match=f"{port} is not a port"):
+            asyncio.run(nullsmtpd.check_host("127.0.0.1", port))
 
 
 def test_every_public_name_of_the_package_is_there() -> None:
