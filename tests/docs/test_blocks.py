@@ -235,8 +235,10 @@ def test_the_commands_of_the_readme(suite: str) -> None:
             assert count == 1
             run(place, beside_mail_server, install)
             assert_in_production(machine, ADDRESS_4, ADDRESS_6)
+            machine.run("sh", "-c", "echo NULLSMTPD_ACCESS_LOG=1 >> /etc/default/nullsmtpd")
             run(place, beside_mail_server.replace("mode=close", "mode=mail"), install)
             machine.run("nullsmtpd", "check", "--mode=mail", ADDRESS_4)
+            assert " connection peer=" in machine.run("journalctl", "--unit=nullsmtpd.service")
             checked = machine.run("nullsmtpd", "check", "--timeout=1", "127.0.0.1", check=False)
             assert checked.startswith("127.0.0.1:25 bad")
             run(place, uninstall.text, uninstall)
