@@ -42,8 +42,9 @@ MAX_DRAIN_OCTETS = 1 << 20
 #: Clients that are drained at once: what they send fills the kernel's receive buffers again and again.
 MAX_DRAINS = 1024
 
-# All input is read into this buffer and overwritten; as much as a default receive window holds.
-_DISCARD_BUFFER = bytearray(1 << 16)
+# All input is read into this buffer and overwritten; as much as an unread socket takes in: net.ipv4.tcp_rmem, which
+# Linux before 6.6 halves for the window.
+_DISCARD_BUFFER = bytearray(1 << 17)
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import re
 import resource
 import signal
@@ -9,6 +10,8 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,22 @@ def test_with_64_descriptors_early_talkers_are_evicted_without_a_reset(start: St
         assert int(stats["cut_short"]) > 200
         assert [client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for client in clients] == [0] * 300
         assert {read_all(client) for client in clients} == {LINE}
+
+
+def test_a_full_receive_window_is_read_before_an_eviction(start: Start) -> None:
+    """100 KB that were all acknowledged: the line is not lost to a reset, whichever the client does first."""
+    daemon = start("--linger", "60", "--max-lingering", "1")
+    with connect(daemon.address) as client:
+        client.sendall(b"x" * 100_000)
+        deadline = time.monotonic() + PATIENCE
+        while fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)) != bytes(4):  # unacknowledged octets, tcp(7)
+            if time.monotonic() > deadline:
+                pytest.skip("needs a kernel whose receive window holds 100 KB from the start")
+            time.sleep(0.01)
+        assert visit(daemon.address, b"") == LINE
+        assert daemon.stats()["cut_short"] == "1"
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert read_all(client) == LINE
 
 
 def test_early_talkers_are_shed_without_a_reset(start: Start) -> None:
