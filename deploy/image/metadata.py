@@ -13,15 +13,18 @@ from urllib.parse import quote
 
 __all__ = ["add_debian_packages", "add_distributions", "bill_of_materials", "component", "debian_licences", "write"]
 
-#: SPDX identifiers of licences that Debian's copyright files or PyPI's classifiers name in another way.
+#: SPDX identifiers of licences, by their names in Debian's copyright files and PyPI's classifiers, in lower case.
 _SPDX = {
-    "Apache Software License": "Apache-2.0",
-    "BSD-2-clause": "BSD-2-Clause",
-    "BSD-3-clause": "BSD-3-Clause",
-    "Expat": "MIT",
-    "MIT License": "MIT",
-    "zlib": "Zlib",
-    **{name: name for name in ("Apache-2.0", "ISC", "MIT", "Zlib")},
+    "apache software license": "Apache-2.0",
+    "expat": "MIT",
+    "mit license": "MIT",
+    **{name.lower(): name for name in ("Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "Zlib")},
+    **{
+        f"{short}{plus}".lower(): f"{name}-{versions}"
+        for name in ("AGPL-1.0", "AGPL-3.0", "GPL-1.0", "GPL-2.0", "GPL-3.0", "LGPL-2.0", "LGPL-2.1", "LGPL-3.0")
+        for short in (name, name.removesuffix(".0"))
+        for plus, versions in (("", "only"), ("+", "or-later"))
+    },
 }
 
 
@@ -95,15 +98,14 @@ def debian_licences(text: str, otherwise: str) -> list[dict[str, object]]:
     https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
     """
     field = r"^License:[ \t]*(\S.*?)[ \t]*$"
-    names = sorted(set(re.findall(field, text, re.MULTILINE))) if text.startswith("Format:") else []
-    return [_licence(name) for name in names or [otherwise]]
+    names = re.findall(field, text, re.MULTILINE) if text.startswith("Format:") else []
+    return _licences(names or [otherwise])
 
 
-def _licence(name: str) -> dict[str, object]:
-    """Return an SPDX identifier when the name stands for exactly one, or else the name."""
-    if family := re.fullmatch(r"(A?GPL|LGPL)-(\d)(?:\.(\d))?(\+?)", name):
-        return {"license": {"id": f"{family[1]}-{family[2]}.{family[3] or 0}-{'or-later' if family[4] else 'only'}"}}
-    return {"license": {"id": _SPDX[name]} if name in _SPDX else {"name": name}}
+def _licences(names: Iterable[str]) -> list[dict[str, object]]:
+    """Return each licence once: an SPDX identifier when the name stands for exactly one, or else the name."""
+    found = {("id", _SPDX[name.lower()]) if name.lower() in _SPDX else ("name", name) for name in names}
+    return [{"license": {kind: text}} for kind, text in sorted(found)]
 
 
 def add_distributions(modules: set[Path], site: Path, target: Path) -> Iterator[dict[str, object]]:
@@ -128,4 +130,4 @@ def _distribution_licences(distribution: Distribution) -> list[dict[str, object]
     if fields["License-Expression"]:
         return [{"expression": fields["License-Expression"]}]
     classified = re.findall(r"^License ::.* :: (.+)$", "\n".join(fields.get_all("Classifier", ())), re.MULTILINE)
-    return [_licence(name) for name in sorted(classified)]
+    return _licences(classified)

@@ -29,12 +29,26 @@ def licences(*names: str) -> list[object]:
         ("LGPL-2.1+", "LGPL-2.1-or-later"),
         ("LGPL-3", "LGPL-3.0-only"),
         ("AGPL-3+", "AGPL-3.0-or-later"),
+        ("expat", "MIT"),
+        ("gpl-2+", "GPL-2.0-or-later"),
+        ("BSD-3-Clause", "BSD-3-Clause"),
     ],
 )
 def test_a_name_that_stands_for_one_licence_becomes_its_identifier(name: str, identifier: str) -> None:
     """Debian's short names with exactly one meaning have an SPDX identifier that exists."""
     assert licences(name) == [{"id": identifier}]
     assert is_supported_id(identifier)
+
+
+@pytest.mark.parametrize("family", ["GPL", "LGPL", "AGPL"])
+@pytest.mark.parametrize("version", ["1", "1.0", "1.1", "2", "2.0", "2.1", "3", "3.0", "4"])
+@pytest.mark.parametrize("later", ["", "+"])
+def test_every_version_that_exists_and_no_other_has_an_identifier(family: str, version: str, later: str) -> None:
+    """A version of a GNU licence is known if SPDX lists it."""
+    full = version if "." in version else f"{version}.0"
+    identifier = f"{family}-{full}-{'or-later' if later else 'only'}"
+    name = f"{family}-{version}{later}"
+    assert licences(name) == [{"id": identifier} if is_supported_id(identifier) else {"name": name}]
 
 
 @pytest.mark.parametrize("name", ["public-domain", "Artistic or GPL-1+", "GPL-2+ with OpenSSL exception", "BSD-like"])
@@ -45,7 +59,7 @@ def test_any_other_name_stays_a_name(name: str) -> None:
 
 def test_each_licence_is_listed_once() -> None:
     """Many files of a package have the same licence."""
-    assert licences("Zlib", "MIT", "Zlib") == [{"id": "MIT"}, {"id": "Zlib"}]
+    assert licences("Zlib", "MIT", "Zlib", "Expat") == [{"id": "MIT"}, {"id": "Zlib"}]
 
 
 @pytest.mark.parametrize("text", ["", FORMAT, "License: MIT\n", "This package was debianized by\nLicense: Expat\n"])
