@@ -259,7 +259,7 @@ class _Run:
                 connection.data += data
                 if is_whole(connection.data):
                     self._on_reply(connection)
-                if len(connection.data) > _MAX_REPLY:
+                if len(connection.data) > _MAX_REPLY or len(connection.replies) > len(self._plan.expect):
                     break
                 if not mask & _GONE and len(data) < _RECEIVE:
                     return None  # the FIN will be an event of its own

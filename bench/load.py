@@ -54,7 +54,7 @@ def load(options: argparse.Namespace) -> Report:
         raise ValueError("--clients is a closed loop, --rate an open one: give one of them")
     host, port, family = resolve(options.target, allow_any=options.yes_i_run_this_server)
     clients = 0 if options.rate else (options.clients or 64)
-    limit = system.need_files(clients, "--clients")
+    limit = system.need_files(clients or 1, "--clients" if clients else "--rate")
     plan = Plan(
         targets=((host, port),),
         family=family,

@@ -110,7 +110,7 @@ def _nginx(ports: Sequence[int], directory: Path) -> list[str]:
         f"""load_module {_NGINX_STREAM};
 daemon off;
 worker_processes 1;
-pid {directory}/nginx.pid;
+pid nginx.pid;
 error_log stderr;
 events {{ worker_connections 8192; multi_accept on; }}
 stream {{

@@ -58,7 +58,7 @@ def soak(options: argparse.Namespace) -> Report:
     Raises `RuntimeError` if it does not come up.
     """
     found = _Soak()
-    most_open = min(_MOST_OPEN, system.need_files())
+    most_open = min(_MOST_OPEN, system.need_files(1, "soak"))
     with servers.running(servers.ARMS[options.arm]) as server:
         process = server.processes[0]
         # uvloop opens /dev/null with its first transport, which is made to drain a client.
@@ -99,7 +99,7 @@ def soak(options: argparse.Namespace) -> Report:
 
 
 def _failures(found: _Soak, arm: str) -> list[str]:
-    failures = []
+    failures = [] if found.started or found.interrupted else ["not one client was started"]
     for name in BEHAVIOURS:
         if lost := found.lost(name):
             instead = ", ".join(f"{what} ({count})" for what, count in lost.items())
@@ -122,21 +122,19 @@ async def _run(server: servers.Server, found: _Soak, duration: float, rate: floa
     loop, process = asyncio.get_running_loop(), server.processes[0]
     names = list(BEHAVIOURS)
     next_sample = begun = loop.time()
-    tasks: set[asyncio.Task[None]] = set()
 
     async def one(name: str) -> None:
         found.outcomes[name][await one_client(server.targets[0], name, _CLIENT_TIMEOUT)] += 1
 
-    while (now := loop.time()) < begun + duration and process.poll() is None:
-        if now >= next_sample:
-            next_sample += max(duration / 60, 0.1)
-            found.rss.append(system.memory(server.pids).rss)
-            lost = sum(found.lost(name).total() for name in names)
-            report.progress(f"{found.started:,} clients, {lost:,} lost lines; {begun + duration - now:.0f} s left")
-        while found.started < (now - begun) * rate and len(tasks) < most_open:
-            task = loop.create_task(one(names[found.started % len(names)]))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            found.started += 1
-        await asyncio.sleep(0.002)
-    await asyncio.gather(*tasks)
+    async with asyncio.TaskGroup() as clients:
+        while (now := loop.time()) < begun + duration and process.poll() is None:
+            if now >= next_sample:
+                next_sample += max(duration / 60, 0.1)
+                found.rss.append(system.memory(server.pids).rss)
+                lost = sum(found.lost(name).total() for name in names)
+                report.progress(f"{found.started:,} clients, {lost:,} lost lines; {begun + duration - now:.0f} s left")
+            ended = sum(outcomes.total() for outcomes in found.outcomes.values())
+            while found.started < (now - begun) * rate and found.started - ended < most_open:
+                clients.create_task(one(names[found.started % len(names)]))
+                found.started += 1
+            await asyncio.sleep(0.002)

@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -80,7 +79,7 @@ def client_cpus(count: int = 1) -> set[int]:
     return set(_CPUS) - server_cpus(count) or server_cpus()
 
 
-def need_files(count: int = 0, what: str = "") -> int:
+def need_files(count: int, what: str) -> int:
     """Raise the soft limit of open files to the hard one, and return how many connections that allows.
 
     Raises `ValueError` for fewer than ``count``, which ``what`` needs.
@@ -113,18 +112,17 @@ def describe() -> dict[str, str | int | None]:
 
 def _commit() -> str | None:
     """Return the commit that is measured, with a mark when the work tree differs from it."""
-    if (git := shutil.which("git")) is None:
-        return None
-    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError):  # no git
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    return None
 
 
 def _conntrack_entries() -> int | None:
     """Return how many connections are being tracked, which costs the kernel time; None without the module."""
-    try:
+    with contextlib.suppress(OSError):
         return int(_read("sys/net/netfilter/nf_conntrack_count"))
-    except OSError:
-        return None
+    return None
 
 
 def _read(path: str) -> str:

@@ -135,12 +135,13 @@ def test_load_tells_outcomes_apart(deeds: tuple[bytes | str, ...], outcome: str)
     assert list(two_clients(*deeds)) == [outcome]
 
 
-def test_what_never_ends_is_given_up() -> None:
-    """Octets without end are wrong, and neither fill the memory nor take until the time limit."""
-    with serving(b"5" * 100_000, HOLD) as server:
-        tally = client.run(
-            Plan((("127.0.0.1", server.port),), clients=1, connections=1, seconds=3600, timeout=PATIENCE)
-        )
+@pytest.mark.parametrize("deeds", [(b"5" * 100_000, HOLD), (LINE, LISTEN, LINE, HOLD)])
+def test_what_never_ends_is_given_up(deeds: tuple[bytes | str, ...]) -> None:
+    """Octets or replies without end are wrong, and neither fill the memory nor take until the time limit."""
+    with serving(*deeds) as server:
+        targets, commands = (("127.0.0.1", server.port),), client.DIALOGUE[:1]
+        plan = Plan(targets, clients=1, connections=1, seconds=3600, timeout=PATIENCE, commands=commands)
+        tally = client.run(plan)
     assert tally.outcomes == {Outcome.WRONG: 1}
     assert tally.window < PATIENCE * 1e9
 
