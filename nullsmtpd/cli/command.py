@@ -86,9 +86,9 @@ def _explain(error: OSError, options: object, listen_pid: str) -> str:
 
     if isinstance(error, PrivilegeError):
         names = " ".join(f"--{key} {value}" for key in ("user", "group") if (value := getattr(options, key)))
-        hint = "; start as root to change to another account, or leave the options out" if os.geteuid() else ""
-        return f"{names}: {error.strerror}{hint}"
-    if isinstance(error, (FileNotFoundError, PermissionError)):  # a part of the installation, or /dev/null
+        remedy = "start as root to change to another account" if os.geteuid() else "grant CAP_SETUID and CAP_SETGID"
+        return f"{names}: {error.strerror}; {remedy}, or leave the options out"
+    if error.filename and error.errno in {errno.EACCES, errno.ENOENT}:  # a part of the installation, or /dev/null
         return f"cannot run: {error.filename}: {error.strerror}"
     # No file descriptor or memory left for the event loop itself.
     return f"cannot run: {error.strerror}; raise the limits of this process"
@@ -101,6 +101,8 @@ def _explain_listen_error(error: ListenError, flag: str, listen_pid: str) -> str
     hint = (_UNIX_HINTS if address.startswith("unix:") else _HINTS).get(error.errno or 0, "")
     if isinstance(error.__cause__, socket.gaierror):
         hint = "give an interface of this host" if "%" in address else "give a name that resolves, or an address"
+    elif error.errno == errno.EINVAL and error.__cause__:  # of bind(2): no scope, or IPv4-mapped, ipv6(7)
+        hint = "give a link-local address with its interface, [fe80::1%eth0]:PORT, and an IPv4 address as HOST:PORT"
     elif error.errno == errno.EADDRINUSE and listen_pid.isdigit() and listen_pid != str(os.getpid()):
         hint = (
             f"sockets were passed in, but to process {listen_pid} (LISTEN_PID) and not to this one ({os.getpid()}): "

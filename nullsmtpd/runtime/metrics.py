@@ -33,6 +33,10 @@ ACCEPT_PAUSE = 0.1
 #: Octets of a request: Prometheus sends some hundred. RFC 9110 §5.4 lets a server refuse larger ones.
 MAX_REQUEST_OCTETS = 8192
 
+#: Connections inherit it from the listening socket. A response has some three kilobytes, and net.ipv4.tcp_wmem may give
+#: a connection less than that; this is below the default of net.core.wmem_max.
+SEND_BUFFER_OCTETS = 1 << 16
+
 _END_OF_HEAD = b"\r\n\r\n"
 # RFC 9112 §3.2.1 and §3.2.2: a path and a query, in absolute-form after a scheme and a host.
 _REQUEST_LINE = re.compile(
@@ -112,6 +116,7 @@ def serve_metrics(loop: asyncio.AbstractEventLoop, address: Address, collect: Ca
     """
     server = _Server(loop, collect)
     for listener in bind(address, socket.SOMAXCONN):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_OCTETS)
         loop.add_reader(listener, server.accept, listener)
         log("metrics", address=local_address(listener))
 
@@ -120,8 +125,7 @@ class _Server:
     """Reads requests and sends responses. No method raises.
 
     Readers are bounded: when one more connects, the oldest without a complete request is closed. A response is sent and
-    the connection closed at once: the send buffer of a new connection has room for these few kilobytes, so a slow
-    reader keeps no descriptor.
+    the connection closed at once: the send buffer has room for all of it, so a slow reader keeps no descriptor.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, collect: Callable[[], list[Family]]) -> None:

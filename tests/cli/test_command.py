@@ -86,6 +86,8 @@ def test_an_address_that_the_host_does_not_have_is_one_line_and_status_1() -> No
 @pytest.mark.parametrize(
     ("host", "remedy"),
     [
+        ("[fe80::1]", "link-local address with its interface"),
+        ("[::ffff:127.0.0.1]", "IPv4 address as HOST:PORT"),
         ("[fe80::1%nowhere]", "an interface of this host"),
         ("nowhere.invalid", "a name that resolves"),
     ],

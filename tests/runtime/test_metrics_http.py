@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 
 import pytest
+from faults import inside, network
 from hypothesis import given
 from hypothesis import strategies as st
 from scrapes import WITH_METRICS, descriptors_at_rest, metrics_address, request, samples, scrape
@@ -229,6 +230,18 @@ def test_no_request_harms_the_next_one(shared: Daemon, pieces: list[bytes]) -> N
         assert response.count(b"HTTP/1.1 ") == 1
     assert "nullsmtpd_connections_total" in scrape(shared)
     assert shared.log == logged
+
+
+def test_a_response_arrives_whole_where_send_buffers_are_small(start: Start) -> None:
+    """With a net.ipv4.tcp_wmem that has no room for it, and a reader that takes its time."""
+    daemon = start(*WITH_METRICS, prefix=network("echo 4096 4096 4096 > /proc/sys/net/ipv4/tcp_wmem"))
+    with inside(daemon), socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        reader.connect(metrics_address(daemon))
+        reader.sendall(GET)
+        daemon.stats()  # by now it has responded
+        _, fields, body = parse(read_all(reader))
+        assert len(body) == int(fields["Content-Length"])
 
 
 def test_idle_connections_do_not_block_a_scrape(start: Start) -> None:
