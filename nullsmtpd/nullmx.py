@@ -122,8 +122,7 @@ class Answer(NamedTuple):
 
     ``name``: the canonical name, after any CNAME or DNAME; lower case, without the final dot. ``exists``: False for
     NXDOMAIN. ``ttl``: seconds for which the answer may be cached, also when it is that there are no records (RFC 2308
-    §5). ``is_alias``: a CNAME was followed. ``is_secure``: the name server has validated the answer by DNSSEC (the AD
-    bit), which is as trustworthy as the path to that name server.
+    §5). ``is_alias``: a CNAME was followed.
     """
 
     name: str
@@ -131,7 +130,6 @@ class Answer(NamedTuple):
     records: tuple["dns.rdata.Rdata", ...]
     ttl: int
     is_alias: bool
-    is_secure: bool
 
 
 async def accepts_mail(
@@ -202,15 +200,13 @@ class Resolver:
         A truncated response is asked for again over TCP. Raises `DNSError`.
         """
         import dns.exception
-        import dns.flags
         import dns.message
 
         if self._queries == self._max_queries:
             raise DNSError(name, f"more than {self._max_queries} queries", rdtype)
         self._queries += 1
         try:
-            # The AD bit asks for the AD bit in the response, RFC 6840 §5.7.
-            query = dns.message.make_query(name, rdtype, flags=dns.flags.RD | dns.flags.AD)
+            query = dns.message.make_query(name, rdtype)
             conf = self._conf or read_resolv_conf()
         except dns.exception.DNSException as error:
             raise DNSError(name, f"not a name ({type(error).__name__})", rdtype) from None
@@ -432,7 +428,6 @@ def _answer(response: Any) -> Answer:  # noqa: ANN401
         records=tuple(chain.answer or ()),
         ttl=chain.minimum_ttl if chain.answer is not None or has_soa else 0,  # RFC 2308 §5: "SHOULD NOT be cached"
         is_alias=bool(chain.cnames),
-        is_secure=bool(flags & dns.flags.AD),
     )
 
 

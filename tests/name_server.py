@@ -60,7 +60,7 @@ class NameServer:
 
     ``mx``: MX sets by domain, each record as in a zone file. ``addresses``: by name, of both families. ``texts``: TXT
     records by name. ``ttl``, ``negative_ttl`` (of the SOA): seconds. ``aliases``: CNAMEs. ``empty``: domains that
-    exist without records. ``secure``: names whose answers have the AD bit. Any other name is NXDOMAIN.
+    exist without records. Any other name is NXDOMAIN.
 
     ``faults``: by domain, by ``domain TYPE`` for queries of one type, or by ``*`` for all. Each is one of ``silence``,
     ``lost`` (silence, once), ``held`` (until `release`), ``garbage``, ``truncated`` (over UDP), ``severed`` (over UDP,
@@ -79,7 +79,6 @@ class NameServer:
         }
         self.addresses: dict[str, list[str]] = {}
         self.texts: dict[str, list[str]] = {}
-        self.secure: set[str] = set()
         self.aliases: dict[str, str] = {}
         self.empty: set[str] = {"empty.example"}
         self.faults: dict[str, str] = {}
@@ -134,8 +133,6 @@ class NameServer:
         return fault
 
     def _fill(self, response: dns.message.Message, name: str, kind: str) -> None:
-        if name in self.secure:
-            response.flags |= dns.flags.AD
         if name in self.aliases:
             target = self.aliases[name]
             response.answer.append(dns.rrset.from_text(f"{name}.", self.ttl, "IN", "CNAME", f"{target}."))

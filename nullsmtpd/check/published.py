@@ -258,7 +258,7 @@ class Publications:
 
     async def _query(self, name: str, rdtype: str) -> Answer:
         if not _is_name(name):
-            return Answer(name, exists=False, records=(), ttl=0, is_alias=False, is_secure=False)
+            return Answer(name, exists=False, records=(), ttl=0, is_alias=False)
         return await self.resolver.query(name, rdtype)
 
 
