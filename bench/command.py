@@ -171,7 +171,7 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
     if options.json:
         table = {"head": found.head, "rows": found.rows, "notes": found.notes, "left": found.left}
         whole = {"machine": facts, "interrupted": found.interrupted, **found.record, "report": table}
-        options.json.write_text(json.dumps(whole, indent=1) + "\n")
+        options.json.write_text(json.dumps(whole, indent=1, default=vars) + "\n")
     if options.markdown:
         before, _, after = report.parts(options.markdown, options.json.name)
         options.markdown.write_text(before + found.markdown() + after, encoding="utf-8")

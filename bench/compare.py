@@ -31,7 +31,17 @@ LOWEST_RATE, MAX_RATE = 0.001, 1_000_000
 
 def compare(options: argparse.Namespace) -> Report:
     """Measure each server at each rate. Raises `ValueError` for what cannot be measured."""
-    arms, base = select(options)
+    known = servers.DIALOGUES if options.dialogue else servers.ARMS
+    names = options.arms or list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--arms: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+    varied = servers.varied(options.linger, options.lingering, options.addresses)
+    if options.dialogue and varied:
+        raise ValueError("--linger, --lingering and --addresses vary mode close: leave out --dialogue")
+    arms = list({arm.name: arm for arm in [*(known[name] for name in names), *varied]}.values())
+    base = options.base or ("smtp-sink" if options.dialogue else "nginx")
+    if options.base and base not in (there := [arm.name for arm in arms]):
+        raise ValueError(f"--base: unknown {base}; there are {', '.join(there)}")
     return measured(arms, base, options.rates or (DIALOGUE_RATES if options.dialogue else RATES), options)
 
 
@@ -100,22 +110,6 @@ def sweep(options: argparse.Namespace) -> Report:
     return measured(arms, arms[0].name, dict.fromkeys(rates), options)
 
 
-def select(options: argparse.Namespace) -> tuple[list[servers.Arm], str]:
-    """Return the arms to measure, and what ratios refer to. Raises `ValueError`."""
-    known = servers.DIALOGUES if options.dialogue else servers.ARMS
-    names = options.arms or list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"--arms: unknown {', '.join(unknown)}; there are {', '.join(known)}")
-    varied = servers.varied(options.linger, options.lingering, options.addresses)
-    if options.dialogue and varied:
-        raise ValueError("--linger, --lingering and --addresses vary mode close: leave out --dialogue")
-    arms = list({arm.name: arm for arm in [*(known[name] for name in names), *varied]}.values())
-    base = options.base or ("smtp-sink" if options.dialogue else "nginx")
-    if options.base and base not in (there := [arm.name for arm in arms]):
-        raise ValueError(f"--base: unknown {base}; there are {', '.join(there)}")
-    return arms, base
-
-
 def _label(rate: float) -> str:
     return f"{rate:,.7g}" if rate else "closed"
 
@@ -147,7 +141,7 @@ def _cpu_notes(results: Sequence[Mapping[str, Any]], most: int) -> list[str]:
     notes = [f"CPUs: {len(cpus)} for the servers, {len(client_cpus - cpus) or 'the same'} for the clients."]
     limits = []
     for one in results:
-        share, late = one["generator_cpu"]["median"], one["late_ms"]["median"]
+        share, late = one["generator_cpu"].median, one["late_ms"].median
         if share > load.BUSY or late > load.LATE_MS:
             limits.append(f"{one['rate']} with {one['server']} ({share:.0%}, {late:.1f} ms)")
     if limits:

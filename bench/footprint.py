@@ -36,8 +36,7 @@ def footprint(options: argparse.Namespace) -> Report:
             values = [one[index] for one in starts]
             value, to_empty = spread(values), ratio(values, base)
             rows.append([what, arm.name, report.with_spread(value), report.with_spread(to_empty, 2)])
-            figures = {"value": value and value._asdict(), "ratio": to_empty and to_empty._asdict()}
-            results.append({"what": what, "server": arm.name, **figures})
+            results.append({"what": what, "server": arm.name, "value": value, "ratio": to_empty})
     return Report(
         head=["what", "server", "median (quartiles)", "ratio to empty"],
         rows=rows,

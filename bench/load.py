@@ -99,7 +99,13 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
         name: dict(zip(_PERCENTILES, percentiles(ns, *_PERCENTILES.values()), strict=True))
         for name, ns in times.items()
     }
-    limits = _generator_limits(tally)
+    limits = []  # why the figures may be the generator's rather than the server's
+    if tally.cpu_share > BUSY:
+        limits.append(f"it used {tally.cpu_share:.0%} of a CPU")
+    if tally.late_ms > LATE_MS:
+        limits.append(f"1 % of the connections started {tally.late_ms:.1f} ms late or later")
+    if tally.outcomes[Outcome.FAILED]:
+        limits.append(f"connect() failed with {', '.join(sorted(tally.errors))}")
     return Report(
         before=[
             f"{target}: {kind}, {'EHLO, MAIL and QUIT' if plan.commands else 'greeting only'}, {seconds:.2f} s",
@@ -131,15 +137,3 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
         failures=failures,
         interrupted=tally.interrupted,
     )
-
-
-def _generator_limits(tally: Tally) -> list[str]:
-    """Return why the figures may be the generator's rather than the server's."""
-    limits = []
-    if tally.cpu_share > BUSY:
-        limits.append(f"it used {tally.cpu_share:.0%} of a CPU")
-    if tally.late_ms > LATE_MS:
-        limits.append(f"1 % of the connections started {tally.late_ms:.1f} ms late or later")
-    if tally.outcomes[Outcome.FAILED]:
-        limits.append(f"connect() failed with {', '.join(sorted(tally.errors))}")
-    return limits

@@ -105,8 +105,7 @@ def tabulate(
         }
         found["ratio"] = ratio(cpu_us[labels], cpu_us.get((*labels[:-1], base), ()))
         costs = report.with_spread(found["cpu_us"]), report.with_spread(found["ratio"], 2)
-        times = [report.number(one and one.median) for one in (found["p50_ms"], found["p99_ms"])]
+        times = [report.number(one.median if one else None) for one in (found["p50_ms"], found["p99_ms"])]
         rows.append([*labels, *costs, *times, f"{sum(lost):,}"])
-        figures = {name: one and one._asdict() for name, one in found.items()}
-        records.append({**dict(zip(keys, labels, strict=True)), **figures, "started": sum(started), "lost": sum(lost)})
+        records.append({**dict(zip(keys, labels, strict=True)), **found, "started": sum(started), "lost": sum(lost)})
     return rows, records

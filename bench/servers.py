@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -192,43 +193,27 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
         directory, ports = Path(name), _free_ports(arm.addresses)
         command = arm.command(ports, directory)
         server = Server(arm, tuple((_HOST, port) for port in ports))
+
+        def start(log_path: Path) -> None:
+            with log_path.open("wb") as log:
+                # A session of its own: Ctrl-C is for this process, which then ends the server.
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
+            server.processes.append(process)
+
         begun = time.perf_counter()
         try:
             for number in range(arm.instances):
                 log_path = directory / f"log{number}"
-                pinned = system.pinned(cpus or system.server_cpus(arm.instances))
-                with log_path.open("wb") as log, pinned, _handlers_put_off():
-                    # A session of its own: Ctrl-C is for this process, which then ends the server.
-                    process = subprocess.Popen(
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                    server.processes.append(process)
+                # In a thread, where no signal handler can leave behind a process that is in no list yet.
+                with system.pinned(cpus or system.server_cpus(arm.instances)), ThreadPoolExecutor(1) as thread:
+                    thread.submit(start, log_path).result()
                 _wait_until_ready(server, log_path)
             server.ready_ms = (time.perf_counter() - begun) * 1000
             yield server
         finally:
             _end(server.processes)
-
-
-@contextlib.contextmanager
-def _handlers_put_off() -> Iterator[None]:
-    """Call signal handlers at the end: KeyboardInterrupt within Popen() would leave a process that nothing ends."""
-    handlers = {number: handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))}
-    arrived: list[int] = []
-    for number in handlers:
-        signal.signal(number, lambda number, _: arrived.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for late in arrived:
-            signal.raise_signal(late)
 
 
 def _wait_until_ready(server: Server, log_path: Path) -> None:

@@ -3,10 +3,11 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """A median with the quartiles around it and the number of values behind it."""
 
     median: float
