@@ -162,19 +162,21 @@ def _check_files(options: argparse.Namespace) -> None:
 
 
 def _finish(options: argparse.Namespace, found: Report) -> int:
-    """Print the report, write its files, and return the exit status."""
+    """Write the files of the report, print it in any case, and return the exit status."""
     facts = system.describe()
     machine = ", ".join(f"{name} {value}" for name, value in facts.items())
     found = found._replace(notes=[*found.notes, f"Measured on: {machine}."])
-    with contextlib.suppress(BrokenPipeError), os.fdopen(1, "w", errors="replace", closefd=False) as stdout:
-        stdout.write(found.text() + "\n")
-    if options.json:
-        table = {"head": found.head, "rows": found.rows, "notes": found.notes, "left": found.left}
-        whole = {"machine": facts, "interrupted": found.interrupted, **found.record, "report": table}
-        options.json.write_text(json.dumps(whole, indent=1, default=vars) + "\n")
-    if options.markdown:
-        before, _, after = report.parts(options.markdown, options.json.name)
-        options.markdown.write_text(before + found.markdown() + after, encoding="utf-8")
+    try:
+        if options.json:
+            table = {"head": found.head, "rows": found.rows, "notes": found.notes, "left": found.left}
+            whole = {"machine": facts, "interrupted": found.interrupted, **found.record, "report": table}
+            options.json.write_text(json.dumps(whole, indent=1, default=vars) + "\n")
+        if options.markdown:
+            before, _, after = report.parts(options.markdown, options.json.name)
+            options.markdown.write_text(before + found.markdown() + after, encoding="utf-8")
+    finally:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(1, "w", errors="replace", closefd=False) as stdout:
+            stdout.write(found.text() + "\n")
     for failure in found.failures:
         _complain(failure, 1)
     if found.interrupted:

@@ -280,18 +280,19 @@ def test_a_reader_that_has_gone_is_no_error(daemon: Daemon, tmp_path: Path) -> N
     assert json.loads(path.read_text())["started"] == 10
 
 
-@pytest.mark.parametrize("files", [("--json", "/dev/full"), ()])
-def test_a_report_that_cannot_be_written_is_one_clear_line(daemon: Daemon, files: tuple[str, ...]) -> None:
-    """A full disk, behind the standard output or a file, is reported once, with exit status 1."""
-    with Path("/dev/full" if not files else os.devnull).open("w") as stdout:
-        done = subprocess.run(
-            [sys.executable, "-m", "bench", "load", at(daemon), "--connections", "10", *files],
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-            check=False,
-        )
+@pytest.mark.parametrize("full", ["stdout", "json"])
+def test_a_report_that_cannot_be_written_is_one_clear_line(daemon: Daemon, full: str, tmp_path: Path) -> None:
+    """A full disk, behind the standard output or a file, is reported once; what is elsewhere is whole."""
+    files = {"stdout": tmp_path / "stdout", "json": tmp_path / "json"} | {full: Path("/dev/full")}
+    arguments = ("load", at(daemon), "--connections", "10", "--json", str(files["json"]))
+    with files["stdout"].open("w") as stdout:
+        command = [sys.executable, "-m", "bench", *arguments]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (1, b"bench: failed: No space left on device\n")
+    if full == "json":
+        assert "answered, FIN" in files["stdout"].read_text()
+    else:
+        assert json.loads(files["json"].read_text())["started"] == 10
 
 
 def test_without_a_standard_error_the_report_is_printed(daemon: Daemon) -> None:
