@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nullsmtpd.runtime.event_loop import import_without_openssl
 from nullsmtpd.runtime.resolv_conf import MAX_TIMEOUT, ResolvConf, read_resolv_conf
-from nullsmtpd.runtime.sockets import parse_address
+from nullsmtpd.runtime.sockets import parse_target
 
 if TYPE_CHECKING:
     import dns.message
@@ -287,11 +287,7 @@ def domain_of(text: str) -> str:
 
 def resolver_address(text: str) -> tuple[str, int]:
     """Parse ``ADDR``, ``ADDR:PORT`` or ``[v6]:PORT``, the port being 53 if left out. Raises `ValueError`."""
-    if text.count(":") > 1 and not text.startswith("["):
-        text = f"[{text}]"
-    if text.endswith("]") or ":" not in text:
-        text = f"{text}:{_DNS_PORT}"
-    host, port = parse_address(text)
+    host, port = parse_target(text, _DNS_PORT)
     try:
         ipaddress.ip_address(host := host or "")
     except ValueError:

@@ -25,7 +25,7 @@ _CODE, _TEXT_CRLF = rb"([2-5][0-5][0-9])", rb"[\t -~]{0,506}\r\n"
 _REPLY = re.compile(rb"%b(?:-%b\1)*(?: %b|\r\n)" % (_CODE, _TEXT_CRLF, _TEXT_CRLF))
 _BEGINNING = re.compile(rb"(?:%b-%b(?:\1-%b)*)?[^\n]{0,511}" % (_CODE, _TEXT_CRLF, _TEXT_CRLF))
 
-# What mail servers take for a reply: lines of any octets and length that end in LF; the last one has the code.
+# What most mail servers take for a reply: lines of any octets and length that end in LF; the last one has the code.
 _LENIENT_REPLY = re.compile(rb"(?:[2-5][0-9]{2}-[^\n]*\n)*[2-5][0-9]{2}(?:[ \r][^\n]*)?\n")
 _LENIENT_BEGINNING = re.compile(rb"(?:[2-5][0-9]{2}-[^\n]*\n)*[^\n]*")
 
@@ -69,8 +69,8 @@ def parse_replies(octets: bytes, *, lenient: bool = False) -> tuple[list[Reply],
 
     A reply may have several lines, ``521-…`` before ``521 …`` with the same code (RFC 5321 §4.2.1); RFC 7504 asks for a
     reply, and does not confine it to one line. ``521``, ``521 `` and ``521 text`` all end one: RFC 5321 §4.2 has
-    clients accept a code without text. ``lenient``: all that mail servers take for a reply, one character of the text
-    for each octet.
+    clients accept a code without text. ``lenient``: all that most mail servers take for a reply, one character of the
+    text for each octet.
     """
     reply, beginning = (_LENIENT_REPLY, _LENIENT_BEGINNING) if lenient else (_REPLY, _BEGINNING)
     replies: list[Reply] = []

@@ -13,7 +13,7 @@ from nullsmtpd import __version__
 from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.probe import NO_FAMILY, TIMEOUT, Probe, probe, probe_hosts
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
-from nullsmtpd.runtime.sockets import parse_address
+from nullsmtpd.runtime.sockets import parse_address, parse_target
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -249,10 +249,7 @@ def _port(text: str) -> int:
 
 def _host(text: str, default_port: int) -> tuple[str, int]:
     """Parse ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` or an IPv6 address with or without brackets. Raises `ValueError`."""
-    address = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
-    if address.endswith("]") or ":" not in address:
-        address = f"{address}:{default_port}"
-    host, port = parse_address(address)
+    host, port = parse_target(text, default_port)
     if host is None or not port:
         raise ValueError("is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
     return host, port

@@ -6,7 +6,7 @@ import socket
 from socket import SocketType
 from typing import Any, NamedTuple
 
-__all__ = ["Address", "ListenError", "bind", "format_sockaddr", "local_address", "parse_address"]
+__all__ = ["Address", "ListenError", "bind", "format_sockaddr", "local_address", "parse_address", "parse_target"]
 
 # Errors of a host without an address family, or with it disabled.
 _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
@@ -36,6 +36,15 @@ class Address(NamedTuple):
 
 class ListenError(OSError):
     """A socket cannot be opened; ``filename`` is its address as text, ``strerror`` the reason."""
+
+
+def parse_target(text: str, default_port: int) -> Address:
+    """Parse what to connect to: as `parse_address` does, but the port may be left out, and the brackets with it."""
+    if text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    if text.endswith("]") or ":" not in text:
+        text = f"{text}:{default_port}"
+    return parse_address(text)
 
 
 def parse_address(text: str) -> Address:
