@@ -7,74 +7,60 @@ replaces the blocks of both that are between their marks.
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench import report
 from bench.stats import Spread
 
-__all__ = ["BLOCKS", "capacity", "expected", "headline"]
+__all__ = ["BLOCKS", "expected", "figures"]
 
 _BENCH = Path(__file__).parent
 _HEAD = ("connections per second", "CPU, µs", "nginx's", "ratio (quartiles)", "median time to FIN, ms", "nginx's")
-_CLOSED = "closed"
 
-_Found = Mapping[str, Any]  # what a JSON file has
+#: The page and the name of each block, and what it has of `figures`.
+BLOCKS = {
+    ("README.md", "headline"): "{table}\n"
+    "Memory: {rss:.1f} MiB, {private:.1f} MiB of it shared with no other process. "
+    "Start until a connection succeeds: {start:.0f} ms.\n"
+    "Commit {commit}, Python {python}, {kernel}, {cpu}.\n",
+    ("deploy/README.md", "capacity"): "One core answered {per_second:,.0f} connections per second, with "
+    "{cpu_us:.1f} µs of CPU time for each. The process took {rss:.1f} MiB. Commit {commit}.\n",
+}
 
 
-def headline(compared: _Found, footprint: _Found) -> str:
-    """Return what a connection costs beside nginx, and memory and start."""
+def figures(compared: Mapping[str, Any], footprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the two JSON files have for the blocks: cost beside nginx, most connections, memory and start."""
     cost = {(one["rate"], one["server"]): one for one in compared["results"]}
+    closed = cost["closed", "nullsmtpd"]
     rows = []
     for rate in dict.fromkeys(rate for rate, _ in cost):
         own, nginx = cost[rate, "nullsmtpd"], cost[rate, "nginx"]
         rows.append(
             [
-                f"closed loop: {own['per_second']['median']:,.0f}" if rate == _CLOSED else rate,
+                f"closed loop: {own['per_second']['median']:,.0f}" if own is closed else rate,
                 *(report.number(one["cpu_us"]["median"]) for one in (own, nginx)),
                 report.with_spread(Spread(**own["ratio"]), 2),
                 *(report.number(one["p50_ms"]["median"]) for one in (own, nginx)),
             ]
         )
-    machine = compared["machine"]
-    rss, private, start = (_idle(footprint, what) for what in ("RSS, MiB", "private, MiB", "start, ms"))
-    return (
-        f"{report.markdown_table(_HEAD, rows)}\n"
-        f"Memory: {rss:.1f} MiB, {private:.1f} MiB of it shared with no other process. "
-        f"Start until a connection succeeds: {start:.0f} ms.\n"
-        f"Commit {machine['commit']}, Python {machine['python']}, {machine['kernel']}, {machine['cpu']}.\n"
-    )
-
-
-def capacity(compared: _Found, footprint: _Found) -> str:
-    """Return what one process can do, and what it takes."""
-    (closed,) = (one for one in compared["results"] if (one["rate"], one["server"]) == (_CLOSED, "nullsmtpd"))
-    return (
-        f"One core answered {closed['per_second']['median']:,.0f} connections per second, with "
-        f"{closed['cpu_us']['median']:.1f} µs of CPU time for each. The process took "
-        f"{_idle(footprint, 'RSS, MiB'):.1f} MiB. Commit {compared['machine']['commit']}.\n"
-    )
-
-
-#: Which page has which block.
-BLOCKS: Mapping[tuple[str, str], Callable[[_Found, _Found], str]] = {
-    ("README.md", "headline"): headline,
-    ("deploy/README.md", "capacity"): capacity,
-}
-
-
-def _idle(footprint: _Found, what: str) -> float:
-    (own,) = (one for one in footprint["results"] if (one["what"], one["server"]) == (what, "nullsmtpd"))
-    return float(own["value"]["median"])
+    idle = {one["what"]: one["value"]["median"] for one in footprint["results"] if one["server"] == "nullsmtpd"}
+    return {
+        **compared["machine"],
+        **{name: closed[name]["median"] for name in ("per_second", "cpu_us")},
+        **{what.partition(",")[0].lower(): median for what, median in idle.items()},
+        "table": report.markdown_table(_HEAD, rows),
+    }
 
 
 def expected(name: tuple[str, str]) -> str:
     """Return what a block has to be. Raises `ValueError` without the figures for it, or the JSON files."""
     try:
-        return BLOCKS[name](*(json.loads((_BENCH / f"{file}.json").read_text()) for file in ("compare", "footprint")))
+        found = figures(*(json.loads((_BENCH / f"{file}.json").read_text()) for file in ("compare", "footprint")))
     except (LookupError, OSError, TypeError) as error:
         raise ValueError(f"compare.json and footprint.json have not the figures for it: {error!r}") from None
+    return BLOCKS[name].format(**found)
 
 
 def main() -> int:

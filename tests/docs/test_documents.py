@@ -128,12 +128,13 @@ def test_figures_are_taken_from_what_two_commands_have_written() -> None:
     compared = {"results": results, "machine": {"commit": "abc1234", "python": "3.11", "kernel": "Linux", "cpu": "CPU"}}
     whats = {"RSS, MiB": 17.0, "private, MiB": 9.0, "start, ms": 50.0}
     idle = [{"what": what, "server": "nullsmtpd", "value": {"median": value}} for what, value in whats.items()]
-    lines = headline.headline(compared, {"results": idle}).splitlines()
+    figures = headline.figures(compared, {"results": idle})
+    lines = headline.BLOCKS["README.md", "headline"].format(**figures).splitlines()
     assert lines[2] == "| 50 | 2.00 | 2.00 | 2.00 (1.00-3.00) | 2.00 | 2.00 |"
     assert lines[3].startswith("| closed loop: 40,000 |")
     assert lines[5].startswith("Memory: 17.0 MiB, 9.0 MiB ")
     assert "abc1234" in lines[6]
-    assert "40,000 connections per second" in headline.capacity(compared, {"results": idle})
+    assert "40,000 connections per second" in headline.BLOCKS["deploy/README.md", "capacity"].format(**figures)
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
