@@ -1,8 +1,9 @@
 """How one connection ended, as its client saw it."""
 
 import functools
-import re
 from enum import Enum, StrEnum
+
+from nullsmtpd.check.dialogue import parse_replies
 
 #: The reply of nullsmtpd by default, and of every server that is measured.
 LINE = b"521 Host does not accept mail\r\n"
@@ -34,17 +35,14 @@ class Ending(Enum):
     TIMEOUT = (Outcome.TIMEOUT, Outcome.TIMEOUT)
 
 
-# RFC 5321 §4.2.1: every line of a reply carries the same code, and all but the last have a hyphen after it.
-_WHOLE = re.compile(rb"(\d{3})(?:-[^\r\n]*\r\n\1)*(?: [^\r\n]*)?\r\n")
-_BEGINNING = re.compile(rb"(?:\d{3}-[^\r\n]*\r\n)*(?:\d{0,3}|\d{3}\r|\d{3}[ -][^\r\n]*\r?)")
-
-
+@functools.lru_cache(256)  # a server gives most clients the same
 def is_whole(received: bytes) -> bool:
     """Tell whether this is one whole reply, of one line or more, with nothing after it."""
-    return _WHOLE.fullmatch(received) is not None
+    replies, rest, _ = parse_replies(received)
+    return len(replies) == 1 and not rest
 
 
-@functools.lru_cache(256)  # a server gives most clients the same
+@functools.lru_cache(256)
 def classify(replies: tuple[bytes, ...], rest: bytes, ending: Ending, expect: tuple[bytes, ...]) -> Outcome:
     """Return the outcome of a connection that gave whole ``replies``, then ``rest``, and ended in ``ending``.
 
@@ -57,4 +55,5 @@ def classify(replies: tuple[bytes, ...], rest: bytes, ending: Ending, expect: tu
     if len(replies) >= len(expect):
         return Outcome.WRONG if rest or len(replies) > len(expect) else whole
     beginning = expect[len(replies)][: len(rest)]
-    return incomplete if rest.startswith(beginning) and _BEGINNING.fullmatch(rest) else Outcome.WRONG
+    more, _, is_no_reply = parse_replies(rest)
+    return Outcome.WRONG if more or is_no_reply or not rest.startswith(beginning) else incomplete
