@@ -22,6 +22,8 @@ from nullsmtpd.runtime.resolv_conf import MAX_TIMEOUT, ResolvConf, read_resolv_c
 from nullsmtpd.runtime.sockets import parse_target
 
 if TYPE_CHECKING:
+    import asyncio
+
     import dns.message
     import dns.rdata
 
@@ -349,12 +351,12 @@ async def _exchange(query: "dns.message.Message", server: str, port: int, *, ove
     with socket.socket(family, socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM) as connection:
         connection.setblocking(False)
         # Connected, a UDP socket gets no datagrams from other addresses, and an error when the port is closed.
-        await loop.sock_connect(connection, (_with_interface_index(server), port))
+        await _connect(loop, connection, _sockaddr(server, port))
         await loop.sock_sendall(connection, query.to_wire(prepend_length=over_tcp))
         while True:
             if over_tcp:
-                length = int.from_bytes(await _receive(connection, _LENGTH_OCTETS))
-                message = await _receive(connection, length)
+                length = int.from_bytes(await _receive(loop, connection, _LENGTH_OCTETS))
+                message = await _receive(loop, connection, length)
             else:
                 message = await loop.sock_recv(connection, _MAX_MESSAGE)
             with contextlib.suppress(dns.exception.DNSException, ValueError):  # garbage
@@ -367,31 +369,47 @@ async def _exchange(query: "dns.message.Message", server: str, port: int, *, ove
             await asyncio.sleep(0)  # asyncio's sock_recv() waits only without input: a flood would outlast all timeouts
 
 
-async def _receive(connection: socket.socket, count: int) -> bytes:
-    """Return this many octets. Raises `OSError` when the connection ends before."""
+async def _connect(loop: "asyncio.AbstractEventLoop", connection: socket.socket, address: tuple[Any, ...]) -> None:
+    """Connect to a numeric address. Raises `OSError`; an error of TCP is raised when something is sent.
+
+    uvloop's sock_connect() calls getaddrinfo(3) in threads, and libuv aborts the process when none can be started.
+    """
     import asyncio
 
+    try:
+        connection.connect(address)
+    except BlockingIOError:
+        is_writable = asyncio.Event()
+        loop.add_writer(connection, is_writable.set)
+        try:
+            await is_writable.wait()
+        finally:
+            loop.remove_writer(connection)
+
+
+async def _receive(loop: "asyncio.AbstractEventLoop", connection: socket.socket, count: int) -> bytes:
+    """Return this many octets. Raises `OSError` when the connection ends before."""
     octets = bytearray()
     while len(octets) < count:
-        received = await asyncio.get_running_loop().sock_recv(connection, count - len(octets))
+        received = await loop.sock_recv(connection, count - len(octets))
         if not received:
             raise ConnectionResetError(errno.ECONNRESET, "connection closed")
         octets += received
     return bytes(octets)
 
 
-def _with_interface_index(server: str) -> str:
-    """Return the address with a number instead of the name in its scope, RFC 4007 §11. Raises `OSError` without it.
-
-    Python encodes what it gives to getaddrinfo(3) as a host name, which the name of an interface need not be.
-    """
+def _sockaddr(server: str, port: int) -> tuple[Any, ...]:
+    """Resolve the scope of an address, RFC 4007 §11. Raises `OSError` when there is no such interface."""
     host, percent, scope = server.partition("%")
-    if not percent or _INTERFACE_INDEX.fullmatch(scope):
-        return server
+    if not percent:
+        return host, port
     try:
-        return f"{host}%{socket.if_nametoindex(scope)}"
+        index = socket.if_nametoindex(scope)
     except OSError:
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
+        if not _INTERFACE_INDEX.fullmatch(scope):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
+        index = int(scope)
+    return host, port, 0, index
 
 
 def _answer(response: Any) -> Answer:  # noqa: ANN401

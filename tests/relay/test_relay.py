@@ -708,6 +708,16 @@ def test_as_another_user_it_answers(start: Start, dns_server: NameServer, tmp_pa
     assert daemon.stop() == 0
 
 
+def test_it_runs_in_one_thread(start: Start, dns_server: NameServer) -> None:
+    """Where no other can be started, as in a container with a limit, DNS is asked all the same, over UDP and TCP."""
+    require(sys.platform == "linux", "Linux's /proc")
+    dns_server.faults["null.example"] = "truncated"
+    daemon = relay(start, dns_server)
+    with connect(daemon.address) as client:
+        assert ask(client, "null.example", "plain.example") == [REFUSAL, NOT_FOUND]
+    assert len(os.listdir(f"/proc/{daemon.pid}/task")) == 1
+
+
 def test_clients_of_every_kind_at_once_leave_it_as_it_was(start: Start, dns_server: NameServer) -> None:
     """Mail servers beside senders of garbage and clients that leave early: right replies, no descriptor left over."""
     daemon = relay(start, dns_server)
