@@ -51,7 +51,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Raises KeyboardInterrupt if there was nothing to report yet.
     """
-    options = parser().parse_args(arguments)
+    whole = parser()
+    options = whole.parse_args(arguments)
+    if [] in vars(options).values():  # Python before 3.13 takes `--` after a flag's `=` for no value at all
+        whole.error("`--` is not a value")
     for number in _ENDS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
@@ -102,9 +105,9 @@ def parser() -> argparse.ArgumentParser:
     option("--arms", type=_several(str), metavar="A,B", help=arms)
     option("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink")
     also = "also nullsmtpd with each of these"
-    option("--linger", type=_several(_LINGER), default=[], metavar="N,N", help=f"{also} linger times in seconds")
-    option("--lingering", type=_several(_NATURAL), default=[], metavar="N,N", help=f"{also} numbers of idle clients")
-    option("--addresses", type=_several(_FEW), default=[], metavar="N,N", help=f"{also} numbers of addresses")
+    option("--linger", type=_several(_LINGER), default=(), metavar="N,N", help=f"{also} linger times in seconds")
+    option("--lingering", type=_several(_NATURAL), default=(), metavar="N,N", help=f"{also} numbers of idle clients")
+    option("--addresses", type=_several(_FEW), default=(), metavar="N,N", help=f"{also} numbers of addresses")
     option("--chart", type=Path, metavar="FILE", help="write CPU time by rate there, as SVG")
 
     option = add("sweep", compare.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port.")
@@ -194,8 +197,8 @@ def _number(low: _Number, high: float) -> Callable[[str], _Number]:
     convert = type(low)
 
     def parse(text: str) -> _Number:
-        with contextlib.suppress(ValueError):
-            if low <= (value := convert(text)) <= high:
+        with contextlib.suppress(ValueError):  # int() also takes `1_0`, spaces, and digits of other scripts
+            if set(text) <= set("0123456789.e+-") and low <= (value := convert(text)) <= high:
                 return value
         kind = "whole number" if convert is int else "number"
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a {kind} from {low:g} to {high}")

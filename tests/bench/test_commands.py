@@ -215,6 +215,8 @@ def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
         (("sweep", "--factor", "11"), "--factor: '11' is not a number from 0.001 to 10"),
         (("sweep", "--factor", "10", "--steps", "64"), "--steps 64: the last rate would be 5e+65"),
         (("sweep", "--factor", "0.001", "--steps", "64"), "--steps 64: the last rate would be 5e-187"),
+        (("sweep", "--steps=--"), "--"),
+        (("sweep", "--instances", "1,,2"), "--instances: '' is not a whole number from 1 to 64"),
         (("sweep", "--steps", "0"), "--steps: '0' is not a whole number"),
         (("sweep", "--seconds", "0"), "--seconds: '0' is not a number from 0.001 to 1000000"),
         (("footprint", "--starts", "0"), "--starts: '0' is not a whole number"),
