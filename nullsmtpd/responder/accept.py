@@ -12,7 +12,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING
 
-from nullsmtpd.responder.linger import LingerQueue
+from nullsmtpd.responder.linger import SEND_RETRY_DELAY, LingerQueue
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.sockets import ListenError, local_address
 from nullsmtpd.runtime.tcp import (
@@ -44,7 +44,7 @@ MAX_ACCEPT_BATCH = 256
 FULL_PAUSE = 0.01
 
 #: Seconds without accepting when file descriptors or memory have run out, while clients keep their place in the accept
-#: queue; and seconds until a send that failed for lack of buffer space is retried.
+#: queue.
 CAPACITY_PAUSE = 0.1
 
 #: Seconds for draining the accept queue at shutdown where the port stays open; a full one takes a fifth of that.
@@ -283,7 +283,7 @@ class Acceptor:
         """Retry when the kernel had no buffer; count a client that has gone (ECONNRESET, EPIPE, ENOTCONN)."""
         if error.errno in _BUFFER_ERRNOS:
             self._log_rate_limited("send-retry", error)
-            self._loop.call_later(CAPACITY_PAUSE, self._retry, connection)
+            self._loop.call_later(SEND_RETRY_DELAY, self._retry, connection)
         else:
             self.send_errors += 1
 

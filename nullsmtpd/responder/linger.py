@@ -14,7 +14,7 @@ from socket import SocketType
 from nullsmtpd.runtime.tcp import is_finished
 
 __all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER", "LingerQueue"]
-__all__ += ["FIRST_SWEEP", "SWEEP_INTERVAL"]
+__all__ += ["FIRST_SWEEP", "SEND_RETRY_DELAY", "SWEEP_INTERVAL"]
 
 #: Seconds between two sweeps. While clients arrive, each closes those before it that have finished; the sweep is for
 #: the last ones, and for those behind a client that stays. Its wake-up costs as much as a connection: every 0.25 s,
@@ -41,6 +41,9 @@ MAX_DRAIN_OCTETS = 1 << 20
 
 #: Clients that are drained at once: what they send fills the kernel's receive buffers again and again.
 MAX_DRAINS = 1024
+
+#: Seconds until a send that failed for lack of buffer space is retried, for as long as the socket lingers.
+SEND_RETRY_DELAY = 0.1
 
 # All input is read into this buffer and overwritten; as much as an unread socket takes in: net.ipv4.tcp_rmem, which
 # Linux before 6.6 halves for the window.

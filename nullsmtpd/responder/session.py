@@ -12,7 +12,7 @@ from typing import cast
 
 from nullsmtpd.responder.dialogues import Dialogue
 from nullsmtpd.responder.drain import DrainProtocol
-from nullsmtpd.responder.linger import LingerQueue
+from nullsmtpd.responder.linger import SEND_RETRY_DELAY, LingerQueue
 from nullsmtpd.responder.transport import Poller, SocketTransport
 
 __all__ = ["COMMAND_TIMEOUT", "MAX_COMMANDS", "MAX_LINE_OCTETS", "SESSION_TIMEOUT", "SessionProtocol", "Sessions"]
@@ -224,11 +224,15 @@ class Sessions:
 
     def _finish(self, transport: asyncio.Transport, final_reply: bytes) -> None:
         sending = cast("SocketTransport", transport)
-        final_reply = sending.unsent + final_reply
         connection = sending.detach()
-        try:  # not contextlib.suppress, which costs as much as the rest
-            connection.send(final_reply, _DONTWAIT_MORE)  # reply and FIN leave as one segment
-            connection.shutdown(_SHUT_WR)
-        except OSError:
-            pass  # the client has gone, or does not read
+        self._send_final(connection, sending.unsent + final_reply)
         self._linger.add(connection)
+
+    def _send_final(self, connection: SocketType, octets: bytes) -> None:
+        try:
+            connection.send(octets, _DONTWAIT_MORE)  # reply and FIN leave as one segment
+            connection.shutdown(_SHUT_WR)
+        except BlockingIOError:  # the kernel has no buffer at the moment
+            self._loop.call_later(SEND_RETRY_DELAY, self._send_final, connection, octets)
+        except OSError:
+            pass  # the client has gone, or its linger time is over: EBADF

@@ -242,6 +242,26 @@ def test_a_greeting_that_the_kernel_has_no_buffer_for_comes_later(start: Start, 
         assert re.fullmatch(rb"250 .*\r\n221 .*\r\n", read_all(client))
 
 
+@pytest.mark.parametrize(
+    ("said", "codes", "when"),
+    [
+        (b"QUIT\r\n", [b"220", b"221"], "1..2"),
+        (b"QUIT\r\n", [b"220", b"221"], "2..5"),
+        (b"NOOP\r\nQUIT\r\n", [b"220", b"250", b"221"], "2"),
+        (b"", [b"220", b"421"], "2..3"),
+    ],
+)
+def test_a_final_reply_that_the_kernel_has_no_buffer_for_comes_later(
+    start: Start, tmp_path: Path, said: bytes, codes: list[bytes], when: str
+) -> None:
+    """To QUIT, or after a timeout; with the greeting before it where that had no buffer either, and with a FIN."""
+    require_tools("strace")
+    injected = injecting(tmp_path / "trace", f"sendto:error=EAGAIN:when={when}")
+    daemon = start(*TALK, "--linger", "20", "--timeout", "1", prefix=injected)
+    assert re.findall(rb"^(\d+) ", visit(daemon.address, said), re.MULTILINE) == codes
+    daemon.wait_until_idle()
+
+
 @pytest.mark.parametrize(("said", "codes"), [(b"NOOP\r\nQUIT\r\n", [b"220", b"250", b"221"]), (b"", [b"220"])])
 def test_an_early_talker_gets_a_delayed_greeting_before_the_replies(
     start: Start, tmp_path: Path, said: bytes, codes: list[bytes]
