@@ -314,7 +314,7 @@ def load_extra() -> None:
 
     for kind in ("MX", "SOA", "CNAME", "DNAME", "OPT", "NS", "A", "AAAA", "RRSIG"):
         dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.from_text(kind))  # type: ignore[no-untyped-call]
-    domain_of("\N{LATIN SMALL LETTER U WITH DIAERESIS}.example")
+    domain_of("\u00fc.example")
 
 
 def _need(module_name: str, import_module: Callable[[str], object] = __import__) -> None:

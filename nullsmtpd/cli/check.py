@@ -65,8 +65,8 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
         return _print(f"nullsmtpd check: {error}", _USAGE, STDERR)
     except ImportError as error:  # the installation is damaged
         return _print(f"nullsmtpd check: cannot run: {error}", _BAD, STDERR)
-    except (OSError, RuntimeError) as error:  # out of file descriptors, threads or memory
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, RuntimeError, MemoryError) as error:  # out of file descriptors, threads or memory
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return _print(f"nullsmtpd check: cannot run: {reason}; see the limits of this process", _BAD, STDERR)
 
 

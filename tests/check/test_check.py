@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given
@@ -25,7 +26,7 @@ from support import LINE, PATIENCE, Start, require, require_root, require_tools,
 import nullsmtpd
 from nullsmtpd.check.dialogue import ANY, MODES
 from nullsmtpd.check.probe import MAX_OCTETS, probe_hosts
-from nullsmtpd.cli.check import check_health
+from nullsmtpd.cli.check import check_health, run
 from nullsmtpd.runtime.sockets import parse_address
 
 GOOD = LINE.decode().rstrip()
@@ -583,6 +584,21 @@ def test_without_descriptors_it_says_so_in_one_line() -> None:
     )
     assert (checked.returncode, checked.stdout) == (1, "")
     assert checked.stderr == "nullsmtpd check: cannot run: Too many open files; see the limits of this process\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError(), "MemoryError"), (RuntimeError("can't start new thread"), "can't start")]
+)
+def test_a_limit_that_is_reached_is_one_line_and_status_1(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Memory and threads, wherever they run out."""
+    monkeypatch.setattr("nullsmtpd.check.probe.socket.socket", Mock(side_effect=error))
+    assert run(["127.0.0.1:1"], {}) == 1
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"nullsmtpd check: cannot run: {reason}")
+    assert is_one_line(printed.err)
 
 
 @pytest.mark.parametrize("module", ["nullsmtpd.nullmx", "argparse", "json", "asyncio", "base64"])
