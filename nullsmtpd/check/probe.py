@@ -32,6 +32,9 @@ MAX_OCTETS = 8 * 512
 _MAX_PORT = 65535
 _MAX_THREADS = 32  # each waits for one server; further addresses are queued
 
+# Limits of this process or host, which say nothing about the server.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
 # How the connection ended, after the octets received.
 _THEN = {FIN: ", then FIN", RESET: ", then a reset", SILENCE: ", not closed within {timeout:g} s", LEFT: ""}
 
@@ -135,7 +138,8 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
     all commands before the greeting, in one go. ``text``: the text that the 521 must have, if any. ``may_be_full``: one
     521 and a FIN are good in each mode, the reply of a responder at its --max-sessions. ``timeout``: seconds, for all
     of it; this blocks until then at most. Faults of the network and of the server are in the result. Raises
-    `ValueError` for an unknown ``mode``, an impossible ``port``, and an ``address`` that is no literal one.
+    `ValueError` for an unknown ``mode``, an impossible ``port``, and an ``address`` that is no literal one, and
+    `OSError` when out of file descriptors or memory.
     """
     if mode != ANY:
         known_mode(mode)
@@ -154,6 +158,8 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
             seen.connected = time.monotonic() - start
             _hold_dialogue(connection, start, seen, mode, early=early and mode != ANY, may_be_full=may_be_full)
     except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
         seen.ending = _ending(error, is_connected=seen.connected is not None)
         seen.reason = error.strerror or ""
     seen.ended = time.monotonic() - start
