@@ -18,6 +18,7 @@ from support import LINE, MODES, PATIENCE, Daemon, Start, connect, require, requ
 from nullsmtpd.runtime.log import log
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "fail2ban"
+README = DEPLOY.parent / "README.md"
 INSTALLED = Path("/etc/fail2ban")
 JOURNAL_REMOTE = Path("/lib/systemd/systemd-journal-remote")
 
@@ -215,8 +216,10 @@ def ban(tmp_path: Path) -> Iterator[Ban]:
             f'[Definition]\nactionban = echo "<name> <ip>" >> {bans}\n'
         )
         (configuration / "fail2ban.local").write_text("[Definition]\ndbfile = None\nlogtarget = STDOUT\n")
-        here = f"backend = polling\nlogpath = {log_path}\n"  # as the README says for hosts without a journal
-        (configuration / "jail.d" / "zz-test.local").write_text(
+        # As deploy/README.md says for a log in a file: where, and what.
+        (override,) = re.findall(r"`/etc/fail2ban/(jail\.d/\S+)`, which is read after", README.read_text())
+        here = f"backend = polling\nlogpath = {log_path}\n"
+        (configuration / override).write_text(
             f"[DEFAULT]\nignoreself = false\naction = note\n         {'%(action_)s' if really else ''}\n"
             f"[nullsmtpd-early]\n{here}[nullsmtpd-often]\n{here}"
         )
@@ -300,8 +303,9 @@ def test_fail2ban_accepts_the_configuration_as_it_is_installed(tmp_path: Path) -
     require_tools("fail2ban-client")
     shutil.copytree(INSTALLED, configuration := tmp_path / "fail2ban")
     shutil.copytree(DEPLOY, configuration, dirs_exist_ok=True)
-    readme = (DEPLOY.parent / "README.md").read_text()
-    (sshd,) = re.findall(r"^printf '(.*)' \| sudo tee /etc/fail2ban/jail.d/sshd.local$", readme, re.MULTILINE)
+    (sshd,) = re.findall(
+        r"^printf '(.*)' \| sudo tee /etc/fail2ban/jail.d/sshd.local$", README.read_text(), re.MULTILINE
+    )
     (configuration / "jail.d" / "sshd.local").write_text(sshd.replace("\\n", "\n"))
     command = ("fail2ban-client", "-c", str(configuration), "--test")
     checked = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
