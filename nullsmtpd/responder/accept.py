@@ -1,11 +1,10 @@
 """How is a connection answered, and when is a listening socket asked for more of them?
 
 The complete path of one client in mode ``close`` is the function that `_answer_function` returns. Everything else here
-is for bursts, for errors, and for shutdown.
+is for bursts and for errors.
 """
 
 import asyncio
-import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -15,19 +14,13 @@ from typing import TYPE_CHECKING
 from nullsmtpd.responder.linger import SEND_RETRY_DELAY, LingerQueue
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.sockets import ListenError, local_address
-from nullsmtpd.runtime.tcp import (
-    accept_queue_len,
-    drop_syns,
-    has_sent_syn_cookies,
-    pending_handshakes,
-    refuse_syns,
-)
+from nullsmtpd.runtime.tcp import accept_queue_len
 
 if TYPE_CHECKING:
     from nullsmtpd.responder.access_log import AccessLog
     from nullsmtpd.responder.session import Sessions
 
-__all__ = ["BURST_RATE", "CAPACITY_PAUSE", "POLL_INTERVAL", "SHUTDOWN_POLL_INTERVAL", "Acceptor"]
+__all__ = ["BURST_RATE", "CAPACITY_PAUSE", "POLL_INTERVAL", "Acceptor"]
 
 #: Connections a second from which on a poll timer replaces epoll: one wake-up costs about as much as one answer, so
 #: from here on it saves more than the timer costs (bench/README.md). Below, a client never waits for a timer.
@@ -46,20 +39,6 @@ FULL_PAUSE = 0.01
 #: Seconds without accepting when file descriptors or memory have run out, while clients keep their place in the accept
 #: queue.
 CAPACITY_PAUSE = 0.1
-
-#: Seconds for draining the accept queue at shutdown where the port stays open; a full one takes a fifth of that.
-#: Without this limit a steady stream of new connections would block shutdown.
-BACKLOG_DRAIN_TIMEOUT = 1.0
-
-#: Seconds that shutdown waits for handshakes in progress, where the port is closed. A lost SYN-ACK is sent again after
-#: 1 s (RFC 6298 §2.1).
-HANDSHAKE_TIMEOUT = 3.0
-
-#: Seconds that it waits in any case where SYN cookies were sent, as the kernel knows nothing of such handshakes: more
-#: than a round trip. The SYNs that are dropped meanwhile are sent again after 1 s, too.
-COOKIE_GRACE = 1.0
-
-SHUTDOWN_POLL_INTERVAL = 0.01
 
 #: Seconds until the same error is logged again.
 LOG_INTERVAL = 60.0
@@ -107,6 +86,7 @@ class Acceptor:
     ) -> None:
         self.send_errors = 0
         self.accept_errors: dict[int, int] = {}
+        self.listeners = listeners
         self._loop = loop
         self._reply = reply
         self._linger = linger
@@ -114,7 +94,7 @@ class Acceptor:
         self._answers = {listener: self._answer_function(listener, sessions, access_log) for listener in listeners}
         self._timer: asyncio.TimerHandle | None = None  # of a pause or a poll: epoll is not used meanwhile
         self._is_polling = False
-        self._is_draining = False
+        self._is_stopped = False
         self._logged_at: dict[tuple[str, int | None], float] = {}
         linger.on_sweep = self._on_sweep
 
@@ -170,46 +150,16 @@ class Acceptor:
         self._linger.close_finished()
         answer()
 
-    async def drain(self, *, close_port: bool) -> None:
-        """Answer every connection that the kernel has completed, then close the listeners.
-
-        Without ``close_port`` another process keeps them open: later clients wait for the next process.
-        """
-        self._is_draining = True
+    def stop(self) -> None:
+        """Accept in `accept_batch` alone from now on: the process shuts down."""
+        self._is_stopped = True
         self._stop_waiting()
-        ports = {listener.getsockname()[1] for listener in self._answers}
-        uses_cookies = close_port and has_sent_syn_cookies()
-        if close_port:
-            for listener in self._answers:
-                (drop_syns if uses_cookies else refuse_syns)(listener)
-        # At least until a SYN that was received just before is in the table of handshakes.
-        grace = COOKIE_GRACE if uses_cookies else SHUTDOWN_POLL_INTERVAL
-        limit = HANDSHAKE_TIMEOUT if close_port else BACKLOG_DRAIN_TIMEOUT
-        start = self._loop.time()
-        while (elapsed := self._loop.time() - start) < limit:
-            if self._accept_batch():
-                await asyncio.sleep(0)
-            elif close_port and (
-                elapsed < grace
-                or pending_handshakes(ports)
-                or any(accept_queue_len(listener, default=0) for listener in self._answers)
-            ):
-                await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
-            else:
-                break
-        await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)  # a handshake just completed, in neither of both, is in the queue
-        self._accept_batch()
-        for listener in self._answers:
-            if close_port:
-                with contextlib.suppress(OSError):  # not Linux: ENOTCONN
-                    listener.shutdown(socket.SHUT_RDWR)  # other processes may have a copy, which close() would leave
-            listener.close()
 
     def _on_sweep(self, arrivals_per_second: float) -> bool:
         """Start or end polling, by the rate of connections since the last sweep; return whether it is to end later."""
-        if arrivals_per_second >= BURST_RATE and self._timer is None and not self._is_draining:
+        if arrivals_per_second >= BURST_RATE and self._timer is None:
             self._is_polling = True
-            self._poll_in(POLL_INTERVAL)
+            self._pause(POLL_INTERVAL)
         elif arrivals_per_second < BURST_RATE / 2:
             self._is_polling = False
         return self._is_polling
@@ -218,7 +168,7 @@ class Acceptor:
         """Answer the accept queues; return to epoll after a pause, or when the burst has ended."""
         self._timer = None
         try:
-            self._accept_batch()
+            self.accept_batch()
             self._linger.close_finished()
         finally:  # also after an error of our own, which the loop logs: otherwise nothing would ever be accepted again
             if self._timer is None:
@@ -227,7 +177,7 @@ class Acceptor:
                 else:
                     self._resume_readers()
 
-    def _accept_batch(self) -> int:
+    def accept_batch(self) -> int:
         """Answer the connections that wait now, up to `MAX_ACCEPT_BATCH` per listener; return how many there were."""
         answered = 0
         for listener, answer in list(self._answers.items()):
@@ -242,13 +192,10 @@ class Acceptor:
         return answered
 
     def _pause(self, seconds: float) -> None:
-        """Accept nothing for a while; clients wait in the accept queue."""
-        if not self._is_draining:
-            self._poll_in(seconds)
-
-    def _poll_in(self, seconds: float) -> None:
-        self._stop_waiting()
-        self._timer = self._loop.call_later(seconds, self._on_poll_timer)
+        """Accept nothing until a poll at the end of this time; clients wait in the accept queue."""
+        if not self._is_stopped:
+            self._stop_waiting()
+            self._timer = self._loop.call_later(seconds, self._on_poll_timer)
 
     def _stop_waiting(self) -> None:
         for listener in self._answers:
@@ -262,7 +209,7 @@ class Acceptor:
             self.start()
         except OSError as error:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
             self._log_rate_limited("epoll-add-failed", error)
-            self._poll_in(CAPACITY_PAUSE)
+            self._pause(CAPACITY_PAUSE)
 
     def _on_accept_error(self, listener: socket.socket, error: OSError) -> bool:
         """Handle every error of accept(2); return False: no client was answered."""

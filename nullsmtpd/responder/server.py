@@ -7,9 +7,10 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from nullsmtpd.responder.accept import SHUTDOWN_POLL_INTERVAL, Acceptor
+from nullsmtpd.responder.accept import Acceptor
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.options import Options
+from nullsmtpd.responder.shutdown import SHUTDOWN_POLL_INTERVAL, drain_accept_queues
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.process import files_left, install_signal_handlers, lower_option, run, warn_if_root
 from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
@@ -135,11 +136,11 @@ class Responder:
     async def shut_down(self, *, close_port: bool) -> None:
         """Answer the accept queue, close the listeners, and give clients at most the linger time to finish.
 
-        ``close_port``: see `Acceptor.drain`. Raises the `ListenError` of a listener that was lost.
+        ``close_port``: see `drain_accept_queues`. Raises the `ListenError` of a listener that was lost.
         """
         if close_port:  # otherwise clients for which there is no room wait for the next process
             self._linger.allow_immediate_eviction()
-        await self.acceptor.drain(close_port=close_port)
+        await drain_accept_queues(self.acceptor, close_port=close_port)
         if self._sessions is not None:
             self._sessions.shut_down()
         deadline = self._loop.time() + self._options.linger

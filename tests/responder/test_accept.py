@@ -4,7 +4,6 @@ import asyncio
 import errno
 import select
 import socket
-import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -12,7 +11,7 @@ import pytest
 from fakes import FakeLoop, FaultyListener
 from support import LINE, PATIENCE, connect, read_all
 
-from nullsmtpd.responder import accept
+from nullsmtpd.responder import shutdown
 from nullsmtpd.responder.accept import BURST_RATE, CAPACITY_PAUSE, LOG_INTERVAL, Acceptor
 from nullsmtpd.responder.linger import FIRST_SWEEP, MIN_LINGER, SWEEP_INTERVAL, LingerQueue
 from nullsmtpd.responder.replies import REPLY
@@ -352,16 +351,15 @@ def test_a_steady_stream_of_connections_does_not_block_shutdown(
 ) -> None:
     """There is a limit for each case: where the port stays open, later clients wait for the next process."""
     own, other = ("HANDSHAKE_TIMEOUT", "BACKLOG_DRAIN_TIMEOUT")[:: 1 if close_port else -1]
-    monkeypatch.setattr(accept, own, 0.05)
-    monkeypatch.setattr(accept, other, 3600)
+    monkeypatch.setattr(shutdown, own, 0.05)
+    monkeypatch.setattr(shutdown, other, 3600)
     with Bench() as bench:
-        monkeypatch.setattr(bench.acceptor, "_accept_batch", lambda: 1)
+        monkeypatch.setattr(bench.acceptor, "accept_batch", lambda: 1)
 
         async def drain() -> None:
             async with asyncio.timeout(PATIENCE):
-                await bench.acceptor.drain(close_port=close_port)
+                await shutdown.drain_accept_queues(bench.acceptor, close_port=close_port)
 
-        monkeypatch.setattr(bench.loop, "time", time.monotonic)
         asyncio.run(drain())
         assert bench.listeners[0].fileno() == -1
 
