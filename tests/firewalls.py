@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,10 +101,9 @@ def load(host: Host, rules: Path | str, *, legacy: Path | None = None) -> None:
 
 
 def without_redirection() -> str:
-    """Return nullsmtpd-redirect.nft without its last two chains."""
-    before, chain, _ = REDIRECT.read_text().partition("\tchain prerouting ")
-    assert chain
-    return before + "}\n"
+    """Return nullsmtpd-redirect.nft without its last two chains, by the command of deploy/README.md."""
+    (command,) = re.findall(r"`(\(sed .*\)) \| sudo tee ", (FOLDER.parent / "README.md").read_text())
+    return subprocess.check_output(["sh", "-c", command], cwd=FOLDER.parents[1], text=True)
 
 
 def tracked(host: Host) -> int:

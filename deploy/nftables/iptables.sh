@@ -57,6 +57,14 @@ remove_chain() {
 	"$1" -w -t "$2" -X "$3"
 }
 
+case ${1-} in
+'' | remove) ;;
+*)
+	echo "usage: sh iptables.sh [remove]" >&2
+	exit 2
+	;;
+esac
+
 for family in "iptables 32" "ip6tables 64"; do
 	command=${family% *}
 	remove_chain "$command" raw NULLSMTPD-IN PREROUTING

@@ -165,6 +165,12 @@ def test_iptables_rules_can_be_removed(net: Net) -> None:
             assert "NULLSMTPD" not in net.server.run(command)
 
 
+def test_iptables_rules_are_not_loaded_by_mistake(net: Net) -> None:
+    """An argument that is not `remove` is an error, and loads nothing."""
+    assert net.server.run("sh", "-c", f"sh {IPTABLES} delete 2>/dev/null || echo $?") == "2\n"
+    assert "NULLSMTPD" not in net.server.run("iptables-save")
+
+
 @pytest.mark.parametrize("rules", [NFT, REDIRECT], ids=lambda path: path.name)
 def test_all_sources_together_are_limited(net: Net, rules: Path) -> None:
     """Connections beyond the common limit are dropped silently, from whichever source, and leave no entry."""
