@@ -58,7 +58,6 @@ _ROOT = "."
 _DNS_PORT = 53
 _LENGTH_OCTETS = 2  # before each message over TCP, RFC 1035 §4.2.2
 _MAX_MESSAGE = 65535
-_INTERFACE_INDEX = re.compile(r"[0-9]{1,10}")
 
 # RFC 1035 §2.3.4: 63 octets a label. RFC 5321 §2.3.5 allows letters, digits and hyphens; the underscore, which some
 # domains that accept mail contain nevertheless, is for DNS to judge.
@@ -347,11 +346,15 @@ async def _exchange(query: "dns.message.Message", server: str, port: int, *, ove
     import dns.message
 
     loop = asyncio.get_running_loop()
-    family = socket.AF_INET6 if ":" in server else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM) as connection:
+    kind = socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM
+    # As octets: a str would be encoded as a host name, which the interface of a link-local address need not be.
+    ((family, _, _, _, address),) = socket.getaddrinfo(
+        os.fsencode(server), port, type=kind, flags=socket.AI_NUMERICHOST
+    )
+    with socket.socket(family, kind) as connection:
         connection.setblocking(False)
         # Connected, a UDP socket gets no datagrams from other addresses, and an error when the port is closed.
-        await _connect(loop, connection, _sockaddr(server, port))
+        await _connect(loop, connection, address)
         await loop.sock_sendall(connection, query.to_wire(prepend_length=over_tcp))
         while True:
             if over_tcp:
@@ -396,20 +399,6 @@ async def _receive(loop: "asyncio.AbstractEventLoop", connection: socket.socket,
             raise ConnectionResetError(errno.ECONNRESET, "connection closed")
         octets += received
     return bytes(octets)
-
-
-def _sockaddr(server: str, port: int) -> tuple[Any, ...]:
-    """Resolve the scope of an address, RFC 4007 §11. Raises `OSError` when there is no such interface."""
-    host, percent, scope = server.partition("%")
-    if not percent:
-        return host, port
-    try:
-        index = socket.if_nametoindex(scope)
-    except OSError:
-        if not _INTERFACE_INDEX.fullmatch(scope):
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
-        index = int(scope)
-    return host, port, 0, index
 
 
 def _answer(response: Any) -> Answer:  # noqa: ANN401
