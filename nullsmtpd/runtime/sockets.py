@@ -1,6 +1,7 @@
 """Listening sockets: addresses as operators write them, and the sockets bound to them."""
 
 import errno
+import os
 import re
 import socket
 from socket import SocketType
@@ -155,17 +156,9 @@ def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, tuple[Any, ..
 
 
 def _listen(family: int, sockaddr: tuple[Any, ...], backlog: int, *, reuse_port: bool) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart must not wait for TIME_WAIT
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(sockaddr)
-        listener.listen(backlog)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
+        listener = socket.create_server(sockaddr, family=family, backlog=backlog, reuse_port=reuse_port)
+    except OSError as error:  # with the address in its text, which the message has already
+        raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+    listener.setblocking(False)
     return listener
