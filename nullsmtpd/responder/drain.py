@@ -7,13 +7,10 @@ import asyncio
 import contextlib
 from typing import cast
 
-from nullsmtpd.responder.linger import DRAIN_TIMEOUT, MAX_DRAIN_OCTETS, MAX_DRAINS
+from nullsmtpd.responder.linger import DISCARD_BUFFER, DRAIN_TIMEOUT, MAX_DRAIN_OCTETS, MAX_DRAINS
 from nullsmtpd.responder.replies import REPLY
 
 __all__ = ["DrainProtocol"]
-
-# All input is read into this buffer and overwritten. One per process: reads never overlap.
-_DISCARD_BUFFER = memoryview(bytearray(1 << 16))
 
 
 class DrainProtocol(asyncio.BufferedProtocol):
@@ -73,7 +70,7 @@ class DrainProtocol(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all input is read into."""
-        return _DISCARD_BUFFER
+        return DISCARD_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
         """Count the input, and abort a client that exceeds its limit."""

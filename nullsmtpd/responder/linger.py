@@ -13,8 +13,8 @@ from socket import SocketType
 
 from nullsmtpd.runtime.tcp import is_finished
 
-__all__ = ["DRAIN_TIMEOUT", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER", "LingerQueue"]
-__all__ += ["FIRST_SWEEP", "SEND_RETRY_DELAY", "SWEEP_INTERVAL"]
+__all__ = ["DISCARD_BUFFER", "DRAIN_TIMEOUT", "FIRST_SWEEP", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER"]
+__all__ += ["SEND_RETRY_DELAY", "SWEEP_INTERVAL", "LingerQueue"]
 
 #: Seconds between two sweeps. While clients arrive, each closes those before it that have finished; the sweep is for
 #: the last ones, and for those behind a client that stays. Its wake-up costs as much as a connection: every 0.25 s,
@@ -45,9 +45,9 @@ MAX_DRAINS = 1024
 #: Seconds until a send that failed for lack of buffer space is retried, for as long as the socket lingers.
 SEND_RETRY_DELAY = 0.1
 
-# All input is read into this buffer and overwritten; as much as an unread socket takes in: net.ipv4.tcp_rmem, which
-# Linux before 6.6 halves for the window.
-_DISCARD_BUFFER = bytearray(1 << 17)
+#: All input is read into this buffer and overwritten; one per process, as reads never overlap. It holds as much as an
+#: unread socket takes in: net.ipv4.tcp_rmem, which Linux before 6.6 halves for the window.
+DISCARD_BUFFER = memoryview(bytearray(1 << 17))
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
@@ -122,15 +122,14 @@ class LingerQueue:
     def reserve(self) -> bool:
         """Make room for one more socket; return False when all are open and too young to be evicted."""
         now = self._loop.time()
-        if len(self.queue) >= self.room:
-            self._check(len(self.queue), now)
-        if len(self.queue) >= self.room and now >= self._rechecked_at + MIN_LINGER:
+        self._check(len(self.queue), now)
+        if self.room <= 0 and now >= self._rechecked_at + MIN_LINGER:
             self.close_all_finished()
             self._rechecked_at = now
         # Several where sessions that ended have exceeded the limit.
-        while len(self.queue) >= self.room and self._checked and self._checked[0][0] + self._min_linger <= now:
+        while self.room <= 0 and self._checked and self._checked[0][0] + self._min_linger <= now:
             self._evict_oldest()
-        return len(self.queue) < self.room
+        return self.room > 0
 
     def shed(self) -> None:
         """Close the older half, finished sockets first: file descriptors or memory have run out."""
@@ -229,11 +228,7 @@ class LingerQueue:
                 self._draining.append((deadline, connection, octets))
 
     def _evict_oldest(self) -> None:
-        if self._checked:
-            _, connection = self._checked.popleft()
-        else:
-            connection = self.queue.popleft()
-            self._removed += 1
+        _, connection = self._checked.popleft()
         if not is_finished(connection):
             self.cut_short += 1
             _discard_input(connection)
@@ -247,6 +242,6 @@ class LingerQueue:
 def _discard_input(connection: SocketType) -> int:
     """Read what the client has sent, a receive window at most, so that close() sends no RST; return how many octets."""
     try:
-        return connection.recv_into(_DISCARD_BUFFER, 0, _DONTWAIT)
+        return connection.recv_into(DISCARD_BUFFER, 0, _DONTWAIT)
     except OSError:
         return 0
