@@ -183,6 +183,8 @@ def test_messages_of_other_programs_do_not_pass_for_an_access_line(tmp_path: Pat
         "  {}",
         "{} ",
         "{} from 192.0.2.7",
+        "nullsmtpd: {}",
+        "nullsmtpd[1] {}",
         '{{"log":"{}',
         "{}\\n",
     )
