@@ -179,6 +179,15 @@ def test_a_request_larger_than_the_limit_is_refused(shared: Daemon) -> None:
             assert parse(read_all(reader))[0] == f"HTTP/1.1 {status}"
 
 
+@pytest.mark.parametrize(("size", "status"), [(MAX_REQUEST_OCTETS, 200), (MAX_REQUEST_OCTETS + 1, 431), (1 << 15, 431)])
+def test_the_limit_does_not_depend_on_how_a_request_arrives(shared: Daemon, size: int, status: int) -> None:
+    """In one segment, in two that part the end of the head in any way, or with much behind it."""
+    head = b"GET /metrics HTTP/1.0\r\nx: ".ljust(size, b"x")
+    end = b"\r\n\r\n"
+    for pieces in ([head + end], *([head + end[:cut], end[cut:]] for cut in range(4)), [head + end + b"x" * 10_000]):
+        assert parse(exchange(shared, pieces))[0].startswith(f"HTTP/1.1 {status} ")
+
+
 def test_pipelined_requests_get_one_response_and_the_end(shared: Daemon) -> None:
     """RFC 9112 §9.3: the server may close after any response, and says so."""
     response = exchange(shared, [GET * 10])
