@@ -66,6 +66,18 @@ def documented(page: str) -> dict[str, str]:
     return {re.split(r"\s", item, maxsplit=1)[0]: item for item in items}
 
 
+def test_every_event_of_the_log_is_documented() -> None:
+    """Whatever a responder may log, under LOG, and nothing else."""
+    modules = [*(ROOT / "nullsmtpd/responder").iterdir(), *(ROOT / "nullsmtpd/runtime").iterdir()]
+    source = "".join(path.read_text() for path in modules if path.suffix == ".py")
+    events = set(re.findall(r'\b(?:log|_log_rate_limited)\("([a-z-]+)"', source))
+    text = (ROOT / "deploy/man/nullsmtpd.8").read_text()
+    section = text.partition(".Sh LOG\n")[2].partition("\n.Sh ")[0]
+    items = set(re.findall(r"[a-z-]+", " ".join(re.findall(r"^\.It Cm (.+)$", section, re.MULTILINE))))
+    assert items == events - {"access-suppressed"} | {"max-lingering-lowered", "max-sessions-lowered"}
+    assert ".Cm access-suppressed" in section
+
+
 @pytest.mark.parametrize("page", TABLES)
 def test_every_option_is_documented_and_no_other(page: str) -> None:
     """In the order of --help, too."""
