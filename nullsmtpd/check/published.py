@@ -251,10 +251,10 @@ class Publications:
         )
 
     async def _texts(self, name: str) -> tuple[str, list[str]]:
-        """Return the name that has the TXT records, another than ``name`` if that is an alias, and their text."""
+        """Return the name that has the TXT records, not ``name`` if that is an alias, and their texts, sorted."""
         answer = await self._query(name, "TXT")
         records: tuple[Any, ...] = answer.records
-        return answer.name, [b"".join(record.strings).decode("latin-1") for record in records]
+        return answer.name, sorted(b"".join(record.strings).decode("latin-1") for record in records)
 
     async def _query(self, name: str, rdtype: str) -> Answer:
         if not _is_name(name):
@@ -275,11 +275,15 @@ def _is_name(text: str) -> bool:
 
 def _shown(records: Sequence[tuple[int, str]]) -> str:
     """Return an MX set on one line."""
-    shown = ", ".join(f"{preference} {target}" for preference, target in records[:_MAX_RECORDS_SHOWN])
-    more = len(records) - _MAX_RECORDS_SHOWN
-    return f"{len(records)} records, {shown} and {more} more" if more > 0 else shown
+    return _listed([f"{preference} {target}" for preference, target in records])
 
 
 def _quoted(texts: Sequence[str]) -> str:
     """Return TXT records on one line."""
-    return ", ".join(quoted(text.encode("latin-1")) for text in texts)
+    return _listed([quoted(text.encode("latin-1")) for text in texts])
+
+
+def _listed(records: Sequence[str]) -> str:
+    shown = ", ".join(records[:_MAX_RECORDS_SHOWN])
+    more = len(records) - _MAX_RECORDS_SHOWN
+    return f"{len(records)} records, {shown} and {more} more" if more > 0 else shown

@@ -464,6 +464,22 @@ def test_a_host_beside_the_domain_is_held_to_its_own(host: Host) -> None:
     assert bad.stdout.endswith("dma (5 days) try again\n")
 
 
+def test_many_records_in_any_order_make_one_short_report() -> None:
+    """A name server rotates them; what is found, and what to publish, stays the same."""
+    lines = set()
+    for step in (1, -1):
+        with name_server() as dns_server:
+            dns_server.texts["null.example"] = [f'"v=spf1 ip4:192.0.2.{n} -all"' for n in range(10)][::step]
+            dns_server.texts["_dmarc.null.example"] = ['"v=DMARC1; fo=0"', '"v=DMARC1; fo=1"'][::step]
+            report = asyncio.run(nullsmtpd.check_domain("null.example", resolver=dns_server.address))
+        _, spf, dmarc = report.findings
+        lines |= {spf.found, dmarc.publish}
+    assert lines == {
+        "10 records, " + ", ".join(f"'v=spf1 ip4:192.0.2.{n} -all'" for n in range(5)) + " and 5 more",
+        '_dmarc.null.example. IN TXT "v=DMARC1; p=reject; fo=0"',
+    }
+
+
 def test_dns_that_is_silent_is_said_and_not_waited_for() -> None:
     """A name server that never answers: exit status 1 after --timeout."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
