@@ -60,11 +60,6 @@ class Server:
         self._connecting: set[asyncio.Task[None]] = set()
         self._failure: ListenError | None = None
         self._counters = Counters()
-        left = files_left(SPARE_DESCRIPTORS, needed=2)
-        limit = lower_option("max-sessions", options.max_sessions, left // 2)  # each has a DNS query
-        self._clients = Clients(loop, self._counters, limit)
-        look_up = Resolver(options.resolver, options.timeout).look_up_mx
-        self._answers = Answers(loop, self._counters, look_up, cache_size=options.cache, max_pending=limit)
 
     async def serve(self) -> None:
         """Serve until a termination signal, and shut down. Raises `ListenError` when a listener is lost."""
@@ -103,9 +98,18 @@ class Server:
         listeners = inherited or [listener for address in self._options.listen for listener in self._bind(address)]
         if self._options.metrics:
             serve_metrics(self._loop, self._options.metrics, lambda: families(self._gauges(), self._counters))
+        self._limit_clients()
         drop_privileges(account)
         warn_if_root(self._options.user)
         return listeners
+
+    def _limit_clients(self) -> None:
+        """Admit as many clients as leave room for a DNS query each, beside the sockets that are open now."""
+        left = files_left(SPARE_DESCRIPTORS, needed=2)
+        limit = lower_option("max-sessions", self._options.max_sessions, left // 2)
+        self._clients = Clients(self._loop, self._counters, limit)
+        look_up = Resolver(self._options.resolver, self._options.timeout).look_up_mx
+        self._answers = Answers(self._loop, self._counters, look_up, cache_size=self._options.cache, max_pending=limit)
 
     def _bind(self, address: Address | str) -> list[socket.socket]:
         if isinstance(address, Address):

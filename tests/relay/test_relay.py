@@ -339,12 +339,17 @@ def test_past_max_sessions_no_client_that_waits_is_evicted(start: Start, dns_ser
     assert daemon.stop() == 0
 
 
-def test_max_sessions_fits_into_the_limit_of_open_files(start: Start, dns_server: NameServer) -> None:
+@pytest.mark.parametrize("listeners", [1, 30])
+def test_max_sessions_fits_into_the_limit_of_open_files(
+    start: Start, dns_server: NameServer, tmp_path: Path, listeners: int
+) -> None:
     """It is lowered, which is logged; each client has room for its query, also beside clients that are rejected."""
-    daemon = start("relay", "--resolver", dns_server.flag, nofile=128)
+    dns_server.faults["*"] = "held"
+    others = [text for number in range(1, listeners) for text in ("--listen", f"unix:{tmp_path}/{number}")]
+    daemon = start("relay", "--resolver", dns_server.flag, *others, nofile=128, count=listeners)
     lowered = daemon.lines("max-sessions-lowered")[0]
     limit = int(lowered.partition(" to=")[2].split()[0])
-    assert 40 < limit < 60
+    assert 40 < limit + listeners / 2 < 60
     with contextlib.ExitStack() as stack:
         for _ in range(150):
             stray = stack.enter_context(connect(daemon.address))
@@ -353,6 +358,8 @@ def test_max_sessions_fits_into_the_limit_of_open_files(start: Start, dns_server
         clients = [stack.enter_context(connect(daemon.address)) for _ in range(limit)]
         for number, client in enumerate(clients):
             client.sendall(request(f"{number}.example"))
+        daemon.wait_for(lambda: counted(daemon, requests=limit, pending=limit), "a query of each")
+        dns_server.release()
         assert [read_replies(client, 1) for client in clients] == [[NOT_FOUND]] * limit
     assert counted(daemon, dns_failures=0, refused=0, malformed=150)
 
