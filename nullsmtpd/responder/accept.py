@@ -11,7 +11,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING
 
-from nullsmtpd.responder.linger import SEND_RETRY_DELAY, LingerQueue
+from nullsmtpd.responder.linger import BUFFER_ERRNOS, SEND_RETRY_DELAY, LingerQueue
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.sockets import ListenError, local_address
 from nullsmtpd.runtime.tcp import accept_queue_len
@@ -55,9 +55,6 @@ _CONNECTION_ERRNOS = frozenset(
 
 # accept(2): the socket does not listen any more, as another process that has it called shutdown(2), and never will.
 _PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSOCK})
-
-# send(2): the kernel has no buffer at the moment.
-_BUFFER_ERRNOS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 # As plain integers: the enumerations of the socket module cost a conversion each time.
 _SOCK_STREAM = int(socket.SOCK_STREAM)
@@ -228,7 +225,7 @@ class Acceptor:
 
     def _on_send_error(self, connection: SocketType, error: OSError) -> None:
         """Retry when the kernel had no buffer; count a client that has gone (ECONNRESET, EPIPE, ENOTCONN)."""
-        if error.errno in _BUFFER_ERRNOS:
+        if error.errno in BUFFER_ERRNOS:
             self._log_rate_limited("send-retry", error)
             self._loop.call_later(SEND_RETRY_DELAY, self._retry, connection)
         else:

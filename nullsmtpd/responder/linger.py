@@ -6,6 +6,7 @@ is deadline order, so queues and one timer suffice.
 """
 
 import asyncio
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable  # noqa: TC003 - ruff misses the annotation of an attribute
@@ -13,8 +14,8 @@ from socket import SocketType
 
 from nullsmtpd.runtime.tcp import is_finished
 
-__all__ = ["DISCARD_BUFFER", "DRAIN_TIMEOUT", "FIRST_SWEEP", "MAX_DRAINS", "MAX_DRAIN_OCTETS", "MIN_LINGER"]
-__all__ += ["SEND_RETRY_DELAY", "SWEEP_INTERVAL", "LingerQueue"]
+__all__ = ["BUFFER_ERRNOS", "DISCARD_BUFFER", "DRAIN_TIMEOUT", "FIRST_SWEEP", "MAX_DRAINS", "MAX_DRAIN_OCTETS"]
+__all__ += ["MIN_LINGER", "SEND_RETRY_DELAY", "SWEEP_INTERVAL", "LingerQueue"]
 
 #: Seconds between two sweeps. While clients arrive, each closes those before it that have finished; the sweep is for
 #: the last ones, and for those behind a client that stays. Its wake-up costs as much as a connection: every 0.25 s,
@@ -42,7 +43,10 @@ MAX_DRAIN_OCTETS = 1 << 20
 #: Clients that are drained at once: what they send fills the kernel's receive buffers again and again.
 MAX_DRAINS = 1024
 
-#: Seconds until a send that failed for lack of buffer space is retried, for as long as the socket lingers.
+#: send(2): the kernel has no buffer at the moment.
+BUFFER_ERRNOS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
+
+#: Seconds until a send that failed so is retried, for as long as the socket lingers.
 SEND_RETRY_DELAY = 0.1
 
 #: All input is read into this buffer and overwritten; one per process, as reads never overlap. It holds as much as an

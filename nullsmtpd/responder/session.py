@@ -12,7 +12,7 @@ from typing import cast
 
 from nullsmtpd.responder.dialogues import Dialogue
 from nullsmtpd.responder.drain import DrainProtocol
-from nullsmtpd.responder.linger import SEND_RETRY_DELAY, LingerQueue
+from nullsmtpd.responder.linger import BUFFER_ERRNOS, SEND_RETRY_DELAY, LingerQueue
 from nullsmtpd.responder.transport import Poller, SocketTransport
 
 __all__ = ["COMMAND_TIMEOUT", "MAX_COMMANDS", "MAX_LINE_OCTETS", "SESSION_TIMEOUT", "SessionProtocol", "Sessions"]
@@ -232,7 +232,6 @@ class Sessions:
         try:
             connection.send(octets, _DONTWAIT_MORE)  # reply and FIN leave as one segment
             connection.shutdown(_SHUT_WR)
-        except BlockingIOError:  # the kernel has no buffer at the moment
-            self._loop.call_later(SEND_RETRY_DELAY, self._send_final, connection, octets)
-        except OSError:
-            pass  # the client has gone, or its linger time is over: EBADF
+        except OSError as error:  # or the client has gone, or its linger time is over: EBADF
+            if error.errno in BUFFER_ERRNOS:
+                self._loop.call_later(SEND_RETRY_DELAY, self._send_final, connection, octets)

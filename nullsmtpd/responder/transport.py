@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from socket import SocketType
 
+from nullsmtpd.responder.linger import BUFFER_ERRNOS, SEND_RETRY_DELAY
+
 __all__ = ["Poller", "SocketTransport"]
 
 # Read at a time: more than a client sends before it waits for a reply.
@@ -94,16 +96,8 @@ class SocketTransport(asyncio.Transport):
         if self.unsent:
             self.unsent += data
             return
-        try:
-            sent = self._socket.send(data, _DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:  # the client has gone
-            self.abort()
-            return
-        if sent < len(data):
-            self.unsent = bytes(data[sent:])
-            self._loop.add_writer(self._fd, self._on_writable)
+        self._send(bytes(data))
+        if self.unsent:
             self._protocol.pause_writing()
 
     def close(self) -> None:
@@ -124,8 +118,6 @@ class SocketTransport(asyncio.Transport):
         """Return the socket; the Protocol gets no further events."""
         self._is_closing = True
         self._poller.remove(self._fd)
-        if self.unsent:
-            self._loop.remove_writer(self._fd)
         return self._socket
 
     def _on_readable(self) -> None:
@@ -141,16 +133,20 @@ class SocketTransport(asyncio.Transport):
         else:
             self.close()  # end of input, and a session has nothing to add
 
-    def _on_writable(self) -> None:
+    def _send(self, data: bytes) -> None:
         try:
-            sent = self._socket.send(self.unsent, _DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.abort()
-            return
-        self.unsent = self.unsent[sent:]
-        if not self.unsent:
-            self._loop.remove_writer(self._fd)
-            if self._closes_when_sent:
+            sent = self._socket.send(data, _DONTWAIT)
+        except OSError as error:
+            if error.errno not in BUFFER_ERRNOS:  # the client has gone
                 self.abort()
+                return
+            sent = 0
+        self.unsent = data[sent:]
+        if self.unsent:  # not by epoll, which may report a socket as writable while the kernel lacks memory
+            self._loop.call_later(SEND_RETRY_DELAY, self._send_unsent)
+        elif self._closes_when_sent:
+            self.abort()
+
+    def _send_unsent(self) -> None:
+        if not self._is_closing:
+            self._send(self.unsent)

@@ -233,10 +233,11 @@ def test_a_line_that_the_kernel_has_no_buffer_for_comes_later(start: Start, tmp_
     assert trace.read_text().count("(INJECTED)") == 9
 
 
-def test_a_greeting_that_the_kernel_has_no_buffer_for_comes_later(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["EAGAIN", "ENOBUFS", "ENOMEM"])
+def test_a_greeting_that_the_kernel_has_no_buffer_for_comes_later(start: Start, tmp_path: Path, name: str) -> None:
     """A client waits for it before its first command; the dialogue goes on as any other."""
     daemon = start(*TALK)
-    with failing(daemon, tmp_path / "trace", "sendto:error=EAGAIN:when=1..2"), connect(daemon.address) as client:
+    with failing(daemon, tmp_path / "trace", f"sendto:error={name}:when=1..2"), connect(daemon.address) as client:
         assert client.recv(99).startswith(b"220 ")
         client.sendall(b"NOOP\r\nQUIT\r\n")
         assert re.fullmatch(rb"250 .*\r\n221 .*\r\n", read_all(client))
