@@ -566,6 +566,26 @@ def test_a_check_that_is_interrupted_has_not_found_all_well(number: signal.Signa
             assert (checking.returncode, printed) == (-number, b"")
 
 
+def test_ctrl_c_ends_a_check_that_is_process_1() -> None:
+    """The kernel gives process 1, as in a container, no signal whose action is the default one."""
+    require_root()
+    require_tools("unshare")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE)
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        check = [sys.executable, "-m", "nullsmtpd", "check", "--timeout", "3600", target]
+        command = ["env", "--default-signal=INT", "unshare", "--pid", "--fork", "--kill-child", *check]
+        with subprocess.Popen(command) as unsharing:
+            try:
+                connection, _ = silent.accept()
+                (child,) = Path(f"/proc/{unsharing.pid}/task/{unsharing.pid}/children").read_text().split()
+                os.kill(int(child), signal.SIGINT)
+                assert unsharing.wait(PATIENCE) == 128 + signal.SIGINT
+                connection.close()
+            finally:
+                unsharing.kill()
+
+
 @pytest.mark.usefixtures("no_thread")
 def test_where_no_thread_can_be_had_addresses_are_asked_one_after_the_other(server: Server) -> None:
     """A container that may have no more processes still learns of each."""
