@@ -189,8 +189,8 @@ class _Run:
     def _serve(self, now: int) -> None:
         """Wait until a socket or the schedule needs something, and serve the sockets."""
         wait = _TICK_NS
-        if self._may_start() and self._plan.rate:
-            wait = max(0, min(wait, self._due() - now))
+        if self._plan.rate and (due := self._due()) is not None:
+            wait = max(0, min(wait, due - now))
         if 0 < wait < _FINE_NS:
             select.select([_EPOLL], [], [], wait / 1e9)
             wait = 0
@@ -199,24 +199,22 @@ class _Run:
             if self._plan.clients:
                 self._start_due(now)
 
-    def _may_start(self) -> bool:
+    def _due(self) -> int | None:
+        """Return when the next connection is due, which in a closed loop it always is; None: it may not start yet."""
         limit = self._plan.clients or self._plan.max_open
-        return not self.tally.window and self.tally.started < self._wanted and len(self._open) < limit
-
-    def _due(self) -> int:
-        """Return when the next connection of an open loop is scheduled."""
-        return self._begin + int(self.tally.started / self._plan.rate * 1e9)
+        if self.tally.window or self.tally.started >= self._wanted or len(self._open) >= limit:
+            return None
+        return self._begin + (int(self.tally.started / self._plan.rate * 1e9) if self._plan.rate else 0)
 
     def _start_due(self, now: int) -> None:
         """Start a connection for every client without one, or what is scheduled, however late that is."""
         for _ in range(self._plan.clients or _BATCH):
-            since = self._due() if self._plan.rate else time.perf_counter_ns()
-            if not self._may_start() or (self._plan.rate and since > now):
+            if (due := self._due()) is None or due > now:
                 return
-            self._start(since)
+            self._start(due)
 
-    def _start(self, since: int) -> None:
-        """Open one connection whose times count from ``since``."""
+    def _start(self, due: int) -> None:
+        """Open one connection; in an open loop its times count from when it was due."""
         plan, number = self._plan, self.tally.started
         self.tally.started += 1
         started = time.perf_counter_ns()
@@ -236,9 +234,9 @@ class _Run:
             self.tally.errors[errno.errorcode.get(failure, str(failure))] += 1
             return
         if plan.rate:
-            self.tally.late.append(started - since)
+            self.tally.late.append(started - due)
         descriptor = connection.fileno()
-        self._open[descriptor] = _Connection(connection, since, started)
+        self._open[descriptor] = _Connection(connection, due if plan.rate else started, started)
         _EPOLL.register(descriptor, _EVENTS)
 
     def _on_event(self, descriptor: int, mask: int) -> None:
