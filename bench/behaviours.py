@@ -82,11 +82,11 @@ async def one_client(address: tuple[str, int], name: str, timeout: float) -> str
     """Return the outcome of one client: `WHOLE`, `LEFT`, or what it saw instead of the line."""
     loop = asyncio.get_running_loop()
     received = b""
-    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as connection:
-        connection.setblocking(False)
-        if name == "has_a_tiny_window":  # before the handshake announces another one; the kernel makes it 2,304 octets
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        try:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as connection:
+            connection.setblocking(False)
+            if name == "has_a_tiny_window":  # before the handshake announces another; the kernel makes it 2,304 octets
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             async with asyncio.timeout(timeout):
                 await loop.sock_connect(connection, address)
                 for step in BEHAVIOURS[name]:
@@ -95,12 +95,12 @@ async def one_client(address: tuple[str, int], name: str, timeout: float) -> str
                     received += await _take(loop, connection, step)
                 while more := await loop.sock_recv(connection, _READ):
                     received += more
-        except TimeoutError:
-            return f"silence after {received!r}"
-        except ConnectionRefusedError:
-            return "refused"
-        except OSError as error:
-            return f"{type(error).__name__} after {received!r}"
+    except TimeoutError:
+        return f"silence after {received!r}"
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError as error:
+        return f"{type(error).__name__} after {received!r}"
     return WHOLE if received == LINE else f"FIN after {received!r}"
 
 

@@ -120,6 +120,7 @@ def _failures(found: _Soak, arm: str) -> list[str]:
 
 async def _run(server: servers.Server, found: _Soak, duration: float, rate: float, most_open: int) -> None:
     loop, process = asyncio.get_running_loop(), server.processes[0]
+    loop.set_exception_handler(lambda *_: None)  # Ctrl-C within a task is raised by run() too; no traceback beside that
     names = list(BEHAVIOURS)
     next_sample = begun = loop.time()
 
