@@ -17,6 +17,9 @@ __all__ = ["Poller", "SocketTransport"]
 # Read at a time: more than a client sends before it waits for a reply.
 _READ_OCTETS = 1 << 14
 
+#: Sockets served before the event loop gets its turn: a listener is asked for one client in each.
+MAX_EVENTS = 64
+
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
@@ -52,9 +55,8 @@ class Poller:
             self._epoll.unregister(fd)
 
     def _on_readable(self) -> None:
-        """Serve every socket that is readable now: a timeout that is due expires at the next iteration of the loop."""
         assert self._epoll is not None
-        for fd, _ in self._epoll.poll(0, len(self._callbacks) + 1):  # at least 1
+        for fd, _ in self._epoll.poll(0, MAX_EVENTS):
             if callback := self._callbacks.get(fd):  # not removed by one of the others
                 callback()
 
