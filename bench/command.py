@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 from bench import compare, footprint, load, relay, report, servers, soak, system
 from bench.report import Report
 from nullsmtpd.cli.arguments import shown
+from nullsmtpd.cli.command import STDERR, print_line
 
 #: What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
@@ -188,8 +189,7 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
 
 
 def _complain(text: str, status: int) -> int:
-    sys.stderr.write(f"bench: {' '.join(text.split())[:500]}\n")
-    return status
+    return print_line(STDERR, f"bench: {' '.join(text.split())[:500]}", status)
 
 
 def _number(low: _Number, high: float) -> Callable[[str], _Number]:

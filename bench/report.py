@@ -71,7 +71,7 @@ def number(value: float | None, most: int = 9) -> str:
     """Write a number with three significant digits, but at most ``most`` after the point; a dash for None."""
     if value is None:
         return "-"
-    digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    digits = 2 - int(f"{value:.2e}".partition("e")[2]) if value > 0 else 0  # of the rounded value: 9.996 is 10.0
     return f"{value:,.{min(max(digits, 0), most)}f}"
 
 

@@ -47,7 +47,11 @@ def test_nothing_measured_has_no_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (0.0682, "0.0682"), (0.61, "0.610"), (8.14, "8.14"), (31.44, "31.4"), (331, "331")]
+    ("value", "text"),
+    [
+        *((0.0, "0"), (0.0682, "0.0682"), (0.61, "0.610"), (8.14, "8.14"), (31.44, "31.4"), (331, "331")),
+        *((0.9996, "1.00"), (9.996, "10.0"), (99.96, "100")),
+    ],
 )
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     """What a table shows is as precise as what was measured."""
