@@ -43,12 +43,13 @@ CAPACITY_PAUSE = 0.1
 #: Seconds until the same error is logged again.
 LOG_INTERVAL = 60.0
 
-# accept(2), "Error handling": a pending error of the connection, not of the listener. The next accept may succeed.
+# accept(2), "Error handling": a pending error of the connection, not of the listener. The next accept may succeed. Not
+# EPERM, which seccomp(2) filters return: the connection stays in the queue, and epoll would report it again at once.
 _CONNECTION_ERRNOS = frozenset(
     number
     for name in (
         *("ECONNABORTED", "EINTR", "ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH"),
-        *("EOPNOTSUPP", "ENETUNREACH", "EPERM", "ETIMEDOUT", "ECONNRESET"),
+        *("EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
     )
     if (number := getattr(errno, name, None)) is not None
 )

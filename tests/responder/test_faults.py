@@ -18,8 +18,9 @@ import pytest
 from faults import failing, injecting, inside, network, stopped
 from support import LINE, PATIENCE, Start, connect, read_all, require, require_tools, run_clients
 
-CONNECTION_ERRORS = [errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EPERM, errno.ENETDOWN]
-CAPACITY_ERRORS = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
+CONNECTION_ERRORS = [errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.ECONNRESET, errno.ENETDOWN]
+#: Those after which nothing is accepted for a while; EPERM: by seccomp(2), with the connection left in the queue.
+PAUSING_ERRORS = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM]
 
 
 def test_with_64_descriptors_hundreds_at_once_are_answered(start: Start) -> None:
@@ -193,7 +194,7 @@ def test_resets_in_the_backlog_are_shrugged_at(start: Start) -> None:
     assert daemon.stats()["send_errors"] == "100"
 
 
-@pytest.mark.parametrize("number", [*CONNECTION_ERRORS, *CAPACITY_ERRORS], ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("number", [*CONNECTION_ERRORS, *PAUSING_ERRORS], ids=lambda number: errno.errorcode[number])
 @pytest.mark.parametrize("mode", ["close", "mail"])
 def test_no_accept_that_fails_in_the_kernel_costs_a_client_its_line(
     start: Start, tmp_path: Path, mode: str, number: int
@@ -211,7 +212,7 @@ def test_no_accept_that_fails_in_the_kernel_costs_a_client_its_line(
     assert stats["connections"] == "30"
     # accept(2) that is interrupted is called again by the interpreter itself (PEP 475)
     assert stats["accept_errors"] == ("0" if number == errno.EINTR else f"{name}:3")
-    assert len(daemon.lines("accept-paused")) == (number in CAPACITY_ERRORS)
+    assert len(daemon.lines("accept-paused")) == (number in PAUSING_ERRORS)
     assert daemon.stop() == 0
     calls = trace.read_text()
     assert calls.count("(INJECTED)") == 3
