@@ -51,12 +51,21 @@ elif _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not ig
 
 
 def main() -> int:
-    """Run the command with the arguments and the environment of this process; return its exit status."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["check"]:
-        from nullsmtpd.cli.check import run
+    """Run the command with the arguments and the environment of this process; return its exit status.
 
-        return run(arguments[1:], os.environ)
+    Raises `SystemExit` with a message, which is status 1, when a part of the installation is missing or unreadable.
+    """
+    try:
+        return _run(sys.argv[1:])
+    except (ImportError, PermissionError) as error:
+        sys.exit(f"nullsmtpd: cannot run: {error}; reinstall nullsmtpd and uvloop")
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["check"]:
+        from nullsmtpd.cli.check import run as run_check
+
+        return run_check(arguments[1:], os.environ)
     if arguments[:1] == ["relay"]:
         from nullsmtpd.cli.relay import run as run_relay
 

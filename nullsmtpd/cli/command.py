@@ -68,8 +68,6 @@ def run_server(
         if not isinstance(error, AccountError):
             raise
         message, status = f"--{error.kind}: {shown(error.value)} {error}", 2
-    except ImportError as error:
-        message, status = f"cannot run: {error}; reinstall nullsmtpd and uvloop", 1
     except OSError as error:
         message, status = _explain(error, options, listen_pid), 1
     else:
