@@ -14,6 +14,9 @@ from bench.stats import Spread
 #: Columns of a terminal that tables and notes fit.
 WIDTH = 80
 
+# The least figure of a chart: a server that has stopped takes no CPU time, and a logarithmic scale has no 0.
+_LEAST = 0.01
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each is legible on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
@@ -102,13 +105,13 @@ def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -
     places = {rate: math.log10(rate / rates[0]) for rate in rates}
     places[0.0] = max(places.values(), default=0.0) + 0.6
     span = max(places[rate] for points in series.values() for rate in points) or 1.0
-    low, high = math.log10(min(values) / 1.1), math.log10(max(values) * 1.1)
+    low, high = math.log10(max(min(values), _LEAST) / 1.1), math.log10(max(*values, _LEAST) * 1.1)
 
     def x(rate: float) -> float:
         return left + 25 + (width - left - right - 60) * places[rate] / span
 
     def y(value: float) -> float:
-        return top + (height - top - bottom) * (high - math.log10(value)) / (high - low)
+        return top + (height - top - bottom) * (high - math.log10(max(value, _LEAST))) / (high - low)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
