@@ -153,10 +153,14 @@ class Publications:
         row = _judge(
             _quoted(records) or "none",
             zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all"),
-            (Status.WRONG, several, len(policies) > 1),
+            (Status.WRONG, f"{several}{hint}", len(policies) > 1),
             (Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}", not policies),
-            (Status.WRONG, f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}", policy.error),
-            (Status.ADVICE, "every host may send mail as this domain", policy.passes_all),
+            (
+                Status.WRONG,
+                f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}{hint}",
+                policy.error,
+            ),
+            (Status.ADVICE, f"every host may send mail as this domain{hint}", policy.passes_all),
             (Status.OK, "the domain sends mail: not every host fails", policy.sends),
             (Status.WRONG, "no host may send mail as this domain, but it sends", self.sends),
             (Status.OK, "no host may send mail as this domain", True),
