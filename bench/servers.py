@@ -173,7 +173,7 @@ def varied(lingers: Sequence[float], idle: Sequence[int], addresses: Sequence[in
     """
     for_an_hour = ("--linger", "3600", "--max-lingering")
     return [
-        *(nullsmtpd("--linger", f"{seconds:g}", name=f"linger {seconds:g}") for seconds in lingers),
+        *(nullsmtpd("--linger", f"{seconds:f}", name=f"linger {seconds:g}") for seconds in lingers),
         *(nullsmtpd(*for_an_hour, str(count + ROOM), name=f"{count} idle", idle=count) for count in idle),
         *(nullsmtpd(name=f"addresses: {count}", addresses=count) for count in addresses),
     ]

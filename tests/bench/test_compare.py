@@ -37,11 +37,11 @@ def test_compare_measures_every_arm_at_every_rate(tmp_path: Path) -> None:
 
 def test_compare_varies_what_nullsmtpd_has_to_keep(tmp_path: Path) -> None:
     """Idle clients, addresses and the linger time each make one more arm, beside what they are compared with."""
-    varied = ("--linger", "0", "--lingering", "0,40", "--addresses", "1,2")
+    varied = ("--linger", "0,1e-5", "--lingering", "0,40", "--addresses", "1,2")
     arms = ("--arms", "nullsmtpd", "--base", "nullsmtpd", "--rates", "closed")
     _, found = bench("compare", *arms, *varied, *TINY, json_path=tmp_path / "c.json")
     assert [one["server"] for one in found["results"]] == [
-        *("nullsmtpd", "linger 0", "0 idle", "40 idle", "addresses: 1", "addresses: 2")
+        *("nullsmtpd", "linger 0", "linger 1e-05", "0 idle", "40 idle", "addresses: 1", "addresses: 2")
     ]
     assert {one["lost"] for one in found["results"]} == {0}
 
