@@ -145,11 +145,17 @@ class _Server:
             self._loop.add_reader(connection, self._on_readable, connection, bytearray())
         except OSError:  # no descriptor or memory: the reader waits in the accept queue; or it has gone
             self._loop.remove_reader(listener)
-            self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, listener, self.accept, listener)
+            self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
             return
         if len(self._timers) >= MAX_READERS:
             self._close(next(iter(self._timers)))
         self._timers[connection] = self._loop.call_later(READER_TIMEOUT, self._close, connection)
+
+    def _resume(self, listener: socket.socket) -> None:
+        try:
+            self._loop.add_reader(listener, self.accept, listener)
+        except OSError:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
+            self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
 
     def _on_readable(self, connection: socket.socket, request: bytearray) -> None:
         try:

@@ -166,6 +166,21 @@ def test_without_descriptors_a_reader_waits_and_nothing_spins(start: Start) -> N
     assert daemon.stop() == 0
 
 
+def test_without_room_in_epoll_a_reader_waits(start: Start, tmp_path: Path) -> None:
+    """At fs.epoll.max_user_watches, epoll(7), the listening socket itself cannot be watched again for a while."""
+    daemon = start(*WITH_METRICS)
+    scrape(daemon)
+    trace = tmp_path / "trace"
+    with contextlib.ExitStack() as stack:
+        with failing(daemon, trace, "epoll_ctl:error=ENOSPC"):
+            reader = stack.enter_context(connect(metrics_address(daemon)))
+            reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            daemon.wait_for(lambda: trace.read_text().count("EPOLL_CTL_ADD") >= 3, "two tries to accept again")
+        with contextlib.suppress(ConnectionError):
+            read_all(reader)
+    scrape(daemon)
+
+
 def test_a_reader_that_is_connected_gets_the_counters_though_descriptors_run_out(start: Start) -> None:
     """When an operator needs them most; only what /proc would have to be opened for is left out."""
     require(sys.platform == "linux", "prlimit")
