@@ -10,7 +10,11 @@ from typing import cast
 from nullsmtpd.responder.linger import DISCARD_BUFFER, DRAIN_TIMEOUT, MAX_DRAIN_OCTETS, MAX_DRAINS
 from nullsmtpd.responder.replies import REPLY
 
-__all__ = ["DrainProtocol"]
+__all__ = ["CLOSE_DELAY", "DrainProtocol"]
+
+#: Seconds for which a client that cannot be told the end by half-closing is drained before the close: what it has sent
+#: already must not reset it, and a client that reads to the end should not wait for long.
+CLOSE_DELAY = 0.5
 
 
 class DrainProtocol(asyncio.BufferedProtocol):
@@ -22,14 +26,14 @@ class DrainProtocol(asyncio.BufferedProtocol):
 
     ``reply``: the octets to send first; ``b""`` for a connection that was answered and half-closed already.
     ``drains``: the set of Protocols that share one limit; this one may be in it already. ``max_drains``: how many there
-    may be; a further client gets the reply and is closed at once, as is every client of a transport without half-close
-    (TLS). ``timeout`` (seconds) and ``octets``: how long, and for how much input, a client is drained before it is
-    aborted.
+    may be; a further client gets the reply and is closed at once. ``timeout`` (seconds) and ``octets``: how long, and
+    for how much input, a client is drained before it is aborted. A transport without half-close (TLS) is closed after
+    half a second.
 
     No method raises, whatever the client does. RFC 7504 §3: the connection may be closed after the 521 reply.
     """
 
-    __slots__ = ("_drains", "_max_drains", "_octets_left", "_reply", "_timeout", "_timer", "_transport")
+    __slots__ = ("_drains", "_max_drains", "_octets_left", "_reply", "_timeout", "_timers", "_transport")
 
     _all_drains: set["DrainProtocol"] = set()  # noqa: RUF012 - shared on purpose: the limit holds for the process
 
@@ -48,20 +52,21 @@ class DrainProtocol(asyncio.BufferedProtocol):
         self._timeout = timeout
         self._octets_left = octets
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the reply and the FIN; drain if there is room."""
         stream = self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
+        loop = asyncio.get_running_loop()
+        # Also without room to drain: close() waits for as long as a client does not read.
+        self._timers.append(loop.call_later(self._timeout, self._abort))
         with contextlib.suppress(OSError, RuntimeError):  # the client has gone already
             if self._reply:
                 stream.write(self._reply)
                 if stream.can_write_eof():
                     stream.write_eof()
                 else:  # TLS
-                    stream.close()
-        # Also without room to drain: close() waits for as long as a client does not read.
-        self._timer = asyncio.get_running_loop().call_later(self._timeout, self._abort)
+                    self._timers.append(loop.call_later(CLOSE_DELAY, stream.close))
         if self not in self._drains:
             if len(self._drains) >= self._max_drains:
                 stream.close()
@@ -85,9 +90,8 @@ class DrainProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Make room for the next client."""
         self._drains.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in self._timers:
+            timer.cancel()
 
     def _abort(self) -> None:
         if self._transport is not None:

@@ -87,6 +87,18 @@ def test_over_tls_the_line_is_followed_by_close_notify(new_loop: NewLoop, certif
 
 
 @each_loop
+def test_input_after_the_line_over_tls_resets_nobody(new_loop: NewLoop, certificate: Path) -> None:
+    """A client that is still sending when it gets the line can finish, and read the end."""
+
+    def client(connection: ssl.SSLSocket) -> bytes:
+        line = connection.recv(99)
+        connection.sendall(b"x" * 300_000)
+        return line + read_all(connection)
+
+    assert over_tls(new_loop, certificate, DrainProtocol, client) == LINE
+
+
+@each_loop
 def test_a_session_over_tls_lasts_until_quit(new_loop: NewLoop, certificate: Path) -> None:
     """RFC 5321 §4.1.1.10: every reply, 221 to QUIT, and then the end of the connection."""
 

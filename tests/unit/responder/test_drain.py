@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullsmtpd import DrainProtocol
+from nullsmtpd.responder.drain import CLOSE_DELAY
 from nullsmtpd.responder.linger import DRAIN_TIMEOUT
 
 
@@ -62,6 +63,17 @@ def test_reply_and_fin_come_first() -> None:
     DrainProtocol(b"521 No\r\n", drains=set()).connection_made(transport)
     assert transport.written == b"521 No\r\n"
     assert transport.calls == ["write", "write_eof"]
+
+
+def test_without_half_close_the_connection_is_closed_soon(loop: FakeLoop) -> None:
+    """TLS: the client is drained for a moment, then closed, and aborted after its time if that is not the end."""
+    transport = FakeTransport(can_eof=False)
+    DrainProtocol(b"521 No\r\n", drains=set()).connection_made(transport)
+    assert transport.calls == ["write"]
+    loop.advance(CLOSE_DELAY)
+    assert transport.calls == ["write", "close"]
+    loop.advance(DRAIN_TIMEOUT - CLOSE_DELAY)
+    assert transport.calls == ["write", "close", "abort"]
 
 
 @pytest.mark.usefixtures("loop")
