@@ -18,7 +18,7 @@ from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.metrics import serve_metrics
 from nullsmtpd.runtime.privileges import drop_privileges, find_account
 from nullsmtpd.runtime.process import files_left, install_signal_handlers, lower_option, run, warn_if_root
-from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
+from nullsmtpd.runtime.sockets import CONNECTION_ERRNOS, Address, ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
 __all__ = ["serve"]
@@ -35,8 +35,6 @@ SHUTDOWN_TIMEOUT = 5.0
 
 #: Seconds without accepting when file descriptors or memory have run out; clients wait in the accept queue.
 CAPACITY_PAUSE = 0.1
-
-_CAPACITY_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def serve(options: Options) -> None:
@@ -129,11 +127,11 @@ class Server:
             if _is_shut_down(listener):
                 self._failure = ListenError(errno.EINVAL, "the listening socket was shut down", _address(listener))
                 self._shutdown.set()
-            elif error.errno in _CAPACITY_ERRNOS:
+            elif error.errno in CONNECTION_ERRNOS:
+                return True
+            elif not isinstance(error, BlockingIOError):
                 self._loop.remove_reader(listener)
                 self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
-            elif not isinstance(error, BlockingIOError):
-                return True  # other errors concern one connection, accept(2)
             return False
         connection.setblocking(False)
         task = self._loop.create_task(self._connect(connection))

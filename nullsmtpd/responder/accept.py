@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nullsmtpd.responder.linger import BUFFER_ERRNOS, SEND_RETRY_DELAY, LingerQueue
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.sockets import ListenError, local_address
+from nullsmtpd.runtime.sockets import CONNECTION_ERRNOS, ListenError, local_address
 from nullsmtpd.runtime.tcp import accept_queue_len
 
 if TYPE_CHECKING:
@@ -42,17 +42,6 @@ CAPACITY_PAUSE = 0.1
 
 #: Seconds until the same error is logged again.
 LOG_INTERVAL = 60.0
-
-# accept(2), "Error handling": a pending error of the connection, not of the listener. The next accept may succeed. Not
-# EPERM, which seccomp(2) filters return: the connection stays in the queue, and epoll would report it again at once.
-_CONNECTION_ERRNOS = frozenset(
-    number
-    for name in (
-        *("ECONNABORTED", "EINTR", "ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH"),
-        *("EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
-    )
-    if (number := getattr(errno, name, None)) is not None
-)
 
 # accept(2): the socket does not listen any more, as another process that has it called shutdown(2), and never will.
 _PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSOCK})
@@ -218,7 +207,7 @@ class Acceptor:
         if number in _PERMANENT_ERRNOS:
             self._stop_waiting()
             self._on_failure(ListenError(number, "the listening socket was shut down", local_address(listener)))
-        elif number not in _CONNECTION_ERRNOS:
+        elif number not in CONNECTION_ERRNOS:
             self._log_rate_limited("accept-paused", error)
             self._linger.shed()
             self._pause(CAPACITY_PAUSE)

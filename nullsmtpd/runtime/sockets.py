@@ -7,10 +7,30 @@ import socket
 from socket import SocketType
 from typing import Any, NamedTuple
 
-__all__ = ["Address", "ListenError", "bind", "format_sockaddr", "local_address", "parse_address", "parse_target"]
+__all__ = [
+    "CONNECTION_ERRNOS",
+    "Address",
+    "ListenError",
+    "bind",
+    "format_sockaddr",
+    "local_address",
+    "parse_address",
+    "parse_target",
+]
 
 # Errors of a host without an address family, or with it disabled.
 _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
+
+#: accept(2), "Error handling": a pending error of the connection, not of the listener. The next accept may succeed. Not
+#: EPERM, which seccomp(2) filters return: the connection stays in the queue, and epoll would report it again at once.
+CONNECTION_ERRNOS = frozenset(
+    number
+    for name in (
+        *("ECONNABORTED", "EINTR", "ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH"),
+        *("EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
+    )
+    if (number := getattr(errno, name, None)) is not None
+)
 
 # RFC 1123 §2.1 host names; the underscore is common in container networks.
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import stat
@@ -538,11 +539,15 @@ def test_a_listener_that_is_shut_down_by_another_process_ends_it(
         assert daemon.log.endswith(": the listening socket was shut down; restart the program that passes it in\n")
 
 
-def test_out_of_descriptors_it_accepts_later(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
-    """Clients wait in the accept queue meanwhile: none is closed without a reply."""
+@pytest.mark.parametrize("name", ["EMFILE", "EPERM", "EACCES"])
+def test_where_accept_fails_it_accepts_later(start: Start, dns_server: NameServer, tmp_path: Path, name: str) -> None:
+    """Out of descriptors, or by a security policy: clients wait in the accept queue, and nothing spins meanwhile."""
     daemon = relay(start, dns_server)
-    with failing(daemon, tmp_path / "trace", "accept4:error=EMFILE:when=1..3"), connect(daemon.address) as client:
+    trace = tmp_path / "trace"
+    with failing(daemon, trace, f"accept4:error={name}:when=1..3"), connect(daemon.address) as client:
         assert ask(client, "null.example") == [REFUSAL]
+    until_last_failure, _, _ = trace.read_text().rpartition("(INJECTED)")
+    assert len(re.findall(r"^epoll_p?wait2?\(.*\) += 0$", until_last_failure, re.MULTILINE)) >= 2  # timers, no events
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
