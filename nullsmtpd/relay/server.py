@@ -148,7 +148,10 @@ class Server:
 
     def _watch(self, listener: socket.socket) -> None:
         if not self._shutdown.is_set():
-            self._loop.add_reader(listener, self._accept, listener)
+            try:
+                self._loop.add_reader(listener, self._accept, listener)
+            except OSError:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
+                self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
 
     def _gauges(self) -> dict[str, int]:
         return {"talking": len(self._clients), "pending": self._answers.pending, "cached": self._answers.cached}

@@ -550,6 +550,18 @@ def test_where_accept_fails_it_accepts_later(start: Start, dns_server: NameServe
     assert len(re.findall(r"^epoll_p?wait2?\(.*\) += 0$", until_last_failure, re.MULTILINE)) >= 2  # timers, no events
 
 
+def test_without_room_in_epoll_it_accepts_later(start: Start, dns_server: NameServer, tmp_path: Path) -> None:
+    """After such a pause, at fs.epoll.max_user_watches, the listening socket cannot be watched again for a while."""
+    daemon = relay(start, dns_server)
+    trace = tmp_path / "trace"
+    with contextlib.ExitStack() as stack:
+        # Three calls remove the listening socket from epoll; the fourth would watch it again.
+        with failing(daemon, trace, "accept4,epoll_ctl:error=ENOSPC:when=4+"):
+            client = [stack.enter_context(connect(daemon.address)) for _ in range(4)][-1]
+            daemon.wait_for(lambda: trace.read_text().count("EPOLL_CTL_ADD") >= 3, "three tries to accept again")
+        assert ask(client, "null.example") == [REFUSAL]
+
+
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
 def test_a_socket_of_datagrams_or_packets_that_is_passed_in_is_an_error(kind: int) -> None:
     """One line with what would be valid, exit status 1; a socket of packets may listen, unix(7)."""
