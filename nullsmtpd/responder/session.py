@@ -29,8 +29,9 @@ COMMAND_TIMEOUT = 300.0
 #: Seconds: twice as long as for one command. A client that is still talking then has no mail to deliver.
 SESSION_TIMEOUT = 600.0
 
-#: Seconds that a client gets when its timeout has expired: enough for the event loop to read what ten thousand clients
-#: have sent while the process was stopped.
+#: Seconds by which a timer is late only if the process was stopped; and seconds that a client gets then: enough for the
+#: event loop to read what ten thousand of them have sent meanwhile.
+LATE = 0.01
 READ_GRACE = 1.0
 
 _DONTWAIT_MORE = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_MORE", 0))
@@ -145,7 +146,7 @@ class SessionProtocol(asyncio.Protocol):
         due = min(self._last_input + self._timeout, self._deadline)
         if due > now:
             self._timer = self._loop.call_at(due, self._check_timeout)
-        elif not has_read:
+        elif not has_read and now - due > LATE:
             self._timer = self._loop.call_later(READ_GRACE, functools.partial(self._check_timeout, has_read=True))
         else:
             self._timer = None

@@ -71,7 +71,7 @@ def test_a_silent_client_is_timed_out(transport: FakeTransport) -> None:
         protocol.data_received(b"NO")
         loop.advance(COMMAND_TIMEOUT - 1)
         assert transport.written == GREETING
-        loop.advance(1 + READ_GRACE)
+        loop.advance(1)
         assert_ended_by_timeout(transport, protocol)
 
 
@@ -84,7 +84,6 @@ def test_a_client_that_never_stops_is_timed_out(transport: FakeTransport) -> Non
             protocol.data_received(b"N")
             assert transport.written == GREETING
             loop.advance(1)
-        loop.advance(READ_GRACE)
         assert_ended_by_timeout(transport, protocol)
 
 
@@ -93,10 +92,23 @@ def test_input_that_is_read_late_is_not_silence(transport: FakeTransport) -> Non
     loop, protocol = FakeLoop(), SessionProtocol(MAIL)
     with loop.running():
         protocol.connection_made(transport)
-        loop.advance(COMMAND_TIMEOUT)
+        loop.now += COMMAND_TIMEOUT + 1
+        loop.advance(0)
         protocol.data_received(b"QUI")
-        loop.advance(COMMAND_TIMEOUT - 1)
+        loop.advance(COMMAND_TIMEOUT / 2)
         assert transport.written == GREETING
+
+
+def test_silence_during_a_stop_of_the_process_is_timed_out(transport: FakeTransport) -> None:
+    """A little later, when what arrived meanwhile would have been read."""
+    loop, protocol = FakeLoop(), SessionProtocol(MAIL)
+    with loop.running():
+        protocol.connection_made(transport)
+        loop.now += COMMAND_TIMEOUT + 1
+        loop.advance(0)
+        assert transport.written == GREETING
+        loop.advance(READ_GRACE)
+        assert_ended_by_timeout(transport, protocol)
 
 
 def test_a_client_that_does_not_read_is_aborted(transport: FakeTransport) -> None:
