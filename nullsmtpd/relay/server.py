@@ -18,7 +18,7 @@ from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.metrics import serve_metrics
 from nullsmtpd.runtime.privileges import drop_privileges, find_account
 from nullsmtpd.runtime.process import files_left, install_signal_handlers, lower_option, run, warn_if_root
-from nullsmtpd.runtime.sockets import CONNECTION_ERRNOS, Address, ListenError, bind, local_address
+from nullsmtpd.runtime.sockets import CONNECTION_ERRNOS, Address, ListenError, bind, local_address, pause_accepting
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 
 __all__ = ["serve"]
@@ -32,9 +32,6 @@ SPARE_DESCRIPTORS = 16
 
 #: Seconds at shutdown for clients that wait for DNS, or do not read. Container engines kill a process after 10 seconds.
 SHUTDOWN_TIMEOUT = 5.0
-
-#: Seconds without accepting when file descriptors or memory have run out; clients wait in the accept queue.
-CAPACITY_PAUSE = 0.1
 
 
 def serve(options: Options) -> None:
@@ -65,7 +62,7 @@ class Server:
         try:
             listeners = self._open_sockets()
             for listener in listeners:
-                self._watch(listener)
+                self._loop.add_reader(listener, self._accept, listener)
                 log("listening", address=_address(listener))
             self._notifier.notify("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
             self._notifier.start_watchdog(self._loop)
@@ -130,8 +127,7 @@ class Server:
             elif error.errno in CONNECTION_ERRNOS:
                 return True
             elif not isinstance(error, BlockingIOError):
-                self._loop.remove_reader(listener)
-                self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
+                pause_accepting(self._loop, listener, self._accept)
             return False
         connection.setblocking(False)
         task = self._loop.create_task(self._connect(connection))
@@ -145,13 +141,6 @@ class Server:
             await self._loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:  # no memory for it
             connection.close()
-
-    def _watch(self, listener: socket.socket) -> None:
-        if not self._shutdown.is_set():
-            try:
-                self._loop.add_reader(listener, self._accept, listener)
-            except OSError:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
-                self._loop.call_later(CAPACITY_PAUSE, self._watch, listener)
 
     def _gauges(self) -> dict[str, int]:
         return {"talking": len(self._clients), "pending": self._answers.pending, "cached": self._answers.cached}

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from nullsmtpd.responder.linger import BUFFER_ERRNOS, SEND_RETRY_DELAY, LingerQueue
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.sockets import CONNECTION_ERRNOS, ListenError, local_address
+from nullsmtpd.runtime.sockets import CAPACITY_PAUSE, CONNECTION_ERRNOS, ListenError, local_address
 from nullsmtpd.runtime.tcp import accept_queue_len
 
 if TYPE_CHECKING:
     from nullsmtpd.responder.access_log import AccessLog
     from nullsmtpd.responder.session import Sessions
 
-__all__ = ["BURST_RATE", "CAPACITY_PAUSE", "POLL_INTERVAL", "Acceptor"]
+__all__ = ["BURST_RATE", "POLL_INTERVAL", "Acceptor"]
 
 #: Connections a second from which on a poll timer replaces epoll: one wake-up costs about as much as one answer, so
 #: from here on it saves more than the timer costs (bench/README.md). Below, a client never waits for a timer.
@@ -35,10 +35,6 @@ MAX_ACCEPT_BATCH = 256
 
 #: Seconds without accepting while the linger queue is full of sockets that are too young to evict.
 FULL_PAUSE = 0.01
-
-#: Seconds without accepting when file descriptors or memory have run out, while clients keep their place in the accept
-#: queue.
-CAPACITY_PAUSE = 0.1
 
 #: Seconds until the same error is logged again.
 LOG_INTERVAL = 60.0

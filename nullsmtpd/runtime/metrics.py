@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from nullsmtpd import __version__
 from nullsmtpd.runtime.log import log
-from nullsmtpd.runtime.sockets import Address, bind, local_address
+from nullsmtpd.runtime.sockets import Address, bind, local_address, pause_accepting
 
 __all__ = ["Family", "build_info", "serve_metrics"]
 
@@ -26,9 +26,6 @@ MAX_READERS = 4
 
 #: Seconds until a reader's request must be complete; Prometheus itself gives up after ten.
 READER_TIMEOUT = 5.0
-
-#: Seconds without accepting after an accept has failed.
-ACCEPT_PAUSE = 0.1
 
 #: Octets of a request: Prometheus sends some hundred. RFC 9110 §5.4 lets a server refuse larger ones.
 MAX_REQUEST_OCTETS = 8192
@@ -141,18 +138,11 @@ class _Server:
             connection.setblocking(False)
             self._loop.add_reader(connection, self._on_readable, connection, bytearray())
         except OSError:  # no descriptor or memory: the reader waits in the accept queue; or it has gone
-            self._loop.remove_reader(listener)
-            self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
+            pause_accepting(self._loop, listener, self.accept)
             return
         if len(self._timers) >= MAX_READERS:
             self._close(next(iter(self._timers)))
         self._timers[connection] = self._loop.call_later(READER_TIMEOUT, self._close, connection)
-
-    def _resume(self, listener: socket.socket) -> None:
-        try:
-            self._loop.add_reader(listener, self.accept, listener)
-        except OSError:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
-            self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
 
     def _on_readable(self, connection: socket.socket, request: bytearray) -> None:
         try:

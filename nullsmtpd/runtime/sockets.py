@@ -4,10 +4,15 @@ import errno
 import os
 import re
 import socket
+from collections.abc import Callable
 from socket import SocketType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = [
+    "CAPACITY_PAUSE",
     "CONNECTION_ERRNOS",
     "Address",
     "ListenError",
@@ -16,6 +21,7 @@ __all__ = [
     "local_address",
     "parse_address",
     "parse_target",
+    "pause_accepting",
 ]
 
 # Errors of a host without an address family, or with it disabled.
@@ -31,6 +37,10 @@ CONNECTION_ERRNOS = frozenset(
     )
     if (number := getattr(errno, name, None)) is not None
 )
+
+#: Seconds without accepting when file descriptors or memory have run out, while clients keep their place in the accept
+#: queue.
+CAPACITY_PAUSE = 0.1
 
 # RFC 1123 §2.1 host names; the underscore is common in container networks.
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
@@ -182,3 +192,22 @@ def _listen(family: int, sockaddr: tuple[Any, ...], backlog: int, *, reuse_port:
         raise OSError(error.errno, os.strerror(error.errno or 0)) from None
     listener.setblocking(False)
     return listener
+
+
+def pause_accepting(
+    loop: "asyncio.AbstractEventLoop", listener: socket.socket, accept: Callable[[socket.socket], object]
+) -> None:
+    """Stop calling ``accept``, the reader of ``listener``, for `CAPACITY_PAUSE` or until epoll has room for it."""
+    loop.remove_reader(listener)
+    loop.call_later(CAPACITY_PAUSE, _resume_accepting, loop, listener, accept)
+
+
+def _resume_accepting(
+    loop: "asyncio.AbstractEventLoop", listener: socket.socket, accept: Callable[[socket.socket], object]
+) -> None:
+    if listener.fileno() < 0:  # closed meanwhile
+        return
+    try:
+        loop.add_reader(listener, accept, listener)
+    except OSError:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
+        pause_accepting(loop, listener, accept)

@@ -88,7 +88,7 @@ def test_a_client_that_never_stops_is_timed_out(transport: FakeTransport) -> Non
 
 
 def test_input_that_is_read_late_is_not_silence(transport: FakeTransport) -> None:
-    """A process that was stopped finds the timer due first, and what arrived meanwhile in its next iteration."""
+    """A process that was stopped finds the timer due first, and reads what arrived meanwhile a little later."""
     loop, protocol = FakeLoop(), SessionProtocol(MAIL)
     with loop.running():
         protocol.connection_made(transport)
