@@ -364,6 +364,20 @@ def test_a_steady_stream_of_connections_does_not_block_shutdown(
         assert bench.listeners[0].fileno() == -1
 
 
+def test_a_handshake_that_completes_at_the_last_moment_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes it from the table of handshakes before it puts it into the accept queue."""
+    with Bench() as bench:
+        clients: list[socket.socket] = []
+
+        async def sleep(_: float) -> None:
+            if not clients:
+                clients.extend(bench.connect())
+
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        asyncio.run(shutdown.drain_accept_queues(bench.acceptor, close_port=False))
+        assert is_answered(clients[0])
+
+
 def send_fails(number: int, times: int) -> Callable[..., int]:
     """Return a method that fails so often, and then sends."""
     left = [number] * times
