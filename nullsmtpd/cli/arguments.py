@@ -10,20 +10,8 @@ from typing import Any, NamedTuple
 
 from nullsmtpd.runtime.sockets import Address, parse_address
 
-__all__ = [
-    "COMMON_OPTIONS",
-    "Option",
-    "UsageError",
-    "boolean",
-    "option_lines",
-    "positive_int",
-    "positive_seconds",
-    "read_options",
-    "seconds",
-    "shown",
-    "user_or_group",
-    "variable",
-]
+__all__ = ["COMMON_OPTIONS", "Option", "UsageError", "boolean", "option_lines", "positive_int", "positive_seconds"]
+__all__ += ["read_options", "seconds", "shown", "user_or_group", "variable"]
 
 _PREFIX = "NULLSMTPD_"
 

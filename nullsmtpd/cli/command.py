@@ -2,10 +2,10 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from nullsmtpd import __version__
 from nullsmtpd.cli.arguments import UsageError, shown
@@ -33,19 +33,18 @@ _UNIX_HINTS = {
     errno.EINVAL: "restart the program that passes it in",
 }
 
-_O = TypeVar("_O")
-
 
 def run_server(
     name: str,
     arguments: Sequence[str],
     help_text: Callable[[], str],
-    parse: Callable[[], _O],
-    serve: Callable[[_O], None],
+    parse: Callable[[], object],
+    module: str,
 ) -> int:
     """Print what ``--help`` or ``--version`` asks for, or else serve with the parsed options; return the exit status.
 
-    ``name``: the command, for messages. 0: shut down by a signal; 1: cannot run; 2: invalid options.
+    ``name``: the command, for messages. ``module``: its function ``serve`` is called, and imported only then. Status 0:
+    shut down by a signal; 1: cannot run; 2: invalid options.
     """
     if "--help" in arguments or "-h" in arguments:
         return print_line(STDOUT, help_text(), 0)
@@ -59,7 +58,7 @@ def run_server(
         from nullsmtpd.runtime.event_loop import import_uvloop  # only now: a mistake in the options needs no event loop
 
         import_uvloop()
-        serve(options)
+        importlib.import_module(module).serve(options)
     except UsageError as error:
         message, status = str(error), 2
     except LookupError as error:

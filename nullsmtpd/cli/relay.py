@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from nullsmtpd.cli.arguments import (
     COMMON_OPTIONS,
@@ -92,26 +93,17 @@ TABLE = {
 
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command with the arguments after ``relay``; return its exit status, see --help."""
-
-    def parse() -> Options:
-        try:
-            options = parse_options(arguments, environment)
-            load_extra()  # before privileges are dropped
-        except MissingExtraError as error:
-            raise UsageError(str(error)) from None
-        return options
-
-    def serve(options: Options) -> None:
-        from nullsmtpd.relay.server import serve as serve_relays
-
-        serve_relays(options)
-
-    return run_server("nullsmtpd relay", arguments, help_text, parse, serve)
+    parse = partial(parse_options, arguments, environment)
+    return run_server("nullsmtpd relay", arguments, help_text, parse, "nullsmtpd.relay.server")
 
 
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
-    """Return the validated options. Raises `UsageError`, and `MissingExtraError` for names that need idna."""
-    values = read_options(TABLE, arguments, environment)
+    """Return the validated options, and load the extra, before privileges are dropped. Raises `UsageError`."""
+    try:
+        values = read_options(TABLE, arguments, environment)
+        load_extra()
+    except MissingExtraError as error:
+        raise UsageError(str(error)) from None
     return Options(exceptions=frozenset(values.pop("except")), **values)
 
 

@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from nullsmtpd.cli.arguments import (
     COMMON_OPTIONS,
@@ -108,13 +109,8 @@ TABLE = {
 
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command; return its exit status, see ``--help``."""
-
-    def serve(options: Options) -> None:
-        from nullsmtpd.responder.server import serve as serve_clients
-
-        serve_clients(options)
-
-    return run_server("nullsmtpd", arguments, help_text, lambda: parse_options(arguments, environment), serve)
+    parse = partial(parse_options, arguments, environment)
+    return run_server("nullsmtpd", arguments, help_text, parse, "nullsmtpd.responder.server")
 
 
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:

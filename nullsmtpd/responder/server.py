@@ -13,7 +13,7 @@ from nullsmtpd.responder.options import Options
 from nullsmtpd.responder.shutdown import SHUTDOWN_POLL_INTERVAL, drain_accept_queues
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.process import files_left, install_signal_handlers, lower_option, run, warn_if_root
-from nullsmtpd.runtime.sockets import Address, ListenError, bind, local_address
+from nullsmtpd.runtime.sockets import ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
 from nullsmtpd.runtime.tcp import cork
 
@@ -41,19 +41,13 @@ def serve(options: Options) -> None:
 
 
 async def _serve(loop: asyncio.AbstractEventLoop, options: Options) -> None:
-    responder: Responder | None = None
-
-    def log_stats() -> None:
-        if responder is not None:
-            responder.log_stats()
-
     account = None
     if options.user or options.group:
         from nullsmtpd.runtime.privileges import drop_privileges, find_account
 
         account = find_account(options.user, options.group)
-    # From listen(2) on, no signal may end the process with clients in the accept queue.
-    shutdown = install_signal_handlers(loop, log_stats)
+    # From listen(2) on, no signal may end the process with clients in the accept queue. Handlers run once this waits.
+    shutdown = install_signal_handlers(loop, lambda: responder.log_stats())  # noqa: PLW0108 - made below
     inherited = inherited_listeners(os.environ)
     listeners = inherited or [
         listener
@@ -64,8 +58,6 @@ async def _serve(loop: asyncio.AbstractEventLoop, options: Options) -> None:
         for listener in listeners:
             cork(listener)
     responder = Responder(loop, options, listeners, shutdown)
-    if options.metrics:
-        responder.serve_metrics(options.metrics)
     if account is not None:
         drop_privileges(account)
     warn_if_root(options.user)
@@ -124,14 +116,12 @@ class Responder:
             access_log=self._access_log,
             on_failure=on_failure,
         )
+        if options.metrics:
+            from nullsmtpd.responder.metrics import families
+            from nullsmtpd.runtime.metrics import serve_metrics
 
-    def serve_metrics(self, address: Address) -> None:
-        """Serve the counters to Prometheus."""
-        from nullsmtpd.responder.metrics import families
-        from nullsmtpd.runtime.metrics import serve_metrics
-
-        mode, errors = self._options.mode, self.acceptor.accept_errors
-        serve_metrics(self._loop, address, lambda: families(self.stats(), errors, mode))
+            errors = self.acceptor.accept_errors
+            serve_metrics(loop, options.metrics, lambda: families(self.stats(), errors, options.mode))
 
     async def shut_down(self, *, close_port: bool) -> None:
         """Answer the accept queue, close the listeners, and give clients at most the linger time to finish.

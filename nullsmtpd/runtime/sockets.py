@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = [
-    "CAPACITY_PAUSE",
-    "CONNECTION_ERRNOS",
-    "Address",
-    "ListenError",
-    "bind",
-    "format_sockaddr",
-    "local_address",
-    "parse_address",
-    "parse_target",
-    "pause_accepting",
-]
+__all__ = ["CAPACITY_PAUSE", "CONNECTION_ERRNOS", "Address", "ListenError", "bind", "format_sockaddr"]
+__all__ += ["local_address", "parse_address", "parse_target", "pause_accepting"]
 
 # Errors of a host without an address family, or with it disabled.
 _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
