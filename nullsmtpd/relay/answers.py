@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from nullsmtpd.nullmx import DNSError, MXAnswer
 from nullsmtpd.relay.counters import Counters
-from nullsmtpd.runtime.log import log
+from nullsmtpd.runtime.log import RateLimitedLog, log
 
-__all__ = ["FAILURE_TTL", "LOG_INTERVAL", "MAX_NEGATIVE_TTL", "MAX_TTL", "MIN_TTL", "Answers", "Finding"]
+__all__ = ["FAILURE_TTL", "MAX_NEGATIVE_TTL", "MAX_TTL", "MIN_TTL", "Answers", "Finding"]
 
 #: Seconds. A TTL of 0 allows use for the transaction under way (RFC 1035 §3.2.1), such as a message to many recipients.
 MIN_TTL = 1.0
@@ -24,9 +24,6 @@ MAX_NEGATIVE_TTL = 3600.0
 #: Seconds. RFC 9520 §3.2: cache a failure for at least a second, so that a dead name server is not asked for every
 #: recipient, and for at most 5 minutes.
 FAILURE_TTL = 5.0
-
-#: Seconds between two log lines of a kind; the counters have every event.
-LOG_INTERVAL = 60.0
 
 
 class Finding(enum.Enum):
@@ -61,7 +58,7 @@ class Answers:
         self._max_pending = max_pending
         self._cache: OrderedDict[str, tuple[Finding, float]] = OrderedDict()  # with the time when it expires
         self._pending: dict[str, asyncio.Task[Finding]] = {}
-        self._next_log: dict[str, float] = {}  # by event
+        self._log = RateLimitedLog(loop.time)
 
     @property
     def cached(self) -> int:
@@ -116,9 +113,3 @@ class Answers:
         if len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return finding
-
-    def _log(self, event: str, **values: str) -> None:
-        now = self._loop.time()
-        if now >= self._next_log.get(event, now):
-            self._next_log[event] = now + LOG_INTERVAL
-            log(event, **values)

@@ -12,7 +12,7 @@ from socket import SocketType
 from typing import TYPE_CHECKING
 
 from nullsmtpd.responder.linger import BUFFER_ERRNOS, SEND_RETRY_DELAY, LingerQueue
-from nullsmtpd.runtime.log import log
+from nullsmtpd.runtime.log import RateLimitedLog
 from nullsmtpd.runtime.sockets import CAPACITY_PAUSE, CONNECTION_ERRNOS, ListenError, local_address
 from nullsmtpd.runtime.tcp import accept_queue_len
 
@@ -35,9 +35,6 @@ MAX_ACCEPT_BATCH = 256
 
 #: Seconds without accepting while the linger queue is full of sockets that are too young to evict.
 FULL_PAUSE = 0.01
-
-#: Seconds until the same error is logged again.
-LOG_INTERVAL = 60.0
 
 # accept(2): the socket does not listen any more, as another process that has it called shutdown(2), and never will.
 _PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSOCK})
@@ -78,7 +75,7 @@ class Acceptor:
         self._timer: asyncio.TimerHandle | None = None  # of a pause or a poll: epoll is not used meanwhile
         self._is_polling = False
         self._is_stopped = False
-        self._logged_at: dict[tuple[str, int | None], float] = {}
+        self._log = RateLimitedLog(loop.time)
         linger.on_sweep = self._on_sweep
 
     def _answer_function(
@@ -191,7 +188,7 @@ class Acceptor:
         try:
             self.start()
         except OSError as error:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
-            self._log_rate_limited("epoll-add-failed", error)
+            self._log_error("epoll-add-failed", error)
             self._pause(CAPACITY_PAUSE)
 
     def _on_accept_error(self, listener: socket.socket, error: OSError) -> bool:
@@ -204,7 +201,7 @@ class Acceptor:
             self._stop_waiting()
             self._on_failure(ListenError(number, "the listening socket was shut down", local_address(listener)))
         elif number not in CONNECTION_ERRNOS:
-            self._log_rate_limited("accept-paused", error)
+            self._log_error("accept-paused", error)
             self._linger.shed()
             self._pause(CAPACITY_PAUSE)
         return False
@@ -212,21 +209,11 @@ class Acceptor:
     def _on_send_error(self, connection: SocketType, error: OSError) -> None:
         """Retry when the kernel had no buffer; count a client that has gone (ECONNRESET, EPIPE, ENOTCONN)."""
         if error.errno in BUFFER_ERRNOS:
-            self._log_rate_limited("send-retry", error)
-            self._loop.call_later(SEND_RETRY_DELAY, self._retry, connection)
+            self._log_error("send-retry", error)
+            self._loop.call_later(SEND_RETRY_DELAY, self._linger.finish, connection, self._reply)
         else:
             self.send_errors += 1
 
-    def _retry(self, connection: SocketType) -> None:
-        try:
-            connection.send(self._reply, _DONTWAIT)
-            connection.shutdown(_SHUT_WR)
-        except OSError as error:  # EBADF: its linger time is over
-            self._on_send_error(connection, error)
-
-    def _log_rate_limited(self, event: str, error: OSError) -> None:
-        now = self._loop.time()
-        if now >= self._logged_at.get((event, error.errno), -LOG_INTERVAL) + LOG_INTERVAL:
-            self._logged_at[event, error.errno] = now
-            name = errno.errorcode.get(error.errno or 0, error.errno)
-            log(event, error=name, reason=error.strerror, lingering=len(self._linger))
+    def _log_error(self, event: str, error: OSError) -> None:
+        name = errno.errorcode.get(error.errno or 0, error.errno)
+        self._log(event, name, error=name, reason=error.strerror, lingering=len(self._linger))

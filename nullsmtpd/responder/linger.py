@@ -53,6 +53,8 @@ SEND_RETRY_DELAY = 0.1
 #: unread socket takes in: net.ipv4.tcp_rmem, which Linux before 6.6 halves for the window.
 DISCARD_BUFFER = memoryview(bytearray(1 << 17))
 _DONTWAIT = int(socket.MSG_DONTWAIT)
+_DONTWAIT_MORE = _DONTWAIT | int(getattr(socket, "MSG_MORE", 0))
+_SHUT_WR = int(socket.SHUT_WR)
 
 
 class LingerQueue:
@@ -108,6 +110,15 @@ class LingerQueue:
         self.queue.append(connection)
         if self.timer is None:
             self.start()
+
+    def finish(self, connection: SocketType, octets: bytes) -> None:
+        """Send the last octets and the FIN; retry while the kernel has no buffer, for as long as the socket lingers."""
+        try:
+            connection.send(octets, _DONTWAIT_MORE)  # they leave as one segment
+            connection.shutdown(_SHUT_WR)
+        except OSError as error:  # any other: the client has gone, or its linger time is over (EBADF)
+            if error.errno in BUFFER_ERRNOS:
+                self._loop.call_later(SEND_RETRY_DELAY, self.finish, connection, octets)
 
     def start(self) -> None:
         """Start to sweep, as there is something in the queue."""

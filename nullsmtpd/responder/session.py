@@ -5,14 +5,13 @@ Commands: RFC 5321 §4.1.1; the replies of a host that accepts no mail: RFC 7504
 
 import asyncio
 import functools
-import socket
 from collections.abc import Callable
 from socket import SocketType
 from typing import cast
 
 from nullsmtpd.responder.dialogues import Dialogue
 from nullsmtpd.responder.drain import DrainProtocol
-from nullsmtpd.responder.linger import BUFFER_ERRNOS, SEND_RETRY_DELAY, LingerQueue
+from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.transport import Poller, SocketTransport
 
 __all__ = ["COMMAND_TIMEOUT", "MAX_COMMANDS", "MAX_LINE_OCTETS", "SESSION_TIMEOUT", "SessionProtocol", "Sessions"]
@@ -33,9 +32,6 @@ SESSION_TIMEOUT = 600.0
 #: event loop to read what ten thousand of them have sent meanwhile.
 LATE = 0.01
 READ_GRACE = 1.0
-
-_DONTWAIT_MORE = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_MORE", 0))
-_SHUT_WR = int(socket.SHUT_WR)
 
 # Every verb in every table has four letters, followed by a space, a tab, or the end of line: at most two octets.
 _VERB_OCTETS = 4
@@ -227,13 +223,5 @@ class Sessions:
     def _finish(self, transport: asyncio.Transport, final_reply: bytes) -> None:
         sending = cast("SocketTransport", transport)
         connection = sending.detach()
-        self._send_final(connection, sending.unsent + final_reply)
+        self._linger.finish(connection, sending.unsent + final_reply)
         self._linger.add(connection)
-
-    def _send_final(self, connection: SocketType, octets: bytes) -> None:
-        try:
-            connection.send(octets, _DONTWAIT_MORE)  # reply and FIN leave as one segment
-            connection.shutdown(_SHUT_WR)
-        except OSError as error:  # or the client has gone, or its linger time is over: EBADF
-            if error.errno in BUFFER_ERRNOS:
-                self._loop.call_later(SEND_RETRY_DELAY, self._send_final, connection, octets)

@@ -3,8 +3,12 @@
 import os
 import select
 import time
+from collections.abc import Callable
 
-__all__ = ["log"]
+__all__ = ["LOG_INTERVAL", "RateLimitedLog", "log"]
+
+#: Seconds until the same event of a `RateLimitedLog` is logged again.
+LOG_INTERVAL = 60.0
 
 _STDERR = 2
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:,+-_/@%[]*")
@@ -24,6 +28,21 @@ def log(event: str, **values: object) -> bool:
     # pipe(7): POLLOUT on a pipe promises room for PIPE_BUF octets, and up to that many are written in one piece.
     line = f"{stamp}.{int(now % 1 * 1000):03d}Z {event}{fields}".encode("ascii")[: select.PIPE_BUF - 2] + b"\n"
     return _write(line)
+
+
+class RateLimitedLog:
+    """Logs an event with the same ``key`` at most once in `LOG_INTERVAL`, by ``clock`` in seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next: dict[tuple[str, object], float] = {}
+
+    def __call__(self, event: str, key: object = None, **values: object) -> None:
+        """Write one line as `log` does, or none."""
+        now = self._clock()
+        if now >= self._next.get((event, key), now):
+            self._next[event, key] = now + LOG_INTERVAL
+            log(event, **values)
 
 
 def _write(line: bytes) -> bool:

@@ -70,7 +70,7 @@ def test_every_event_of_the_log_is_documented() -> None:
     """Whatever a responder may log, under LOG, and nothing else."""
     modules = [*(ROOT / "nullsmtpd/responder").iterdir(), *(ROOT / "nullsmtpd/runtime").iterdir()]
     source = "".join(path.read_text() for path in modules if path.suffix == ".py")
-    events = set(re.findall(r'\b(?:log|_log_rate_limited)\("([a-z-]+)"', source))
+    events = set(re.findall(r'\b(?:log|_log(?:_error)?)\("([a-z-]+)"', source))
     text = (ROOT / "deploy/man/nullsmtpd.8").read_text()
     section = text.partition(".Sh LOG\n")[2].partition("\n.Sh ")[0]
     items = set(re.findall(r"[a-z-]+", " ".join(re.findall(r"^\.It Cm (.+)$", section, re.MULTILINE))))

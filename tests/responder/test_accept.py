@@ -12,9 +12,10 @@ from fakes import FakeLoop, FaultyListener
 from support import LINE, PATIENCE, connect, read_all
 
 from nullsmtpd.responder import shutdown
-from nullsmtpd.responder.accept import BURST_RATE, LOG_INTERVAL, Acceptor
+from nullsmtpd.responder.accept import BURST_RATE, Acceptor
 from nullsmtpd.responder.linger import FIRST_SWEEP, MIN_LINGER, SWEEP_INTERVAL, LingerQueue
 from nullsmtpd.responder.replies import REPLY
+from nullsmtpd.runtime.log import LOG_INTERVAL
 from nullsmtpd.runtime.sockets import CAPACITY_PAUSE, ListenError, bind, parse_address
 
 MAX_POLL_INTERVAL = 0.004  # seconds

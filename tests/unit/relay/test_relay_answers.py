@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullsmtpd.nullmx import MX, DNSError, MXAnswer
-from nullsmtpd.relay import answers as answers_module
 from nullsmtpd.relay.answers import FAILURE_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL, Answers, Finding
 from nullsmtpd.relay.counters import Counters
+from nullsmtpd.runtime import log as runtime_log
 
 NULL = (MX(0, "."),)
 PLAIN = (MX(10, "mail.example"),)
@@ -184,7 +184,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
     """Return the events that are logged, with their domains or reasons."""
     lines: list[tuple[str, object]] = []
     monkeypatch.setattr(
-        answers_module, "log", lambda event, **values: lines.append((event, values.get("domain", values["reason"])))
+        runtime_log, "log", lambda event, **values: lines.append((event, values.get("domain", values["reason"])))
     )
     return lines
 
