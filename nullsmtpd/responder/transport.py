@@ -27,25 +27,24 @@ class Poller:
     """Calls functions when sockets are readable; many sockets are one reader of the event loop.
 
     libuv takes nine system calls to watch a socket that is closed soon. On Linux an epoll instance of its own, which
-    itself is watched by the event loop, takes two; it is opened when it is first needed.
+    itself is watched by the event loop, takes two. Raises `OSError` when there can be none.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._epoll: select.epoll | None = None
+        if sys.platform == "linux":
+            self._epoll = select.epoll()
+            loop.add_reader(self._epoll.fileno(), self._on_readable)
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever the descriptor is readable. Raises `OSError` when there is no room for it."""
-        if sys.platform != "linux":
-            self._loop.add_reader(fd, callback)
-            return
         if self._epoll is None:
-            epoll = select.epoll()
-            self._loop.add_reader(epoll.fileno(), self._on_readable)
-            self._epoll = epoll  # last: one that is not watched would never be served
-        self._epoll.register(fd, select.EPOLLIN)
-        self._callbacks[fd] = callback
+            self._loop.add_reader(fd, callback)
+        else:
+            self._epoll.register(fd, select.EPOLLIN)
+            self._callbacks[fd] = callback
 
     def remove(self, fd: int) -> None:
         """Stop calling; before the descriptor is closed."""
