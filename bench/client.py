@@ -7,12 +7,14 @@ share of epoll_wait, recv twice, close. Registration is edge-triggered and done 
 import contextlib
 import errno
 import gc
+import math
+import os
 import select
 import socket
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import SocketType
@@ -33,14 +35,21 @@ SOURCES = 16
 _RECEIVE = 4096  # a reply is at most 512 octets (RFC 5321 §4.5.3.1.5)
 _MAX_REPLY = 1 << 16  # nothing that goes on beyond this is a reply
 _BATCH = 256  # connections started before the sockets are served again
-_TICK_NS = 100_000_000  # between two checks of time limits
-_FINE_NS = 2_000_000  # epoll counts in milliseconds; for less, select() waits, in microseconds
-_ALL_FAIL_NS = 1_000_000_000  # after this time with failures and no answer, there is nothing to measure
+_TICK = 0.1  # seconds between two checks of time limits
+_FINE = 0.002  # seconds: epoll counts in milliseconds; for less, select() waits, in microseconds
+_ALL_FAIL = 1.0  # seconds: after this time with failures and no answer, there is nothing to measure
+
+_NEVER = math.inf
 
 _EPOLL = select.epoll()  # made before any connection: select() takes no descriptor above 1,023
 _GONE = select.EPOLLERR | select.EPOLLHUP | select.EPOLLRDHUP
+_READABLE = select.EPOLLIN | _GONE
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_ENDINGS = {ConnectionRefusedError: Ending.REFUSED, TimeoutError: Ending.TIMEOUT}
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+
+# One connection: it yields its descriptor, and takes each event of epoll with its time.
+_Client = Generator[int, tuple[int, float], None]
 
 
 class Plan(NamedTuple):
@@ -58,23 +67,23 @@ class Plan(NamedTuple):
     max_open: int = 1000  # open connections, so that an overloaded server does not fill the generator's memory
 
 
-def _times() -> "array[int]":
-    return array("q")
+def _times() -> "array[float]":
+    return array("d")
 
 
 @dataclass
 class Tally:
-    """What the clients saw. Times in nanoseconds."""
+    """What the clients saw. Times in seconds."""
 
     started: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)  # why connect() failed at once, by errno name
-    connect: "array[int]" = field(default_factory=_times)  # until the handshake was complete
-    first: "array[int]" = field(default_factory=_times)  # until the first octet of the reply
-    fin: "array[int]" = field(default_factory=_times)  # until the FIN, of whole answers alone
-    late: "array[int]" = field(default_factory=_times)  # open loop: from the scheduled time to connect()
+    connect: "array[float]" = field(default_factory=_times)  # until the handshake was complete
+    first: "array[float]" = field(default_factory=_times)  # until the first octet of the reply
+    fin: "array[float]" = field(default_factory=_times)  # until the FIN, of whole answers alone
+    late: "array[float]" = field(default_factory=_times)  # open loop: from the scheduled time to connect()
     in_window: int = 0  # connections answered within the window
-    window: int = 0  # from the first start until the last or, if sooner, until all had ended
+    window: float = 0.0  # from the first start until the last or, if sooner, until all had ended
     cpu_share: float = 0.0  # CPU time / wall time of the window
     gave_up: bool = False  # nothing but failures for a second
     interrupted: bool = False
@@ -95,16 +104,6 @@ class Tally:
         return percentiles(self.late, 99)[0] or 0.0
 
 
-@dataclass(slots=True)
-class _Connection:
-    socket: SocketType
-    since: int  # what its times count from
-    started: int
-    connected: bool = False
-    replies: tuple[bytes, ...] = ()  # the whole ones
-    data: bytes = b""  # what came after them
-
-
 def run(plan: Plan, report: Callable[[Counter[Outcome]], object] = lambda _: None) -> Tally:
     """Carry out the plan and return what came of it; Ctrl-C ends it early.
 
@@ -114,173 +113,166 @@ def run(plan: Plan, report: Callable[[Counter[Outcome]], object] = lambda _: Non
     gc.disable()  # nothing here forms cycles
     with contextlib.suppress(OSError):  # proc(5): by default a timer may be 50 µs late, a quarter of what is measured
         Path("/proc/self/timerslack_ns").write_text("1")
-    run = _Run(plan, report)
+    generator = _Generator(plan, report)
     try:
-        run.run()
+        generator.run()
     except KeyboardInterrupt:
-        run.end(time.perf_counter_ns())
-        run.tally.interrupted = True
+        generator.tally.interrupted = True
     finally:
+        generator.close()
         gc.enable()
-    return run.tally
+    return generator.tally
 
 
-class _Run:
+class _Generator:
     def __init__(self, plan: Plan, report: Callable[[Counter[Outcome]], object]) -> None:
         self.tally = Tally()
         self._plan = plan
         self._report = report
-        self._open: dict[int, _Connection] = {}  # in the order of their starts
-        due = plan.connections if plan.clients else max(1, round(plan.rate * plan.seconds))
-        self._wanted = min(plan.connections, due)
+        self._open: dict[int, tuple[float, _Client]] = {}  # with their starts, in that order
         many = plan.targets[0][0].startswith("127.")
         self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(SOURCES)] if many else []
-        self._cpu = time.process_time_ns()
-        self._begin = time.perf_counter_ns()
-        self._end = self._begin + int(plan.seconds * 1e9)
+        self._cpu, self._begin = time.process_time(), time.perf_counter()
+        wanted = min(plan.connections, max(1, round(plan.rate * plan.seconds))) if plan.rate else plan.connections
+        self._schedule = (self._begin + (number / plan.rate if plan.rate else 0) for number in range(wanted))
+        self._due = next(self._schedule)  # when to start the next connection; in a closed loop, as soon as it may be
 
     def run(self) -> None:
+        """Start what is to be started, and serve the sockets until the last has ended or nothing is answered."""
+        end = self._begin + self._plan.seconds
+        # An open loop also starts what was due during a stall of the generator, or the times would not show the stall;
+        # what is late by more than the time limit is left out: there the generator cannot keep up at all.
+        last_start = end + (self._plan.timeout if self._plan.rate else 0)
         next_tick = self._begin
-        while not self.tally.window or self._open:
-            now = time.perf_counter_ns()
+        while (self._open or self._due < _NEVER) and not self.tally.gave_up:
+            now = time.perf_counter()
+            if now >= last_start:
+                self._due = _NEVER
+            if now >= end and self._due == _NEVER:
+                self._close_window(now)
             if now >= next_tick:
-                next_tick = now + _TICK_NS
+                next_tick = now + _TICK
                 self._on_tick(now)
-            if not self.tally.window:
-                if self._is_over(now):
-                    self._close_window(now)
-                else:
-                    self._start_due(now)
-            self._serve(time.perf_counter_ns())
+            self._start_due(now)
+            self._serve(time.perf_counter())
 
-    def end(self, now: int) -> None:
-        """Start nothing more, and leave what is open unfinished."""
+    def close(self) -> None:
+        """Leave what is open unfinished."""
+        self._close_window(time.perf_counter())
+        for _, client in self._open.values():
+            client.close()
+
+    def _close_window(self, now: float) -> None:
         if not self.tally.window:
-            self._close_window(now)
-        for connection in self._open.values():
-            connection.socket.close()
-        self._open.clear()
+            self.tally.window, self.tally.in_window = now - self._begin, self.tally.answered
+            self.tally.cpu_share = (time.process_time() - self._cpu) / self.tally.window
 
-    def _is_over(self, now: int) -> bool:
-        """Tell whether nothing more is started.
-
-        An open loop also starts what was due during a stall of the generator, or the times would not show the stall;
-        what is late by more than the time limit is left out: there the generator cannot keep up at all.
-        """
-        enough = self.tally.started >= self._wanted
-        late = 0 if self._plan.clients else int(self._plan.timeout * 1e9)
-        return (enough and not self._open) or (now >= self._end and (enough or now >= self._end + late))
-
-    def _close_window(self, now: int) -> None:
-        planned = 0 if self._plan.clients else int(self._wanted * 1e9 / self._plan.rate)
-        self.tally.window = max(now - self._begin, planned if now >= self._end else 1)
-        self.tally.in_window = self.tally.answered
-        self.tally.cpu_share = (time.process_time_ns() - self._cpu) / self.tally.window
-
-    def _on_tick(self, now: int) -> None:
-        horizon = now - int(self._plan.timeout * 1e9)
-        while self._open and (oldest := next(iter(self._open.items())))[1].started <= horizon:
-            self._finish(*oldest, Ending.TIMEOUT, now)
+    def _on_tick(self, now: float) -> None:
+        for descriptor, (started, client) in list(self._open.items()):
+            if started > now - self._plan.timeout:
+                break
+            with contextlib.suppress(StopIteration):
+                client.throw(TimeoutError)
+            del self._open[descriptor]
         self._report(self.tally.outcomes)
-        if now > self._begin + _ALL_FAIL_NS and self.tally.outcomes and not self.tally.answered:
+        if now > self._begin + _ALL_FAIL and self.tally.outcomes and not self.tally.answered:
             self.tally.gave_up = True
-            self.end(now)
 
-    def _serve(self, now: int) -> None:
+    def _serve(self, now: float) -> None:
         """Wait until a socket or the schedule needs something, and serve the sockets."""
-        wait = _TICK_NS
-        if self._plan.rate and (due := self._due()) is not None:
-            wait = max(0, min(wait, due - now))
-        if 0 < wait < _FINE_NS:
-            select.select([_EPOLL], [], [], wait / 1e9)
-            wait = 0
-        for descriptor, mask in _EPOLL.poll(wait // 1_000_000 / 1000):
-            self._on_event(descriptor, mask)
+        wait = _TICK
+        if self._plan.rate and len(self._open) < self._plan.max_open:
+            wait = min(wait, max(0.0, self._due - now))
+        if 0 < wait < _FINE:
+            select.select([_EPOLL], [], [], wait)
+            wait = 0.0
+        for descriptor, mask in _EPOLL.poll(int(wait * 1000) / 1000):  # which would round up
+            try:
+                self._open[descriptor][1].send((mask, time.perf_counter()))
+            except StopIteration:
+                del self._open[descriptor]
             if self._plan.clients:
                 self._start_due(now)
 
-    def _due(self) -> int | None:
-        """Return when the next connection is due, which in a closed loop it always is; None: it may not start yet."""
-        limit = self._plan.clients or self._plan.max_open
-        if self.tally.window or self.tally.started >= self._wanted or len(self._open) >= limit:
-            return None
-        return self._begin + (int(self.tally.started / self._plan.rate * 1e9) if self._plan.rate else 0)
-
-    def _start_due(self, now: int) -> None:
+    def _start_due(self, now: float) -> None:
         """Start a connection for every client without one, or what is scheduled, however late that is."""
         for _ in range(self._plan.clients or _BATCH):
-            if (due := self._due()) is None or due > now:
+            if self._due > now or len(self._open) >= (self._plan.clients or self._plan.max_open):
                 return
-            self._start(due)
+            self._start()
+            self._due = next(self._schedule, _NEVER)
 
-    def _start(self, due: int) -> None:
-        """Open one connection; in an open loop its times count from when it was due."""
-        plan, number = self._plan, self.tally.started
+    def _start(self) -> None:
+        started = time.perf_counter()
         self.tally.started += 1
-        started = time.perf_counter_ns()
-        connection = None
         try:
-            connection = SocketType(plan.family, _STREAM, 0)
-            if self._sources:
-                connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                connection.bind(self._sources[number % SOURCES])
-            failure = connection.connect_ex(plan.targets[number % len(plan.targets)])
-        except OSError as error:  # out of open files, or of ports
-            failure = error.errno or errno.EIO
-        if connection is None or failure not in {0, errno.EINPROGRESS}:
-            if connection:
-                connection.close()
-            self.tally.outcomes[Outcome.REFUSED if failure == errno.ECONNREFUSED else Outcome.FAILED] += 1
-            self.tally.errors[errno.errorcode.get(failure, str(failure))] += 1
+            connection = self._connect(self.tally.started)
+        except OSError as error:  # out of open files or of ports, too
+            refused = isinstance(error, ConnectionRefusedError)
+            self.tally.outcomes[Outcome.REFUSED if refused else Outcome.FAILED] += 1
+            self.tally.errors[errno.errorcode.get(error.errno or 0, str(error.errno))] += 1
             return
-        if plan.rate:
-            self.tally.late.append(started - due)
-        descriptor = connection.fileno()
-        self._open[descriptor] = _Connection(connection, due if plan.rate else started, started)
+        if self._plan.rate:
+            self.tally.late.append(started - self._due)
+        client = self._client(connection, self._due if self._plan.rate else started)
+        descriptor = next(client)
+        self._open[descriptor] = started, client
         _EPOLL.register(descriptor, _EVENTS)
 
-    def _on_event(self, descriptor: int, mask: int) -> None:
-        now = time.perf_counter_ns()
-        connection = self._open[descriptor]
-        if not connection.connected and not mask & select.EPOLLERR:
-            connection.connected = True
-            self.tally.connect.append(now - connection.since)
-        if mask & (select.EPOLLIN | _GONE) and (ending := self._receive(connection, mask, now)):
-            self._finish(descriptor, connection, ending, now)
+    def _connect(self, number: int) -> SocketType:
+        connection = SocketType(self._plan.family, _STREAM, 0)
+        if self._sources:
+            connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            connection.bind(self._sources[number % SOURCES])
+        failure = connection.connect_ex(self._plan.targets[number % len(self._plan.targets)])
+        if failure not in {0, errno.EINPROGRESS}:
+            connection.close()
+            raise OSError(failure, os.strerror(failure))
+        return connection
 
-    def _receive(self, connection: _Connection, mask: int, now: int) -> Ending | None:
-        """Read what is there; return how the connection has ended, or None if it has not."""
+    def _client(self, connection: SocketType, since: float) -> _Client:
+        """Be the client of one connection until its outcome is counted; ``since``: what its times count from."""
+        plan, tally = self._plan, self.tally
+        replies: tuple[bytes, ...] = ()  # the whole ones
+        data, ending = b"", Ending.FIN
         try:
-            while data := connection.socket.recv(_RECEIVE):
-                if not connection.data and not connection.replies:
-                    self.tally.first.append(now - connection.since)
-                connection.data += data
-                if is_whole(connection.data):
-                    self._on_reply(connection)
-                if len(connection.data) > _MAX_REPLY or len(connection.replies) > len(self._plan.expect):
+            mask, now = yield connection.fileno()
+            if not mask & select.EPOLLERR:
+                tally.connect.append(now - since)
+            while len(data) <= _MAX_REPLY and len(replies) <= len(plan.expect):
+                part = _receive(connection, mask)
+                if part is None:
+                    mask, now = yield connection.fileno()
+                    continue
+                if not part:
                     break
-                if not mask & _GONE and len(data) < _RECEIVE:
-                    return None  # the FIN will be an event of its own
-        except BlockingIOError:
-            return None
+                if not data and not replies:
+                    tally.first.append(now - since)
+                data += part
+                if is_whole(data):
+                    replies, data = (*replies, data), b""
+                    _send(connection, plan.commands[len(replies) - 1 : len(replies)])
+                if len(part) < _RECEIVE and not mask & _GONE:
+                    mask = 0  # the FIN will be an event of its own
         except OSError as error:
-            known = {errno.ECONNREFUSED: Ending.REFUSED, errno.ETIMEDOUT: Ending.TIMEOUT}
-            return known.get(error.errno or 0, Ending.RESET)
-        return Ending.FIN
-
-    def _on_reply(self, connection: _Connection) -> None:
-        """Send the next command after a whole reply."""
-        commands, number = self._plan.commands, len(connection.replies)
-        connection.replies += (connection.data,)
-        connection.data = b""
-        if number < len(commands):
-            with contextlib.suppress(OSError):  # recv() tells the same
-                connection.socket.send(commands[number])
-
-    def _finish(self, descriptor: int, connection: _Connection, ending: Ending, now: int) -> None:
-        del self._open[descriptor]
-        connection.socket.close()
-        outcome = classify(connection.replies, connection.data, ending, self._plan.expect)
-        self.tally.outcomes[outcome] += 1
+            ending = _ENDINGS.get(type(error), Ending.RESET)
+        finally:
+            connection.close()
+        outcome = classify(replies, data, ending, plan.expect)
+        tally.outcomes[outcome] += 1
         if outcome is Outcome.ANSWERED:
-            self.tally.fin.append(now - connection.since)
+            tally.fin.append(now - since)
+
+
+def _receive(connection: SocketType, mask: int) -> bytes | None:
+    """Return what has come, ``b""`` after the FIN, and None for nothing yet."""
+    try:
+        return connection.recv(_RECEIVE) if mask & _READABLE else None
+    except BlockingIOError:
+        return None
+
+
+def _send(connection: SocketType, commands: tuple[bytes, ...]) -> None:
+    with contextlib.suppress(OSError):  # recv() tells the same
+        for command in commands:
+            connection.send(command)

@@ -41,10 +41,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults that are numbers, and examples as they are written."""
+    """Shows defaults that are values, and examples as they are written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if type(action.default) in {int, float} else action.help
+        return super()._get_help_string(action) if type(action.default) in {int, float, str} else action.help
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -56,11 +56,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options = whole.parse_args(arguments)
     if [] in vars(options).values():  # Python before 3.13 takes `--` after a flag's `=` for no value at all
         whole.error("`--` is not a value")
+    if options.markdown and not options.json:
+        whole.error("--markdown takes --json: the marks in its file are named for the JSON file")
     for number in _ENDS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     try:
-        _check_files(options)
+        if options.markdown:
+            report.parts(options.markdown, options.json.name)
         found: Report = options.run(options)
         _ignore_interrupts()
         report.progress("")
@@ -77,16 +80,15 @@ def parser() -> argparse.ArgumentParser:
     whole = _Parser(prog="python -m bench", description="Load and cost harness of nullsmtpd. Linux.")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], Report], text: str, epilog: str = "") -> _Add:
-        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=_Help)
+    def add(run: Callable[[argparse.Namespace], Report], text: str, epilog: str = "") -> _Add:
+        command = commands.add_parser(run.__name__, help=text, description=text, epilog=epilog, formatter_class=_Help)
         command.set_defaults(run=run, chart=None)
-        command.add_argument("--json", type=Path, metavar="FILE", help="write everything there too, unrounded")
-        command.add_argument(
-            "--markdown", type=Path, metavar="FILE", help="put the table there, between the marks of the --json file"
-        )
-        return command.add_argument
+        option = command.add_argument
+        option("--json", type=_file, metavar="FILE", help="write everything there too, unrounded")
+        option("--markdown", type=_file, metavar="FILE", help="put the table there, between the marks of --json's file")
+        return option
 
-    option = add("load", load.load, "Open connections to a server and report how it answers.", _LOAD_EXAMPLES)
+    option = add(load.load, "Open connections to a server and report how it answers.", _LOAD_EXAMPLES)
     option("target", metavar="HOST:PORT", help="loopback, unless --yes-i-run-this-server")
     option("--clients", type=_COUNT, metavar="N", help="closed loop of N clients (the default, with 64)")
     option("--rate", type=_POSITIVE, metavar="R", help="open loop: R connections a second")
@@ -94,48 +96,41 @@ def parser() -> argparse.ArgumentParser:
     option("--connections", type=_COUNT, default=HIGHEST, metavar="N", help="the most to start")
     option("--dialogue", action="store_true", help="EHLO, MAIL and QUIT, each after a reply: one unit")
     option("--timeout", type=_POSITIVE, default=10.0, metavar="S", help="seconds for one connection")
-    option("--expect", type=_ascii, default="521", metavar="TEXT", help="beginning of the reply, 521")
     option("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
 
-    option = add("compare", compare.compare, "Measure what a connection costs nullsmtpd and other servers.")
-    rates = "a second, or `closed`; without, 50,200,1000,4000,closed"
-    option("--rates", type=_several(_rate), metavar="R,R", help=rates)
-    _add_rounds(option)
+    option = add(compare.compare, "Measure what a connection costs nullsmtpd and other servers.")
+    _add_rounds(option, "50,200,1000,4000,closed")  # from what a host sees in a quiet hour to a flood
     option("--dialogue", action="store_true", help="instead, EHLO, MAIL and QUIT: --mode mail, smtp-sink")
     arms = f"of {','.join(servers.ARMS)}; with --dialogue, of {','.join(servers.DIALOGUES)}; without, all"
     option("--arms", type=_several(str), metavar="A,B", help=arms)
     option("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink")
-    also = "also nullsmtpd with each of these"
-    option("--linger", type=_several(_LINGER), default=(), metavar="N,N", help=f"{also} linger times in seconds")
-    option("--lingering", type=_several(_NATURAL), default=(), metavar="N,N", help=f"{also} numbers of idle clients")
-    option("--addresses", type=_several(_FEW), default=(), metavar="N,N", help=f"{also} numbers of addresses")
-    option("--chart", type=Path, metavar="FILE", help="write CPU time by rate there, as SVG")
+    also = "also nullsmtpd with each of these numbers of"
+    option("--lingering", type=_several(_NATURAL), default=(), metavar="N,N", help=f"{also} idle clients")
+    option("--addresses", type=_several(_FEW), default=(), metavar="N,N", help=f"{also} addresses")
+    option("--chart", type=_file, metavar="FILE", help="write CPU time by rate there, as SVG")
 
-    option = add("sweep", compare.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port.")
-    instances = "processes on one port; without, 1,2"
-    option("--instances", type=_several(_FEW), default=[1, 2], metavar="N,N", help=instances)
-    option("--first-rate", type=_POSITIVE, default=500.0, metavar="R", help="connections a second")
-    option("--factor", type=_FACTOR, default=2.0, metavar="X", help="from one rate to the next")
-    option("--steps", type=_FEW, default=6, metavar="N", help="how many rates")
-    _add_rounds(option)
+    option = add(compare.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port.")
+    _add_rounds(option, "500,1000,2000,4000,8000,16000")
+    option("--instances", type=_several(_FEW), default="1,2", metavar="N,N", help="processes on one port")
 
-    option = add("footprint", footprint.footprint, "Measure memory and start beside an empty uvloop server.")
+    option = add(footprint.footprint, "Measure memory and start beside an empty uvloop server.")
     option("--starts", type=_COUNT, default=10, metavar="N", help="of each server, interleaved")
     option("--connections", type=_NATURAL, default=500, metavar="N", help="before memory is read")
 
-    option = add("soak", soak.soak, "Send clients of every behaviour; fail on a lost line or on growth.")
+    option = add(soak.soak, "Send clients of every behaviour; fail on a lost line or on growth.")
     option("--duration", type=_POSITIVE, default=300.0, metavar="S", help="seconds")
     option("--rate", type=_POSITIVE, default=500.0, metavar="R", help="clients a second")
     option("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="instead of nullsmtpd")
 
-    option = add("relay", relay.relay, "Measure what a lookup costs `nullsmtpd relay`.")
+    option = add(relay.relay, "Measure what a lookup costs `nullsmtpd relay`.")
     option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
     option("--each", type=_COUNT, default=5000, metavar="N", help="lookups a round")
     option("--clients", type=_FEW, default=8, metavar="N", help="of the closed loop")
     return whole
 
 
-def _add_rounds(option: _Add) -> None:
+def _add_rounds(option: _Add, rates: str) -> None:
+    option("--rates", type=_several(_rate), default=rates, metavar="R,R", help="connections a second, or `closed`")
     option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
     option("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
     option("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
@@ -152,19 +147,6 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _check_files(options: argparse.Namespace) -> None:
-    """Raise `ValueError` for what cannot be written when the measurement is over."""
-    for path in (options.json, options.markdown, options.chart):
-        with contextlib.suppress(OSError):  # a name that is too long
-            if not path or (not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)):
-                continue
-        raise ValueError(f"cannot write to {path}")
-    if options.markdown and not options.json:
-        raise ValueError("--markdown takes --json: the marks in its file are named for the JSON file")
-    if options.markdown:
-        report.parts(options.markdown, options.json.name)
-
-
 def _finish(options: argparse.Namespace, found: Report) -> int:
     """Write the files of the report, print it in any case, and return the exit status."""
     facts = system.describe()
@@ -172,7 +154,7 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
     found = found._replace(notes=[*found.notes, f"Measured on: {machine}."])
     try:
         if options.json:
-            table = {"head": found.head, "rows": found.rows, "notes": found.notes, "left": found.left}
+            table = {name: getattr(found, name) for name in ("head", "rows", "notes", "left")}
             whole = {"machine": facts, "interrupted": found.interrupted, **found.record, "report": table}
             options.json.write_text(json.dumps(whole, indent=1, default=vars) + "\n")
         if options.markdown:
@@ -190,6 +172,15 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
 
 def _complain(text: str, status: int) -> int:
     return print_line(STDERR, f"bench: {' '.join(text.split())[:500]}", status)
+
+
+def _file(text: str) -> Path:
+    """Parse the name of a file that can be written when the measurement is over."""
+    path = Path(text)
+    with contextlib.suppress(OSError):  # a name that is too long
+        if not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK):
+            return path
+    raise argparse.ArgumentTypeError(f"cannot write to {text}")
 
 
 def _number(low: _Number, high: float) -> Callable[[str], _Number]:
@@ -210,8 +201,6 @@ _COUNT = _number(1, HIGHEST)
 _NATURAL = _number(0, HIGHEST)
 _FEW = _number(1, 64)
 _POSITIVE = _number(0.001, HIGHEST)
-_FACTOR = _number(0.001, 10)
-_LINGER = _number(0.0, 3600)  # what nullsmtpd takes
 
 
 def _rate(text: str) -> float:
@@ -221,9 +210,3 @@ def _rate(text: str) -> float:
 def _several(parse: Callable[[str], _T]) -> Callable[[str], list[_T]]:
     """Return a parser of a comma-separated list, each value once."""
     return lambda text: list(dict.fromkeys(parse(part) for part in text.split(",")))
-
-
-def _ascii(text: str) -> str:
-    if not text.isascii() or not text.isprintable() or not text:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not printable ASCII")
-    return text

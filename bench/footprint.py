@@ -26,9 +26,8 @@ def footprint(options: argparse.Namespace) -> Report:
             memory = system.memory({server.processes[0].pid, *server.pids})
             return memory.rss / 1024, memory.private / 1024, server.ready_ms
 
-    found, interrupted = measure.interleave(
-        [[arm for arm in arms if arm.name not in missing]], options.starts, one_start, "start"
-    )
+    there = [arm for arm in arms if arm.name not in missing]
+    found, interrupted = measure.interleave([there], options.starts, one_start)
     rows, results = [], []
     for index, what in enumerate(("RSS, MiB", "private, MiB", "start, ms")):
         base = [one[index] for one in found.get(servers.EMPTY, [])]

@@ -64,7 +64,7 @@ def load(options: argparse.Namespace) -> Report:
         seconds=options.duration,
         commands=client.DIALOGUE if options.dialogue else (),
         timeout=options.timeout,
-        expect=servers.refused_at_mail(options.expect) if options.dialogue else (options.expect.encode(),),
+        expect=servers.REFUSED_AT_MAIL if options.dialogue else (b"521",),
         max_open=min(_MOST_OPEN, limit),
     )
     before, begun = system.kernel_counters(), time.monotonic()
@@ -81,7 +81,7 @@ def load(options: argparse.Namespace) -> Report:
 
 
 def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Report:
-    seconds = tally.window / 1e9
+    seconds = tally.window
     kind = f"{plan.clients} clients in a closed loop" if plan.clients else f"{plan.rate:,g} connections a second"
     started, answered = tally.started / seconds, tally.in_window / seconds
     outcomes = {str(outcome): count for outcome, count in tally.outcomes.most_common()}

@@ -49,11 +49,10 @@ def classify(replies: tuple[bytes, ...], rest: bytes, ending: Ending, expect: tu
     ``expect`` has the beginning of every reply, the greeting's first. A reply cut off before its last CRLF is
     incomplete; octets that no expected reply begins with are wrong, however the connection ended.
     """
-    if any(not reply.startswith(beginning) for reply, beginning in zip(replies, expect, strict=False)):
+    received = (*replies, rest) if rest else replies
+    more, _, is_no_reply = parse_replies(rest)
+    differ = any(one[: len(due)] != due[: len(one)] for one, due in zip(received, expect, strict=False))
+    if more or is_no_reply or differ or len(received) > len(expect):
         return Outcome.WRONG
     whole, incomplete = ending.value
-    if len(replies) >= len(expect):
-        return Outcome.WRONG if rest or len(replies) > len(expect) else whole
-    beginning = expect[len(replies)][: len(rest)]
-    more, _, is_no_reply = parse_replies(rest)
-    return Outcome.WRONG if more or is_no_reply or not rest.startswith(beginning) else incomplete
+    return whole if len(replies) == len(expect) else incomplete

@@ -3,15 +3,16 @@
 import argparse
 import contextlib
 import itertools
-import selectors
+import select
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from bench import measure, report, servers, system
 from bench.report import Report
+from bench.servers import Arm
 from bench.stats import percentiles
 
 #: Domains that are looked up again and again; a tenth of what the cache holds by default.
@@ -21,7 +22,8 @@ _NULL_MX, _NOT_FOUND = b"41:OK 556 5.1.10 ", b"9:NOTFOUND ,"
 _REPLY_TIMEOUT = 10.0
 
 
-class Lookups(NamedTuple):
+@dataclass(eq=False)
+class Lookups:
     """One arm: connections to a server, the keys to look up, and what every reply begins with."""
 
     server: servers.Server
@@ -30,38 +32,31 @@ class Lookups(NamedTuple):
     reply: bytes
 
 
-def exchange(arm: Lookups, count: int) -> list[int]:
-    """Have ``count`` lookups answered, a client's next one after the reply to its last; return their nanoseconds.
+def exchange(arm: Lookups, count: int) -> list[float]:
+    """Have ``count`` lookups answered, a client's next one after the reply to its last; return their seconds.
 
     Raises `RuntimeError` for another reply, and when none comes.
     """
-    durations: list[int] = []
+    durations: list[float] = []
     keys = itertools.islice(arm.keys, count)
-    with selectors.DefaultSelector() as selector:
-
-        def send_next(client: socket.socket) -> None:
-            if (key := next(keys, None)) is None:
-                selector.unregister(client)
-                return
-            request = f"nullmx someone@{key}".encode()
-            selector.modify(client, selectors.EVENT_READ, time.perf_counter_ns())
-            client.sendall(b"%d:%b," % (len(request), request))
-
-        for client in arm.connections:
-            selector.register(client, selectors.EVENT_READ)
-            send_next(client)
-        while selector.get_map():
-            if not (events := selector.select(_REPLY_TIMEOUT)):
-                raise RuntimeError(f"{arm.server.arm.name}: no reply in {_REPLY_TIMEOUT:g} s")
-            for key, _ in events:
-                assert isinstance(key.fileobj, socket.socket)
+    sent: dict[socket.socket, float] = {}  # when the clients that wait for a reply have sent their request
+    ready = list(arm.connections)
+    while ready:
+        for client in ready:
+            if client in sent:
                 reply = b""
                 with contextlib.suppress(ConnectionError):
-                    reply = key.fileobj.recv(4096)  # replies are short, and come in one piece
-                durations.append(time.perf_counter_ns() - key.data)
+                    reply = client.recv(4096)  # replies are short, and come in one piece
+                durations.append(time.perf_counter() - sent.pop(client))
                 if not (reply.startswith(arm.reply) and reply.endswith(b",")):
                     raise RuntimeError(f"{arm.server.arm.name}: {reply!a} instead of {arm.reply!a}")
-                send_next(key.fileobj)
+            if key := next(keys, None):
+                request = f"nullmx someone@{key}".encode()
+                sent[client] = time.perf_counter()
+                client.sendall(b"%d:%b," % (len(request), request))
+        ready = select.select(sent, [], [], _REPLY_TIMEOUT)[0] if sent else []
+        if sent and not ready:
+            raise RuntimeError(f"{arm.server.arm.name}: no reply in {_REPLY_TIMEOUT:g} s")
     return durations
 
 
@@ -71,15 +66,15 @@ def relay(options: argparse.Namespace) -> Report:
     The servers have the first CPU, this process and the name server the others. Raises `RuntimeError` without dnsmasq,
     and when something does not come up or answers wrongly.
     """
-    name_server = servers.Arm("dnsmasq", _dnsmasq, (("dnsmasq", "dnsmasq-base"),))
+    name_server = Arm("dnsmasq", _dnsmasq, (("dnsmasq", "dnsmasq-base"),))
     with contextlib.ExitStack() as stack:
         dns = stack.enter_context(servers.running(name_server, system.client_cpus()))
         resolver = "{}:{}".format(*dns.targets[0])
 
-        def lookups(arm: servers.Arm, keys: Iterator[str], reply: bytes) -> Lookups:
+        def lookups(arm: Arm, keys: Iterator[str], reply: bytes) -> Lookups:
             server = stack.enter_context(servers.running(arm))
-            target = server.targets[0]
-            clients = tuple(stack.enter_context(socket.create_connection(target)) for _ in range(options.clients))
+            (target,) = server.targets
+            clients = [stack.enter_context(socket.create_connection(target)) for _ in range(options.clients)]
             return Lookups(server, clients, keys, reply)
 
         known = (f"known{number % KNOWN}.example" for number in itertools.count())
@@ -95,29 +90,24 @@ def relay(options: argparse.Namespace) -> Report:
         for arm in arms:
             exchange(arm, KNOWN)
         found, interrupted = measure.interleave([arms], options.rounds, lambda arm: _measure(arm, options.each))
-    rows, results = measure.tabulate(
-        ["lookups"], {(arm.server.arm.name,): series for arm, series in found.items()}, fixed.name
-    )
-    return Report(
-        head=["lookups", *measure.HEAD],
-        rows=rows,
+    whole = measure.costs(["lookups"], {(arm.server.arm.name,): one for arm, one in found.items()}, fixed.name)
+    return whole._replace(
         notes=[
             "CPU: user and system time of the server for one lookup over TCP.",
             "ratio: to a server that gives a fixed reply, round by round.",
             f"CPU, ratio: median (quartiles) of {options.rounds} rounds of {options.each:,} lookups.",
             f"{options.clients} clients, each in a closed loop.",
         ],
-        record={"results": results},
         interrupted=interrupted,
     )
 
 
 def _measure(arm: Lookups, count: int) -> measure.Round:
-    before, begun = system.cpu_ns(arm.server.pids), time.perf_counter_ns()
+    before, begun = system.cpu_ns(arm.server.pids), time.perf_counter()
     p50, p99 = percentiles(exchange(arm, count), 50, 99)
-    seconds = (time.perf_counter_ns() - begun) / 1e9
+    per_second = count / (time.perf_counter() - begun)
     cpu_us = (system.cpu_ns(arm.server.pids) - before) / count / 1000
-    return measure.Round(cpu_us, p50, p99, count / seconds, 0.0, 0.0, count, 0)
+    return measure.Round(cpu_us, p50, p99, per_second, generator_cpu=0.0, late_ms=0.0, started=count, lost=0)
 
 
 def _dnsmasq(ports: Sequence[int], directory: Path) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.stats import Spread
 
@@ -31,7 +31,7 @@ class Report(NamedTuple):
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str]
-    record: Mapping[str, object]
+    record: Mapping[str, Any]
     before: Sequence[str] = ()
     left: int = 1  # columns of text, which are aligned to the left
     failures: Sequence[str] = ()  # why the exit status is 1

@@ -146,37 +146,19 @@ ARMS = {
 EMPTY = python("empty")
 
 
-def refused_at_mail(reply: str = "521") -> tuple[bytes, ...]:
-    """Return what the replies to `DIALOGUE` begin with, the greeting's first.
-
-    The mail is refused with ``reply``, and QUIT is answered (RFC 5321 §4.1.1.10). Whether the greeting and EHLO are
-    refused already is the server's choice.
-    """
-    return b"", b"", reply.encode(), b"221"
-
+#: What the replies to `DIALOGUE` begin with, the greeting's first: the mail is refused, and QUIT is answered (RFC 5321
+#: §4.1.1.10). Whether the greeting and EHLO are refused already is the server's choice.
+REFUSED_AT_MAIL = (b"", b"", b"521", b"221")
 
 #: What `compare --dialogue` measures: another unit of work, so never in one table with `ARMS`.
 DIALOGUES = {
-    arm.name: arm._replace(commands=DIALOGUE, expect=refused_at_mail())
+    arm.name: arm._replace(commands=DIALOGUE, expect=REFUSED_AT_MAIL)
     for arm in (
         nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example", name="mode-mail"),
         nullsmtpd("--mode", "session", name="mode-session"),
         Arm("smtp-sink", _smtp_sink, (("smtp-sink", "postfix"),)),
     )
 }
-
-
-def varied(lingers: Sequence[float], idle: Sequence[int], addresses: Sequence[int]) -> list[Arm]:
-    """Return nullsmtpd with each ``--linger``, with each number of idle clients, with each number of addresses.
-
-    Idle clients linger for an hour, with room for those that are measured: all must be there until the last round.
-    """
-    for_an_hour = ("--linger", "3600", "--max-lingering")
-    return [
-        *(nullsmtpd("--linger", f"{seconds:f}", name=f"linger {seconds:g}") for seconds in lingers),
-        *(nullsmtpd(*for_an_hour, str(count + ROOM), name=f"{count} idle", idle=count) for count in idle),
-        *(nullsmtpd(name=f"addresses: {count}", addresses=count) for count in addresses),
-    ]
 
 
 @contextlib.contextmanager
@@ -191,11 +173,11 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
     environment["PATH"] = _PATH
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory, ports = Path(name), _free_ports(arm.addresses)
-        command = arm.command(ports, directory)
+        command, log_path = arm.command(ports, directory), directory / "log"
         server = Server(arm, tuple((_HOST, port) for port in ports))
 
-        def start(log_path: Path) -> None:
-            with log_path.open("wb") as log:
+        def start() -> None:
+            with log_path.open("ab") as log:
                 # A session of its own: Ctrl-C is for this process, which then ends the server.
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -204,12 +186,11 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
 
         begun = time.perf_counter()
         try:
-            for number in range(arm.instances):
-                log_path = directory / f"log{number}"
-                # In a thread, where no signal handler can leave behind a process that is in no list yet.
-                with system.pinned(cpus or system.server_cpus(arm.instances)), ThreadPoolExecutor(1) as thread:
-                    thread.submit(start, log_path).result()
-                _wait_until_ready(server, log_path)
+            # In a thread, where no signal handler can leave behind a process that is in no list yet.
+            with system.pinned(cpus or system.server_cpus(arm.instances)), ThreadPoolExecutor(1) as thread:
+                for _ in range(arm.instances):
+                    thread.submit(start).result()
+            _wait_until_ready(server, log_path)
             server.ready_ms = (time.perf_counter() - begun) * 1000
             yield server
         finally:
@@ -217,15 +198,14 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
 
 
 def _wait_until_ready(server: Server, log_path: Path) -> None:
-    """Wait for the process started last, whose log this is."""
     deadline = time.monotonic() + _START_TIMEOUT
     # nginx listens before it forks. Of several instances, one that answers does not show that the others listen.
     while not (
         all(map(_answers, server.targets))
         and server.pids
-        and (server.arm.instances == 1 or " listening " in log_path.read_text())
+        and (server.arm.instances == 1 or log_path.read_text().count(" listening ") == server.arm.instances)
     ):
-        if server.processes[-1].poll() is not None or time.monotonic() > deadline:
+        if any(process.poll() is not None for process in server.processes) or time.monotonic() > deadline:
             words = log_path.read_text(errors="replace").strip()
             raise RuntimeError(f"{server.arm.name} does not listen: {words[-400:] or 'it gives no reason'}")
         time.sleep(0.0005)

@@ -32,9 +32,9 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> Spread | None:
     return spread([value / other for value, other in zip(values, base, strict=False) if other > 0])
 
 
-def percentiles(nanoseconds: Sequence[int], *percents: float) -> list[float | None]:
+def percentiles(seconds: Sequence[float], *percents: float) -> list[float | None]:
     """Return, in milliseconds, the smallest values that ``percents`` of them do not exceed; None without values."""
-    if not nanoseconds:
+    if not seconds:
         return [None] * len(percents)
-    ordered = sorted(nanoseconds)
-    return [ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] / 1e6 for percent in percents]
+    ordered = sorted(seconds)
+    return [ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] * 1000 for percent in percents]

@@ -28,7 +28,7 @@ def bench_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_sweep_raises_the_rate_for_each_number_of_instances(tmp_path: Path) -> None:
     """`sweep` offers rising rates to one process, and to two that share a port; both answer."""
-    bounds = ("--first-rate", "50", "--factor", "4", "--steps", "2", "--seconds", "0.2", "--rounds", "1")
+    bounds = ("--rates", "50,200", "--seconds", "0.2", "--rounds", "1")
     text, found = bench("sweep", *bounds, json_path=tmp_path / "sweep.json")
     arms = ("instances: 1", "instances: 2")
     assert [(one["rate"], one["server"]) for one in found["results"]] == list(itertools.product(("50", "200"), arms))
@@ -214,13 +214,10 @@ def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
     ("arguments", "message"),
     [
         (("sweep", "--instances", "0"), "--instances: '0' is not a whole number from 1 to 64"),
-        (("sweep", "--first-rate", "x"), "--first-rate: 'x' is not a number from 0.001 to 1000000"),
-        (("sweep", "--factor", "11"), "--factor: '11' is not a number from 0.001 to 10"),
-        (("sweep", "--factor", "10", "--steps", "64"), "--steps 64: the last rate would be 5e+65"),
-        (("sweep", "--factor", "0.001", "--steps", "64"), "--steps 64: the last rate would be 5e-187"),
-        (("sweep", "--steps=--"), "--"),
+        (("sweep", "--rates", "50,x"), "--rates: 'x' is not a number from 0.001 to 1000000"),
+        (("sweep", "--rounds=--"), "--"),
         (("sweep", "--instances", "1,,2"), "--instances: '' is not a whole number from 1 to 64"),
-        (("sweep", "--steps", "0"), "--steps: '0' is not a whole number"),
+        (("sweep", "--rounds", "0"), "--rounds: '0' is not a whole number"),
         (("sweep", "--seconds", "0"), "--seconds: '0' is not a number from 0.001 to 1000000"),
         (("footprint", "--starts", "0"), "--starts: '0' is not a whole number"),
         (("footprint", "--connections", "-1"), "--connections: '-1' is not a whole number from 0"),

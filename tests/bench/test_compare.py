@@ -36,12 +36,12 @@ def test_compare_measures_every_arm_at_every_rate(tmp_path: Path) -> None:
 
 
 def test_compare_varies_what_nullsmtpd_has_to_keep(tmp_path: Path) -> None:
-    """Idle clients, addresses and the linger time each make one more arm, beside what they are compared with."""
-    varied = ("--linger", "0,1e-5", "--lingering", "0,40", "--addresses", "1,2")
+    """Idle clients and addresses each make one more arm, beside what they are compared with."""
+    varied = ("--lingering", "0,40", "--addresses", "1,2")
     arms = ("--arms", "nullsmtpd", "--base", "nullsmtpd", "--rates", "closed")
     _, found = bench("compare", *arms, *varied, *TINY, json_path=tmp_path / "c.json")
     assert [one["server"] for one in found["results"]] == [
-        *("nullsmtpd", "linger 0", "linger 1e-05", "0 idle", "40 idle", "addresses: 1", "addresses: 2")
+        *("nullsmtpd", "0 idle", "40 idle", "addresses: 1", "addresses: 2")
     ]
     assert {one["lost"] for one in found["results"]} == {0}
 
@@ -51,8 +51,8 @@ def test_idle_clients_that_a_server_does_not_keep_are_an_error(monkeypatch: pyte
     from bench import command
 
     arm = servers.nullsmtpd("--linger", "0", name="20 idle", idle=20)
-    monkeypatch.setattr(servers, "varied", lambda *_: [arm])
-    arguments = ("compare", "--arms", "nullsmtpd", "--base", "nullsmtpd", *TINY)
+    monkeypatch.setitem(servers.ARMS, "nullsmtpd", arm)
+    arguments = ("compare", "--arms", "nullsmtpd", "--base", "20 idle", *TINY)
     with monkeypatch.context() as context:
         context.setattr("signal.signal", lambda *_: None)  # this process keeps its handlers
         assert command.run(arguments) == 1
@@ -61,7 +61,7 @@ def test_idle_clients_that_a_server_does_not_keep_are_an_error(monkeypatch: pyte
 def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
     """`compare --dialogue` has the modes with a dialogue beside smtp-sink, and no server that sends a single line."""
     require_tools("smtp-sink")
-    _, found = bench("compare", "--dialogue", *TINY, json_path=tmp_path / "c.json")
+    _, found = bench("compare", "--dialogue", "--rates", "200,closed", *TINY, json_path=tmp_path / "c.json")
     assert {one["server"] for one in found["results"]} == {"mode-session", "mode-mail", "smtp-sink"}
     assert {one["rate"] for one in found["results"]} == {"200", "closed"}
     assert {one["lost"] for one in found["results"]} == {0}
@@ -74,11 +74,9 @@ def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
         (("--arms", "postfix"), "unknown postfix; there are nullsmtpd, nginx"),
         (("--arms", ""), "unknown "),
         (("--base", "c-loop", "--arms", "nginx"), "unknown c-loop; there are nginx"),
-        (("--dialogue", "--linger", "0"), "leave out --dialogue"),
+        (("--dialogue", "--addresses", "2"), "leave out --dialogue"),
         (("--lingering", "1000000"), "--lingering needs 1,002,048 open files"),
         (("--lingering", "-1"), "--lingering: '-1' is not a whole number from 0"),
-        (("--linger", "soon"), "--linger: 'soon' is not a number from 0 to 3600"),
-        (("--linger", "3601"), "--linger: '3601' is not a number from 0 to 3600"),
         (("--rates", "50,fast"), "--rates: 'fast' is not a number from 0.001 to 1000000"),
         (("--addresses", "0"), "--addresses: '0' is not a whole number from 1 to 64"),
         (("--rounds", "0"), "--rounds: '0' is not a whole number"),

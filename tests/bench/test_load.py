@@ -66,7 +66,7 @@ def test_a_stall_of_the_generator_leaves_no_connection_out(daemon: Daemon) -> No
     tally = client.run(Plan((daemon.address,), rate=100, seconds=0.5), stall)
     assert tally.outcomes == {Outcome.ANSWERED: 50}
     assert len(tally.late) == len(tally.fin) == 50
-    assert sorted(tally.late)[25] > 250_000_000  # nanoseconds
+    assert sorted(tally.late)[25] > 0.25
 
 
 @pytest.mark.parametrize("mode", ["session", "mail"])
@@ -143,7 +143,7 @@ def test_what_never_ends_is_given_up(deeds: tuple[bytes | str, ...]) -> None:
         plan = Plan(targets, clients=1, connections=1, seconds=3600, timeout=PATIENCE, commands=commands)
         tally = client.run(plan)
     assert tally.outcomes == {Outcome.WRONG: 1}
-    assert tally.window < PATIENCE * 1e9
+    assert tally.window < PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_what_never_ends_is_given_up(deeds: tuple[bytes | str, ...]) -> None:
 )
 def test_load_tells_dialogues_apart(deeds: tuple[bytes | str, ...], outcome: str) -> None:
     """A dialogue is whole when mail is refused and QUIT is answered, each with one reply."""
-    seen = two_clients(*deeds, FIN, commands=client.DIALOGUE, expect=servers.refused_at_mail())
+    seen = two_clients(*deeds, FIN, commands=client.DIALOGUE, expect=servers.REFUSED_AT_MAIL)
     assert list(seen) == [outcome]
 
 
@@ -215,7 +215,6 @@ def test_load_refuses_a_target_that_is_not_loopback(target: str) -> None:
         (("127.0.0.1:25", "--duration", "-1"), "--duration: '-1' is not a number from 0.001 to 1000000"),
         (("127.0.0.1:25", "--timeout", "x"), "--timeout: 'x' is not a number from 0.001 to 1000000"),
         (("127.0.0.1:25", "--connections", "1.5"), "--connections: '1.5' is not a whole number"),
-        (("127.0.0.1:25", "--expect", "é"), "--expect: '\\xe9' is not printable ASCII"),
         (("127.0.0.1:25", "--json", "/nowhere/x.json"), "cannot write to /nowhere/x.json"),
         (("127.0.0.1:25", "--json", "/"), "cannot write to /"),
         (("127.0.0.1:25", "--json", "x" * 300), "cannot write to xxx"),

@@ -30,11 +30,11 @@ def test_a_spread_lies_within_its_values(values: list[float], factor: float) -> 
     assert same.high - same.low == pytest.approx(0, abs=factor * 1e-6)
 
 
-@given(st.lists(st.integers(0, 10**9), min_size=1), st.floats(0.1, 100))
-def test_a_percentile_is_the_smallest_value_that_is_enough(values: list[int], percent: float) -> None:
+@given(st.lists(st.floats(0, 10), min_size=1), st.floats(0.1, 100))
+def test_a_percentile_is_the_smallest_value_that_is_enough(values: list[float], percent: float) -> None:
     """Invariant: that share of the values does not exceed it, and no smaller value would do."""
     (found,) = percentiles(random.Random(1).sample(values, len(values)), percent)
-    milliseconds = [value / 1e6 for value in values]
+    milliseconds = [value * 1000 for value in values]
     assert found in milliseconds
     assert sum(value <= found for value in milliseconds) >= len(values) * percent / 100 - 1e-9
     assert sum(value < found for value in milliseconds) < len(values) * percent / 100
