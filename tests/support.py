@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from nullsmtpd.cli.check import make_parser
+from nullsmtpd.cli.check import TABLE as CHECK_TABLE
 
 # A test holds a thousand clients itself.
 _, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -282,5 +282,4 @@ def run_cli(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
 
 def check_options() -> dict[str, str]:
     """Return the options of ``check`` in the order of --help, each with what stands for its value there, if any."""
-    actions = {action.option_strings[-1].removeprefix("--"): action for action in make_parser()._actions[1:]}
-    return {name: str(action.metavar or "") for name, action in actions.items() if name not in {"version", "help"}}
+    return {name: option.metavar for name, option in CHECK_TABLE.items()}

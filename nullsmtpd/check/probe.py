@@ -6,10 +6,13 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
-from nullsmtpd.check.dialogue import ANY, QUIT, Reply, early_commands, known_mode, parse_replies, quoted, script_for
+from nullsmtpd.check import dialogue
+from nullsmtpd.check.dialogue import ANY, Reply, Script, parse_replies, quoted
+from nullsmtpd.runtime.sockets import Address
 
-__all__ = ["MAX_OCTETS", "TIMEOUT", "Probe", "check_host", "probe", "probe_hosts", "run_all"]
+__all__ = ["MAX_OCTETS", "MAX_PORT", "TIMEOUT", "Probe", "check_host", "probe", "run_all", "tasks_for"]
 __all__ += ["FIN", "LEFT", "NO_FAMILY", "REFUSED", "RESET", "SILENCE", "UNREACHABLE"]
 
 #: Seconds for everything, from the first SYN to the FIN. Longer than a lost SYN or two (1 s and 2 s, tcp(7)), and no
@@ -29,11 +32,13 @@ NO_FAMILY = "no such family"  # this host has no such address family, or no rout
 #: kind (RFC 5321 §4.5.3.1.5) are more than any needs.
 MAX_OCTETS = 8 * 512
 
-_MAX_PORT = 65535
+MAX_PORT = 65535
+_NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 _MAX_THREADS = 32  # each waits for one server; further addresses are queued
 
 # Limits of this process or host, which say nothing about the server.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_LACKS_FAMILY = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH}
 
 # How the connection ended, after the octets received.
 _THEN = {FIN: ", then FIN", RESET: ", then a reset", SILENCE: ", not closed within {timeout:g} s", LEFT: ""}
@@ -56,7 +61,7 @@ class Probe:
     received = b""
     replies: Sequence[Reply] = ()
     ending = LEFT
-    reason = fault = ""
+    fault = ""
 
     def __init__(self, address: str, port: int, timeout: float, host: str = "") -> None:
         self.host = host or address
@@ -76,14 +81,12 @@ class Probe:
 
     def __str__(self) -> str:
         """Return one line in printable ASCII."""
-        address = self.address or self.host
-        where = f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
-        name = f"{self.host} " if self.host != address else ""
+        name = f"{self.host} " if self.host != self.address and self.address else ""
         found = f"bad: {self.fault}" if self.fault else f"good: {quoted(self.received)}, then {self.ending}"
         end = self.ending if self.ending in {FIN, RESET} else "end"
         events = (("connect", self.connected), ("first octet", self.first_octet), (end, self.ended))
         times = ", ".join(f"{event} {1000 * when:.1f} ms" for event, when in events if when is not None)
-        return f"{name}{where} {found}" + (f" ({times})" if times else "")
+        return f"{name}{Address(self.address or self.host, self.port)} {found}" + (f" ({times})" if times else "")
 
     def as_json(self) -> dict[str, object]:
         """Return an object for JSON. Times are in milliseconds; octets are text, one character for each of them."""
@@ -118,7 +121,8 @@ async def check_host(
     """
     import asyncio
 
-    return await asyncio.to_thread(probe_hosts, [(host, port)], partial(probe, mode=mode, early=early, timeout=timeout))
+    tasks = tasks_for([(host, port)], partial(probe, mode=mode, early=early, timeout=timeout))
+    return await asyncio.to_thread(run_all, tasks)
 
 
 def probe(  # noqa: PLR0913 - what may differ from one check to the next
@@ -142,49 +146,54 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
     `OSError` when out of file descriptors or memory.
     """
     if mode != ANY:
-        known_mode(mode)
-    if not 0 < port <= _MAX_PORT:  # getaddrinfo() takes it modulo 65536
+        dialogue.known_mode(mode)
+    if not 0 < port <= MAX_PORT:  # getaddrinfo() takes it modulo 65536
         raise ValueError(f"{port} is not a port")
-    seen = Probe(address, port, timeout, host)
     try:
         family, sockaddr = _resolve(address, port, flags=socket.AI_NUMERICHOST)[0]
     except (OSError, UnicodeEncodeError):
         raise ValueError(f"{address!a} is not an IP address") from None
+    seen = Probe(address, port, timeout, host)
+    scripts = [*dialogue.SCRIPTS[mode], dialogue.CLOSE] if may_be_full else dialogue.SCRIPTS[mode]
+    commands = dialogue.early_commands(mode) if early else []
     start = time.monotonic()
     try:
         with socket.socket(family, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
             connection.connect(sockaddr)
             seen.connected = time.monotonic() - start
-            _hold_dialogue(connection, start, seen, mode, early=early and mode != ANY, may_be_full=may_be_full)
+            _hold_dialogue(connection, start, seen, scripts, commands, lenient=mode == ANY)
     except OSError as error:
         if error.errno in _EXHAUSTED:
             raise
-        seen.ending = _ending(error, is_connected=seen.connected is not None)
-        seen.reason = error.strerror or ""
+        if seen.connected is None:
+            seen.ending, seen.fault = _failure(error, timeout)
+        else:
+            seen.ending = SILENCE if isinstance(error, TimeoutError) else RESET
     seen.ended = time.monotonic() - start
-    seen.fault = _fault_of(seen, mode, text, may_be_full=may_be_full)
+    if fault := seen.connected is not None and next(filter(None, _faults(seen, scripts, text)), ""):
+        seen.fault = f"{fault}: {quoted(seen.received)}{_THEN[seen.ending].format(timeout=timeout)}"
     return seen
 
 
-def probe_hosts(hosts: Iterable[tuple[str, int]], prober: Callable[..., Probe] = probe) -> list[Probe]:
-    """Return what is seen at each address of each host, in this order. ``prober``: `probe`, or a partial of it.
+def tasks_for(hosts: Iterable[tuple[str, int]], prober: Callable[..., Probe]) -> list[Callable[[], Probe]]:
+    """Return a task for each address of each host, in this order. ``prober``: `probe`, or a partial of it.
 
     The addresses of a name are in the system's order of preference; this blocks as long as the system's resolver does.
     """
     tasks: list[Callable[[], Probe]] = []
     for host, port in hosts:
         try:
-            tasks += [partial(prober, address, port, host=host) for address in _addresses_of(host)]
+            found = [socket.getnameinfo(sockaddr, _NUMERIC)[0] for _, sockaddr in _resolve(host)]  # with its scope
         except OSError as error:
             tasks.append(partial(_unresolved, host, port, error))
-    return run_all(tasks)
+        else:
+            tasks += [partial(prober, address, port, host=host) for address in dict.fromkeys(found)]
+    return tasks
 
 
 def run_all(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
-    """Return the tasks' results, in this order: up to `_MAX_THREADS` run at once, a single one without a thread."""
-    if len(tasks) == 1:
-        return [tasks[0]()]
+    """Return the tasks' results, in this order; up to `_MAX_THREADS` run at once."""
     from concurrent.futures.thread import ThreadPoolExecutor  # slow to import; a health check does without
 
     try:
@@ -194,15 +203,7 @@ def run_all(tasks: Sequence[Callable[[], Probe]]) -> list[Probe]:
         return [task() for task in tasks]
 
 
-def _addresses_of(host: str) -> list[str]:
-    try:
-        _resolve(host, flags=socket.AI_NUMERICHOST)
-    except OSError:
-        return list(dict.fromkeys(str(sockaddr[0]) for _, sockaddr in _resolve(host)))
-    return [host]  # not the result, which has lost its scope, as in fe80::1%eth0
-
-
-def _resolve(host: str, port: int | None = None, flags: int = 0) -> list[tuple[int, tuple[object, ...]]]:
+def _resolve(host: str, port: int | None = None, flags: int = 0) -> list[tuple[int, Any]]:
     # As octets: a str would be encoded as an IDN, which loads half a megabyte of tables.
     found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, sockaddr) for family, _, _, _, sockaddr in found]
@@ -215,9 +216,15 @@ def _unresolved(host: str, port: int, error: OSError) -> Probe:
 
 
 def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
-    connection: socket.socket, start: float, seen: Probe, mode: str, *, early: bool, may_be_full: bool
+    connection: socket.socket,
+    start: float,
+    seen: Probe,
+    scripts: Sequence[Script],
+    early: Sequence[str],
+    *,
+    lenient: bool,
 ) -> None:
-    """Send the script's next command once the reply before it has arrived and has the code that is due.
+    """Send the next command of a script once the reply before it has arrived and has the code that is due.
 
     Returns once the server has closed or enough was seen. Raises `OSError`.
     """
@@ -229,23 +236,20 @@ def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
         with contextlib.suppress(OSError):  # closed by the server; what it sent before is still to be read
             connection.sendall(lines.encode("ascii"))
 
-    if early:
-        send(*early_commands(mode))
+    send(*early)
     answered = 0
     while octets := _receive(connection, start + seen.timeout, MAX_OCTETS + 1 - len(seen.received)):
-        if seen.first_octet is None:
-            seen.first_octet = time.monotonic() - start
+        seen.first_octet = seen.first_octet or time.monotonic() - start
         seen.received += octets
-        seen.replies, _, is_invalid = parse_replies(seen.received, lenient=mode == ANY)
-        codes = seen.codes
-        script = script_for(mode, codes, may_be_full=may_be_full)
-        if codes != [due for _, due in script[: len(codes)]]:
-            send(QUIT)
-            return
-        if not early:
-            for command, _ in script[answered + 1 : len(codes) + 1]:
-                send(command)
-        answered = len(codes)
+        seen.replies, _, is_invalid = parse_replies(seen.received, lenient=lenient)
+        for code in seen.codes[answered:]:
+            scripts = dialogue.steps_after(code, scripts)
+            if not scripts:
+                send(dialogue.QUIT)
+                return
+            if scripts[0] and not early:
+                send(scripts[0][0][0])
+        answered = len(seen.replies)
         if is_invalid or len(seen.received) > MAX_OCTETS:
             return
     seen.ending = FIN
@@ -258,30 +262,17 @@ def _receive(connection: socket.socket, deadline: float, size: int) -> bytes:
     return connection.recv(size)
 
 
-def _ending(error: OSError, *, is_connected: bool) -> str:
-    if isinstance(error, TimeoutError):
-        return SILENCE if is_connected else UNREACHABLE
-    if is_connected or isinstance(error, ConnectionResetError):  # connect() too may report a reset
-        return RESET
+def _failure(error: OSError, timeout: float) -> tuple[str, str]:
+    """Return how an attempt to connect ended, and what is wrong."""
     if isinstance(error, ConnectionRefusedError):
-        return REFUSED
-    lacks_family = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
-    return NO_FAMILY if lacks_family else UNREACHABLE
+        return REFUSED, "connection refused: nothing listens there"
+    if error.errno in _LACKS_FAMILY:
+        return NO_FAMILY, f"cannot be reached from this host: {error.strerror}"
+    ending = RESET if isinstance(error, ConnectionResetError) else UNREACHABLE
+    return ending, error.strerror or f"no answer to the SYN within {timeout:g} s"
 
 
-def _fault_of(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> str:
-    """Return what keeps this from being a proper refusal in ``mode``, on one line, or ``""``."""
-    if seen.connected is None:
-        known = {
-            REFUSED: "connection refused: nothing listens there",
-            NO_FAMILY: f"cannot be reached from this host: {seen.reason}",
-        }
-        return known.get(seen.ending) or seen.reason or f"no answer to the SYN within {seen.timeout:g} s"
-    fault = next(filter(None, _faults(seen, mode, text, may_be_full=may_be_full)), "")
-    return fault and f"{fault}: {quoted(seen.received)}{_THEN[seen.ending].format(timeout=seen.timeout)}"
-
-
-def _faults(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> Iterator[str]:
+def _faults(seen: Probe, scripts: Sequence[Script], text: str | None) -> Iterator[str]:
     """Yield what is wrong with a dialogue, the first fault first, and empty strings."""
     if not seen.received:
         yield "no data received"
@@ -292,19 +283,8 @@ def _faults(seen: Probe, mode: str, text: str | None, *, may_be_full: bool) -> I
         yield "octets after the last complete reply"
     if rest:
         yield "not an SMTP reply" if is_invalid else "an incomplete reply"
-    if seen.codes != ["521"] or not (may_be_full or mode == ANY):  # else good without the 221 of mode session, too
-        yield _wrong_code(seen.codes, script_for(mode, seen.codes, may_be_full=may_be_full))
+    yield dialogue.wrong_code(seen.codes, scripts)
     if text is not None and not any(reply in (("521", text), ("521", f"5.3.2 {text}")) for reply in replies):
         yield f"the text of the 521 is not {quoted(text.encode('utf-8', 'surrogateescape'))}"
     if seen.ending != FIN:
         yield "no FIN after the reply"
-
-
-def _wrong_code(codes: list[str], script: Sequence[tuple[str, str]]) -> str:
-    for step, (command, due) in enumerate(script):
-        reply = f"the reply to {command.partition(' ')[0]}" if command else "the greeting"
-        if step == len(codes):
-            return f"{reply} is missing"
-        if codes[step] != due:
-            return f"{reply} is {codes[step]}, not {due}"
-    return "one reply too many" if len(codes) > len(script) else ""

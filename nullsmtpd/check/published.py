@@ -15,7 +15,7 @@ from nullsmtpd.nullmx import Answer, DNSError
 if TYPE_CHECKING:
     from nullsmtpd.nullmx import MXAnswer, Resolver
 
-__all__ = ["Finding", "Publications", "Status", "is_address", "judge_mx"]
+__all__ = ["Finding", "Publications", "Status", "is_address"]
 
 _MAX_REDIRECTS = 10  # RFC 7208 §4.6.4: of all terms that cause queries
 _MAX_WALK = 8  # RFC 9989 §4.10: queries of one DNS tree walk
@@ -25,6 +25,10 @@ _MAX_RECORDS_SHOWN = 5
 #: Targets of operators who mean the root: alone, or with the domain appended for lack of a final dot.
 _MEANT_AS_ROOT = {"0", "null", "none"}
 
+_CONTRADICTION = (
+    "a null MX, but the domain sends mail, which relays then reject with 550 5.7.27 (RFC 7505 section 4.2): remove it "
+    "and run nullsmtpd in mode mail; or, if it sends nothing, make its SPF record end in -all"
+)
 # Why records that only a domain which receives mail needs have to go: RFC 8460, RFC 8461, RFC 7672.
 _REMOVE_TLSRPT = "it is for domains that receive mail: remove it"
 _REMOVE_MTA_STS = (
@@ -66,9 +70,9 @@ class Finding(NamedTuple):
 _Row = tuple[str, Status, str, str]
 
 
-def _judge(found: str, publish: str, *rules: tuple[Status, str, object]) -> _Row:
-    """Return the status and the words of the first rule whose last element is true; if it is OK, nothing to publish."""
-    status, words = next((status, words) for status, words, applies in rules if applies)
+def _judge(found: str, publish: str, *rules: tuple[object, Status, str]) -> _Row:
+    """Return the status and the words of the first rule whose condition is true; if it is OK, nothing to publish."""
+    status, words = next((status, words) for applies, status, words in rules if applies)
     return found, status, words, "" if status is Status.OK else publish
 
 
@@ -77,114 +81,103 @@ def is_address(target: str) -> bool:
     return target.rpartition(".")[2].isdigit() or ":" in target
 
 
-def judge_mx(mx: "MXAnswer", owner: str, *, sends: bool) -> Finding:
-    """Return the finding on the MX set itself. ``owner``: the name that has it; ``sends``: the domain sends mail."""
-    contradiction = (
-        "a null MX, but the domain sends mail, which relays then reject with 550 5.7.27 (RFC 7505 section 4.2): remove "
-        "it and run nullsmtpd in mode mail; or, if it sends nothing, make its SPF record end in -all"
-    )
-    where = "its MX hosts" if mx.records else "its own addresses (RFC 5321 section 5.1)"
-    fault = _mx_fault(mx)
-    row = _judge(
-        f"{_shown(mx.records)} (TTL {mx.ttl} s)" if mx.records else "none",
-        "" if sends else f"{owner}. IN MX 0 .",
-        (Status.WRONG, contradiction, mx.is_null_mx and sends),
-        (Status.OK, "a null MX", mx.is_null_mx),
-        (Status.WRONG, fault, fault),
-        (Status.OK, "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce", sends),
-        (Status.ADVICE, f"no null MX, so senders connect to {where}", True),
-    )
-    return Finding("MX", mx.domain, *row)
-
-
-def _mx_fault(mx: "MXAnswer") -> str:
-    if mx.is_invalid_null_mx:
-        must = "be the only MX" if len(mx.records) > 1 else "have preference 0"
-        return f"an invalid null MX: it must {must} (RFC 7505 section 3)"
-    for _, target in mx.records:
-        if target.lower().removesuffix(f".{mx.domain}") in _MEANT_AS_ROOT:
-            return f"not a null MX, whose target is a single dot instead of {target}. (RFC 7505 section 3)"
-        if is_address(target):
-            return f"{target} is an IP address; an MX must be a host name (RFC 1035 section 3.3.9)"
-    return ""
-
-
 @dataclass
 class Publications:
-    """What one existing domain publishes about mail, as ``resolver`` finds it.
+    """What an existing domain, whose MX set is ``mx``, publishes about mail, as ``resolver`` finds it.
 
-    ``sends``: its owner says that it sends mail; True afterwards if its SPF record says so.
+    ``owner``: the name that has the domain's records, another one if the domain is an alias (CNAME). ``sends``: its
+    owner says that it sends mail; True afterwards if its SPF record says so.
     """
 
     resolver: "Resolver"
-    domain: str
+    mx: "MXAnswer"
+    owner: str
     sends: bool
 
-    async def findings(self, mx: "MXAnswer", owner: str, hosts: Sequence[str]) -> list[Finding]:
-        """Return all findings but those on ``mx``. ``hosts``: where mail goes, whose TLSA records matter.
-
-        ``owner``: the name that has the domain's records, another one if the domain is an alias (CNAME).
-        """
-        domain = self.domain
-        spf = await self._find("SPF", domain, self._spf)  # first: what is right of the others depends on it
+    async def findings(self, hosts: Sequence[str]) -> list[Finding]:
+        """Return all findings, the one on the MX set first. ``hosts``: where mail goes, whose TLSA records matter."""
+        domain, find, leftover = self.mx.domain, self._find, self._leftover
+        spf = await find("SPF", domain, self._spf)  # first: what is right of the others depends on it
         others = await asyncio.gather(
-            self._find("DMARC", f"_dmarc.{domain}", self._dmarc),
-            self._find("MTA-STS", f"_mta-sts.{domain}", partial(self._leftover, "v=STSv1", _REMOVE_MTA_STS)),
-            self._find("TLSRPT", f"_smtp._tls.{domain}", partial(self._leftover, "v=TLSRPTv1", _REMOVE_TLSRPT)),
-            *(self._find("TLSA", f"_25._tcp.{host}", self._tlsa) for host in hosts[:_MAX_TLSA]),
-            *(self._find("MX", f"{label}.{domain}", partial(self._other_mx, mx, owner)) for label in ("www", "*")),
+            find("DMARC", f"_dmarc.{domain}", self._dmarc),
+            find("MTA-STS", f"_mta-sts.{domain}", partial(leftover, "TXT", r"v=STSv1\b", _REMOVE_MTA_STS)),
+            find("TLSRPT", f"_smtp._tls.{domain}", partial(leftover, "TXT", r"v=TLSRPTv1\b", _REMOVE_TLSRPT)),
+            *(
+                find("TLSA", f"_25._tcp.{host}", partial(leftover, "TLSA", "", _REMOVE_TLSA))
+                for host in hosts[:_MAX_TLSA]
+            ),
+            *(find("MX", f"{label}.{domain}", self._other_mx) for label in ("www", "*")),
         )
-        return [*spf, *(finding for found in others for finding in found)]
+        return [Finding("MX", domain, *self._judge_mx()), *(finding for finding in (spf, *others) if finding)]
 
-    async def _find(self, subject: str, name: str, judge: Callable[[str], Awaitable[_Row | None]]) -> list[Finding]:
+    async def _find(self, subject: str, name: str, judge: Callable[[str], Awaitable[_Row | None]]) -> Finding | None:
         try:
             row = await judge(name)
         except DNSError as error:
             row = "?", Status.UNKNOWN, f"DNS does not answer: {error.reason}", ""
-        return [Finding(subject, name, *row)] if row else []
+        return Finding(subject, name, *row) if row else None
+
+    def _judge_mx(self) -> _Row:
+        mx, sends = self.mx, self.sends
+        targets = [target.lower() for _, target in mx.records]
+        meant = next((one for one in targets if one.removesuffix(f".{mx.domain}") in _MEANT_AS_ROOT), "")
+        literal = next(filter(is_address, targets), "")
+        where = "its MX hosts" if targets else "its own addresses (RFC 5321 section 5.1)"
+        must = "be the only MX" if len(targets) > 1 else "have preference 0"
+        return _judge(
+            f"{_shown(mx.records)} (TTL {mx.ttl} s)" if targets else "none",
+            "" if sends else f"{self.owner}. IN MX 0 .",
+            (mx.is_null_mx and sends, Status.WRONG, _CONTRADICTION),
+            (mx.is_null_mx, Status.OK, "a null MX"),
+            (mx.is_invalid_null_mx, Status.WRONG, f"an invalid null MX: it must {must} (RFC 7505 section 3)"),
+            (
+                meant,
+                Status.WRONG,
+                f"not a null MX, whose target is a single dot instead of {meant}. (RFC 7505 section 3)",
+            ),
+            (literal, Status.WRONG, f"{literal} is an IP address; an MX must be a host name (RFC 1035 section 3.3.9)"),
+            (sends, Status.OK, "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce"),
+            (True, Status.ADVICE, f"no null MX, so senders connect to {where}"),
+        )
 
     async def _spf(self, name: str) -> _Row:
         owner, texts = await self._texts(name)
         records = spf_texts(texts)
-        policies = [await self._follow_redirects(parse_spf(record)) for record in records]
+        policies = [await self._spf_policy(record) for record in records]
         policy = policies[0] if policies else SPF()
         hint = "" if self.sends else " (if it sends mail itself, use --sends)"
+        ignored = "receivers ignore it (permerror, RFC 7208 section 4.6)"
         several = "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
         row = _judge(
             _quoted(records) or "none",
             zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all"),
-            (Status.WRONG, f"{several}{hint}", len(policies) > 1),
-            (Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}", not policies),
-            (
-                Status.WRONG,
-                f"receivers ignore it (permerror, RFC 7208 section 4.6): {policy.error}{hint}",
-                policy.error,
-            ),
-            (Status.ADVICE, f"every host may send mail as this domain{hint}", policy.passes_all),
-            (Status.OK, "the domain sends mail: not every host fails", policy.sends),
-            (Status.WRONG, "no host may send mail as this domain, but it sends", self.sends),
-            (Status.OK, "no host may send mail as this domain", True),
+            (not policies, Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"),
+            (len(policies) > 1, Status.WRONG, f"{several}{hint}"),
+            (policy.error, Status.WRONG, f"{ignored}: {policy.error}{hint}"),
+            (policy.passes_all, Status.ADVICE, f"every host may send mail as this domain{hint}"),
+            (policy.sends, Status.OK, "the domain sends mail: not every host fails"),
+            (self.sends, Status.WRONG, "no host may send mail as this domain, but it sends"),
+            (True, Status.OK, "no host may send mail as this domain"),
         )
         self.sends = self.sends or any(policy.sends for policy in policies)
         return row
 
-    async def _follow_redirects(self, policy: SPF) -> SPF:
+    async def _spf_policy(self, record: str, redirects: int = 0) -> SPF:
         """Return the policy that applies in the end; a redirect that leads nowhere is an error (RFC 7208 §6.1)."""
-        sends = policy.sends
-        for _ in range(_MAX_REDIRECTS):
-            if not policy.redirect:
-                break
-            _, texts = await self._texts(policy.redirect)
-            if len(texts := spf_texts(texts)) != 1:
-                return SPF(f"it redirects to {policy.redirect}, which has not one record", sends)
-            policy = parse_spf(texts[0])
-            sends = sends or policy.sends
-        if policy.redirect:
-            return SPF(f"it redirects to {policy.redirect} after {_MAX_REDIRECTS} other redirects", sends)
-        return policy._replace(sends=sends)
+        policy = parse_spf(record)
+        target = policy.redirect
+        if not target:
+            return policy
+        if redirects == _MAX_REDIRECTS:
+            return SPF(f"it redirects to {target} after {redirects} other redirects", policy.sends)
+        records = spf_texts((await self._texts(target))[1])
+        if len(records) != 1:
+            return SPF(f"it redirects to {target}, which has not one record", policy.sends)
+        final = await self._spf_policy(records[0], redirects + 1)
+        return final._replace(sends=policy.sends or final.sends)
 
     async def _dmarc(self, name: str) -> _Row:
-        owner, own = await self._dmarc_tags(self.domain)
+        owner, own = await self._dmarc_tags(self.mx.domain)
         parent, tags = ("", own[0]) if own else await self._inherited_dmarc()
         policy, below, nonexistent = dmarc_policies(tags)
         policy = policy if own else below
@@ -199,10 +192,10 @@ class Publications:
         return _judge(
             f"{len(own)} records" if len(own) > 1 else found,
             zone_txt(owner, dmarc_text(own[0] if own else {})),
-            (Status.WRONG, "receivers ignore all of several records (RFC 7489 section 6.6.3)", len(own) > 1),
-            (Status.OK, "receivers reject mail that pretends to be from this domain", is_strict),
-            (Status.OK, "for a domain that sends mail this is its owner's choice", self.sends),
-            (Status.ADVICE, "receivers should reject all mail that pretends to be from this domain", True),
+            (len(own) > 1, Status.WRONG, "receivers ignore all of several records (RFC 7489 section 6.6.3)"),
+            (is_strict, Status.OK, "receivers reject mail that pretends to be from this domain"),
+            (self.sends, Status.OK, "for a domain that sends mail this is its owner's choice"),
+            (True, Status.ADVICE, "receivers should reject all mail that pretends to be from this domain"),
         )
 
     async def _inherited_dmarc(self) -> tuple[str, dict[str, str]]:
@@ -210,7 +203,7 @@ class Publications:
 
         By the DNS tree walk of RFC 9989 §4.10, which needs no list of public suffixes, as RFC 7489 did.
         """
-        labels = self.domain.split(".")[-_MAX_WALK:]
+        labels = self.mx.domain.split(".")[-_MAX_WALK:]
         found: tuple[str, dict[str, str]] = "", {}
         for start in range(1, len(labels)):
             name = ".".join(labels[start:])
@@ -228,53 +221,47 @@ class Publications:
         owner, texts = await self._texts(f"_dmarc.{domain}")
         return owner, [tags for text in texts if (tags := parse_dmarc(text))]
 
-    async def _leftover(self, version: str, words: str, name: str) -> _Row | None:
-        _, texts = await self._texts(name)
-        found = _quoted([text for text in texts if re.match(rf"{version}\b", text)])
+    async def _leftover(self, rdtype: str, beginning: str, words: str, name: str) -> _Row | None:
+        _, texts = await self._texts(name, rdtype)
+        found = _quoted([text for text in texts if re.match(beginning, text)])
         return (found, Status.WRONG, words, "") if found else None
 
-    async def _tlsa(self, name: str) -> _Row | None:
-        records = (await self._query(name, "TLSA")).records
-        return (f"records: {len(records)}", Status.WRONG, _REMOVE_TLSA, "") if records else None
-
-    async def _other_mx(self, domain_mx: "MXAnswer", owner: str, name: str) -> _Row | None:
+    async def _other_mx(self, name: str) -> _Row | None:
         """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
         mx, *addresses = await asyncio.gather(*(self._query(name, rdtype) for rdtype in ("MX", "A", "AAAA")))
         records: tuple[Any, ...] = mx.records
         targets = tuple(sorted((record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records))
         if not targets and not any(answer.records for answer in addresses):
             return None
-        is_alias_of_same = mx.is_alias and (mx.name == owner or (targets and targets == domain_mx.records))
-        is_same = targets == ((0, "."),) or is_alias_of_same
+        is_alias_of_same = mx.is_alias and (mx.name == self.owner or (targets and targets == self.mx.records))
         return _judge(
             (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else ""),
             f"{mx.name if mx.is_alias else name}. IN MX 0 .",
-            (Status.OK, "mail to this name is treated as mail to the domain", is_same),
-            (Status.WRONG, "mail to this name goes there; let it have a null MX", targets),
-            (Status.ADVICE, "mail to this name goes to its address; let it have a null MX", True),
+            (
+                targets == ((0, "."),) or is_alias_of_same,
+                Status.OK,
+                "mail to this name is treated as mail to the domain",
+            ),
+            (targets, Status.WRONG, "mail to this name goes there; let it have a null MX"),
+            (True, Status.ADVICE, "mail to this name goes to its address; let it have a null MX"),
         )
 
-    async def _texts(self, name: str) -> tuple[str, list[str]]:
-        """Return the name that has the TXT records, not ``name`` if that is an alias, and their texts, sorted."""
-        answer = await self._query(name, "TXT")
+    async def _texts(self, name: str, rdtype: str = "TXT") -> tuple[str, list[str]]:
+        """Return the name that has the records, not ``name`` if that is an alias, and their texts, sorted."""
+        answer = await self._query(name, rdtype)
         records: tuple[Any, ...] = answer.records
-        return answer.name, sorted(b"".join(record.strings).decode("latin-1") for record in records)
+        texts = [b"".join(one.strings).decode("latin-1") if rdtype == "TXT" else one.to_text() for one in records]
+        return answer.name, sorted(texts)
 
     async def _query(self, name: str, rdtype: str) -> Answer:
-        if not _is_name(name):
+        import dns.exception
+        import dns.name
+
+        try:
+            dns.name.from_text(name)
+        except dns.exception.DNSException:  # composed, or from a record: too long, or with an empty label
             return Answer(name, exists=False, records=(), ttl=0, is_alias=False)
         return await self.resolver.query(name, rdtype)
-
-
-def _is_name(text: str) -> bool:
-    """Tell whether DNS can have the name: some are composed or come from a record, and too long or without a label."""
-    import dns.exception
-    import dns.name
-
-    try:
-        return bool(dns.name.from_text(text))
-    except dns.exception.DNSException:
-        return False
 
 
 def _shown(records: Sequence[tuple[int, str]]) -> str:

@@ -27,7 +27,7 @@ from zones import RESOLVER, resolving
 import nullsmtpd
 from nullsmtpd.check.dialogue import ANY
 from nullsmtpd.check.domain import not_public
-from nullsmtpd.check.verdicts import Behaviour, behaviour_of
+from nullsmtpd.check.verdicts import VERDICTS, behaviour_of
 
 # Where each kind of server is. Nothing that is sent to these addresses leaves the namespace.
 GREETS_521, REFUSES_MAIL, TAKES_MAIL, NOT_NOW, SILENT, BROKEN, NOTHING, REFUSES_EHLO = (
@@ -552,7 +552,7 @@ def test_a_domain_of_very_many_addresses_is_asked_a_part_of_them(
     assert sum(len(host.probes) for host in report.hosts) == 3
     assert report.left_out == (2 if is_null_mx else 2 + 1)
     assert (report.is_good, report.verdict.name) == (False, "left-out")
-    probed, left_out, verdict = report.lines()[-3:]
+    probed, left_out, verdict = str(report).splitlines()[-3:]
     assert re.match(r"\w+\.example 127\.0\.0\.\d+:", probed)
     assert left_out == f"many.example: {report.left_out} more names and addresses are not probed: too many"
     assert verdict.startswith("many.example bad: too many addresses to probe them all")
@@ -700,7 +700,7 @@ def test_no_zone_makes_the_check_fail(texts: dict[str, list[str]], mx: list[str]
         dns_server.mx["x.example"], dns_server.texts = mx, texts
         dns_server.addresses["x.example"] = [address for address in addresses if not_public(address)]
         report = asyncio.run(nullsmtpd.check_domain("x.example", resolver=dns_server.address))
-    assert all(line.isascii() and line.isprintable() for line in report.lines())
+    assert all(line.isascii() and line.isprintable() for line in str(report).splitlines())
     assert json.loads(json.dumps(report.as_json()))
     assert not any(host.probes for host in report.hosts)
 
@@ -748,7 +748,7 @@ def test_replies_that_break_the_standard_hide_no_server_that_takes_mail(greeting
     with contextlib.closing(Server(deeds)) as server:
         seen = nullsmtpd.probe("127.0.0.1", server.port, mode=ANY)
         assert nullsmtpd.probe("127.0.0.1", server.port, mode="mail").codes[:2] != ["220", "250"]
-    assert behaviour_of(seen) is Behaviour.TAKES_MAIL
+    assert behaviour_of(seen) is VERDICTS["takes-mail"]
     assert seen.fault
     assert str(seen).isprintable()
 
@@ -760,7 +760,7 @@ def test_a_server_without_ehlo_is_greeted_with_helo_once(mode: str) -> None:
     with contextlib.closing(Server(deeds)) as server:
         seen = nullsmtpd.probe("127.0.0.1", server.port, mode=mode)
     if mode == ANY:
-        assert behaviour_of(seen) is Behaviour.TAKES_MAIL
+        assert behaviour_of(seen) is VERDICTS["takes-mail"]
         assert server.heard[:3] == [b"EHLO [127.0.0.1]\r\n", b"HELO [127.0.0.1]\r\n", b"MAIL FROM:<>\r\n"]
     else:
         assert seen.fault.startswith("the reply to EHLO is 502, not 250")
