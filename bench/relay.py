@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench import measure, report, servers, system
 from bench.report import Report
@@ -20,6 +19,16 @@ KNOWN = 1000
 
 _NULL_MX, _NOT_FOUND = b"41:OK 556 5.1.10 ", b"9:NOTFOUND ,"
 _REPLY_TIMEOUT = 10.0
+
+# ``known0.example`` and so on have a null MX, and no other name has an MX.
+_NAME_SERVER = Arm(
+    "dnsmasq",
+    ("dnsmasq", "--keep-in-foreground", "--log-facility=-", "--conf-file={directory}/config"),
+    "no-resolv\nno-hosts\nbind-interfaces\nlisten-address=127.0.0.1\npid-file={directory}/pid\n"
+    "port={port}\nlocal=/example/\nlocal-ttl=3600\n"
+    + "".join(f"mx-host=known{number}.example,.,0\n" for number in range(KNOWN)),
+    (("dnsmasq", "dnsmasq-base"),),
+)
 
 
 @dataclass(eq=False)
@@ -66,9 +75,8 @@ def relay(options: argparse.Namespace) -> Report:
     The servers have the first CPU, this process and the name server the others. Raises `RuntimeError` without dnsmasq,
     and when something does not come up or answers wrongly.
     """
-    name_server = Arm("dnsmasq", _dnsmasq, (("dnsmasq", "dnsmasq-base"),))
     with contextlib.ExitStack() as stack:
-        dns = stack.enter_context(servers.running(name_server, system.client_cpus()))
+        dns = stack.enter_context(servers.running(_NAME_SERVER, system.client_cpus()))
         resolver = "{}:{}".format(*dns.targets[0])
 
         def lookups(arm: Arm, keys: Iterator[str], reply: bytes) -> Lookups:
@@ -108,14 +116,3 @@ def _measure(arm: Lookups, count: int) -> measure.Round:
     per_second = count / (time.perf_counter() - begun)
     cpu_us = (system.cpu_ns(arm.server.pids) - before) / count / 1000
     return measure.Round(cpu_us, p50, p99, per_second, generator_cpu=0.0, late_ms=0.0, started=count, lost=0)
-
-
-def _dnsmasq(ports: Sequence[int], directory: Path) -> list[str]:
-    """Return a name server in which ``known0.example`` and so on have a null MX, and no other name has an MX."""
-    lines = [
-        *("no-resolv", "no-hosts", "bind-interfaces", "listen-address=127.0.0.1", f"pid-file={directory}/pid"),
-        *(f"port={ports[0]}", "local=/example/", "local-ttl=3600"),
-        *(f"mx-host=known{number}.example,.,0" for number in range(KNOWN)),
-    ]
-    (directory / "dnsmasq.conf").write_text("\n".join(lines) + "\n")
-    return ["dnsmasq", "--keep-in-foreground", "--log-facility=-", f"--conf-file={directory}/dnsmasq.conf"]

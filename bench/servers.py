@@ -10,15 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from bench import system
 from bench.client import DIALOGUE
-from bench.outcomes import LINE
 
 #: The default of nullsmtpd, and of every other server here, so that none is given more room than another.
 BACKLOG = 4096
@@ -26,7 +25,6 @@ BACKLOG = 4096
 #: Open files of a server beside those of its idle clients: those of the clients that are measured, and its own.
 ROOM = 2048
 
-_TEXT = LINE.decode().rstrip()
 _HOST = "127.0.0.1"
 _PORTS = range(20000, 32000)  # below the kernel's default range for clients, net.ipv4.ip_local_port_range
 _START_TIMEOUT = 20.0
@@ -39,10 +37,15 @@ _PATH = os.pathsep.join(
 
 
 class Arm(NamedTuple):
-    """One kind of server. ``command`` makes a command line from the ports and a directory for its files."""
+    """One kind of server.
+
+    In ``command`` and ``config`` stand ``{port}``, or ``{ports[0]}`` and so on, ``{backlog}``, and ``{directory}``,
+    which is for its files. ``config`` is written to ``{directory}/config``.
+    """
 
     name: str
-    command: Callable[[Sequence[int], Path], list[str]]
+    command: tuple[str, ...]
+    config: str = ""
     needs: tuple[tuple[str, str], ...] = ()  # programs or files, each with its Debian package
     in_child: bool = False  # whether a child of the process that is started does the work (nginx)
     commands: tuple[bytes, ...] = ()  # what its clients send, each after the reply to the one before
@@ -84,67 +87,56 @@ def missing(arms: Sequence[Arm]) -> dict[str, str]:
 def nullsmtpd(*arguments: str, name: str = "nullsmtpd", addresses: int = 1, idle: int = 0, instances: int = 1) -> Arm:
     """Return nullsmtpd with these arguments, beside where it listens."""
     shared = ["--reuse-port"] if instances > 1 else []
-
-    def command(ports: Sequence[int], directory: Path) -> list[str]:
-        listen = [f"--listen={_HOST}:{port}" for port in ports]
-        return [sys.executable, "-m", "nullsmtpd", *arguments, *shared, *listen]
-
+    listen = [f"--listen={_HOST}:{{ports[{number}]}}" for number in range(addresses)]
+    command = (sys.executable, "-m", "nullsmtpd", *arguments, *shared, *listen)
     return Arm(name, command, addresses=addresses, idle=idle, instances=instances)
 
 
 def python(kind: str) -> Arm:
     """Return one of the servers of control.py."""
     # -P: the directory of control.py has modules of this package in it, which could hide others of the same name.
-    command = [sys.executable, "-P", str(_SOURCES / "control.py"), kind]
-    return Arm(kind, lambda ports, _: [*command, str(ports[0]), str(BACKLOG)])
+    return Arm(kind, (sys.executable, "-P", f"{_SOURCES}/control.py", kind, "{port}", "{backlog}"))
 
 
-def _c_loop(ports: Sequence[int], directory: Path) -> list[str]:
-    build_and_run = 'cc -O2 -Wall -o "$1" "$2" && exec "$1" "$3" "$4"'
-    arguments = [str(directory / "control"), str(_SOURCES / "control.c"), str(ports[0]), str(BACKLOG)]
-    return ["/bin/sh", "-c", build_and_run, "sh", *arguments]
-
-
-def _nginx(ports: Sequence[int], directory: Path) -> list[str]:
-    configuration = directory / "nginx.conf"
-    configuration.write_text(
-        f"""load_module {_NGINX_STREAM};
+_NGINX = Arm(
+    "nginx",
+    ("nginx", "-p", "{directory}", "-c", "{directory}/config"),
+    rf"""load_module {_NGINX_STREAM};
 daemon off;
 worker_processes 1;
 pid nginx.pid;
 error_log stderr;
-events {{ worker_connections 8192; multi_accept on; }}
-stream {{
+events {{{{ worker_connections 8192; multi_accept on; }}}}
+stream {{{{
     access_log off;
-    server {{ listen {_HOST}:{ports[0]} backlog={BACKLOG}; return "{_TEXT}\\r\\n"; }}
-}}
-"""
-    )
-    return ["nginx", "-p", str(directory), "-c", str(configuration)]
-
-
-def _smtp_sink(ports: Sequence[int], directory: Path) -> list[str]:
-    # -m: as many clients at once as the others take. -a to -p: of the extensions, announce no more than nullsmtpd does.
-    user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    refuse = ["-h", "mail.bench.example", "-f", "MAIL", "-B", f"521 5.3.2 {_TEXT[4:]}"]
-    options = ["-m", str(BACKLOG), "-a", "-C", "-F", "-N", "-p", *refuse]
-    return ["smtp-sink", *user, *options, f"{_HOST}:{ports[0]}", str(BACKLOG)]
-
+    server {{{{ listen 127.0.0.1:{{port}} backlog={{backlog}}; return "521 Host does not accept mail\r\n"; }}}}
+}}}}
+""",
+    (("nginx", "nginx"), (_NGINX_STREAM, "libnginx-mod-stream")),
+    in_child=True,
+)
+_BUILD_AND_RUN = 'cc -O2 -Wall -o "$0/control" "$1" && exec "$0/control" "$2" "$3"'
+_C_LOOP = Arm(
+    "c-loop",
+    ("/bin/sh", "-c", _BUILD_AND_RUN, "{directory}", f"{_SOURCES}/control.c", "{port}", "{backlog}"),
+    needs=(("cc", "gcc"),),
+)
+# -m: as many clients at once as the others take. -a to -p: of the extensions, announce no more than nullsmtpd does.
+_SMTP_SINK = Arm(
+    "smtp-sink",
+    (
+        *("smtp-sink", *(("-u", "nobody") if os.geteuid() == 0 else ()), "-m", "{backlog}"),
+        *("-a", "-C", "-F", "-N", "-p", "-h", "mail.bench.example"),
+        *("-f", "MAIL", "-B", "521 5.3.2 Host does not accept mail", "127.0.0.1:{port}", "{backlog}"),
+    ),
+    needs=(("smtp-sink", "postfix"),),
+)
 
 #: What `compare` measures, nullsmtpd first.
-ARMS = {
-    arm.name: arm
-    for arm in (
-        nullsmtpd(),
-        Arm("nginx", _nginx, (("nginx", "nginx"), (_NGINX_STREAM, "libnginx-mod-stream")), in_child=True),
-        Arm("c-loop", _c_loop, (("cc", "gcc"),)),
-        python("uvloop"),
-    )
-}
+ARMS = {arm.name: arm for arm in (nullsmtpd(), _NGINX, _C_LOOP, python("uvloop"))}
 
 #: The least that a uvloop daemon can be, for `footprint`.
 EMPTY = python("empty")
-
 
 #: What the replies to `DIALOGUE` begin with, the greeting's first: the mail is refused, and QUIT is answered (RFC 5321
 #: §4.1.1.10). Whether the greeting and EHLO are refused already is the server's choice.
@@ -156,7 +148,7 @@ DIALOGUES = {
     for arm in (
         nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example", name="mode-mail"),
         nullsmtpd("--mode", "session", name="mode-session"),
-        Arm("smtp-sink", _smtp_sink, (("smtp-sink", "postfix"),)),
+        _SMTP_SINK,
     )
 }
 
@@ -173,23 +165,25 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
     environment["PATH"] = _PATH
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory, ports = Path(name), _free_ports(arm.addresses)
-        command, log_path = arm.command(ports, directory), directory / "log"
+        filled = {"port": ports[0], "ports": ports, "directory": directory, "backlog": BACKLOG}
+        command, log_path = [part.format(**filled) for part in arm.command], directory / "log"
+        (directory / "config").write_text(arm.config.format(**filled))
         server = Server(arm, tuple((_HOST, port) for port in ports))
 
-        def start() -> None:
-            with log_path.open("ab") as log:
-                # A session of its own: Ctrl-C is for this process, which then ends the server.
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
+        def start(log: IO[bytes]) -> None:
+            # A session of its own: Ctrl-C is for this process, which then ends the server.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
             server.processes.append(process)
 
         begun = time.perf_counter()
         try:
+            cpus = cpus or system.server_cpus(arm.instances)
             # In a thread, where no signal handler can leave behind a process that is in no list yet.
-            with system.pinned(cpus or system.server_cpus(arm.instances)), ThreadPoolExecutor(1) as thread:
+            with log_path.open("wb") as log, system.pinned(cpus), ThreadPoolExecutor(1) as thread:
                 for _ in range(arm.instances):
-                    thread.submit(start).result()
+                    thread.submit(start, log).result()
             _wait_until_ready(server, log_path)
             server.ready_ms = (time.perf_counter() - begun) * 1000
             yield server

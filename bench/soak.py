@@ -3,12 +3,12 @@
 import argparse
 import asyncio
 import contextlib
-import signal
+import itertools
 import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench import measure, report, servers, system
@@ -32,16 +32,13 @@ _ENOUGH = 0.9  # of the clients
 
 @dataclass
 class _Soak:
-    outcomes: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in BEHAVIOURS})
+    started: int = 0
+    ended: Counter[str] = field(default_factory=Counter)  # clients, by their behaviour
+    lost: dict[str, Counter[str]] = field(default_factory=dict)  # what they saw instead of the line
     rss: list[int] = field(default_factory=list)  # KiB
     open_files: list[int] = field(default_factory=list)  # before and after
-    started: int = 0
     status: int | None = None  # exit status after SIGTERM; None: it did not end
     interrupted: bool = False
-
-    def lost(self, name: str) -> Counter[str]:
-        """Return what clients of this behaviour that stayed to read saw instead of the line."""
-        return Counter({what: count for what, count in self.outcomes[name].items() if what not in {WHOLE, LEFT}})
 
 
 def growth(memory: Sequence[int]) -> int | None:
@@ -55,12 +52,11 @@ def growth(memory: Sequence[int]) -> int | None:
 def soak(options: argparse.Namespace) -> Report:
     """Start a server, send it clients of all behaviours at a steady rate, and judge it.
 
-    Raises `RuntimeError` if it does not come up.
+    Raises `RuntimeError` if it does not come up, or ends by itself.
     """
-    found = _Soak()
+    found = _Soak(lost={name: Counter() for name in BEHAVIOURS})
     most_open = min(_MOST_OPEN, system.need_files(1, "soak"))
     with servers.running(servers.ARMS[options.arm]) as server:
-        process = server.processes[0]
         # uvloop opens /dev/null with its first transport, which is made to drain a client.
         asyncio.run(one_client(server.targets[0], "blasts_1_mib", _CLIENT_TIMEOUT))
         time.sleep(measure.SETTLE_SECONDS)
@@ -69,18 +65,15 @@ def soak(options: argparse.Namespace) -> Report:
             asyncio.run(_run(server, found, options.duration, options.rate, most_open))
             report.progress("waiting for the server to close what is left")
             deadline = time.monotonic() + _CLOSE_TIMEOUT
-            while process.poll() is None and time.monotonic() < deadline:
-                if system.open_files(server.pids) <= found.open_files[0]:
-                    break
+            while system.open_files(server.pids) > found.open_files[0] and time.monotonic() < deadline:
                 time.sleep(0.05)
         except KeyboardInterrupt:
             found.interrupted = True
-        if process.poll() is None:
-            found.open_files.append(system.open_files(server.pids))
-            process.send_signal(signal.SIGTERM)
+        found.open_files.append(system.open_files(server.pids))
+        server.processes[0].terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            found.status = process.wait(_STOP_TIMEOUT)
-    failures = _failures(found, options.arm)
+            found.status = server.processes[0].wait(_STOP_TIMEOUT)
+    failures = list(_failures(found, options.arm))
     notes = [f"Open files before and after: {found.open_files}."]
     if found.rss:
         notes.append(f"RSS, KiB: first {found.rss[0]:,}, highest {max(found.rss):,}, last {found.rss[-1]:,}.")
@@ -90,7 +83,7 @@ def soak(options: argparse.Namespace) -> Report:
         notes.append(f"Only {found.started:,} clients: this machine is too slow for {options.rate:g} a second.")
     return Report(
         head=["behaviour", "clients", "lost lines"],
-        rows=[[name, f"{n.total():,}", f"{found.lost(name).total():,}"] for name, n in found.outcomes.items()],
+        rows=[[name, f"{found.ended[name]:,}", f"{lost.total():,}"] for name, lost in found.lost.items()],
         notes=[*notes, *([] if failures or found.interrupted else ["Passed."])],
         record=vars(found) | {"failures": failures},
         failures=failures,
@@ -98,44 +91,46 @@ def soak(options: argparse.Namespace) -> Report:
     )
 
 
-def _failures(found: _Soak, arm: str) -> list[str]:
-    failures = [] if found.started or found.interrupted else ["not one client was started"]
-    for name in BEHAVIOURS:
-        if lost := found.lost(name):
+def _failures(found: _Soak, arm: str) -> Iterator[str]:
+    for name, lost in found.lost.items():
+        if lost:
             instead = ", ".join(f"{what} ({count})" for what, count in lost.items())
-            failures.append(f"{name}: {lost.total():,} lost lines: {instead}")
+            yield f"{name}: {lost.total():,} lost lines: {instead}"
     if found.status is None:
-        failures.append(f"SIGTERM did not end {arm} within {_STOP_TIMEOUT:g} s")
-    elif len(found.open_files) == 1:
-        failures.append(f"{arm} ended by itself, with status {found.status}")
-    elif found.open_files[1] > found.open_files[0] and not found.interrupted:  # by clients cut off
-        failures.append(f"open files grew from {found.open_files[0]} to {found.open_files[1]}")
+        yield f"SIGTERM did not end {arm} within {_STOP_TIMEOUT:g} s"
     elif found.status and arm == "nullsmtpd":
-        failures.append(f"SIGTERM ended it with status {found.status}")
+        yield f"SIGTERM ended it with status {found.status}"
+    if not found.interrupted:  # which cuts off clients
+        if not found.started:
+            yield "not one client was started"
+        if found.open_files[1] > found.open_files[0]:
+            yield f"open files grew from {found.open_files[0]} to {found.open_files[1]}"
     grown = growth(found.rss)
     if grown is not None and grown > max(ALLOWED_KIB, ALLOWED_SHARE * found.rss[len(found.rss) // 2]):
-        failures.append(f"memory grew by {grown} KiB from the second quarter to the last")
-    return failures
+        yield f"memory grew by {grown} KiB from the second quarter to the last"
 
 
 async def _run(server: servers.Server, found: _Soak, duration: float, rate: float, most_open: int) -> None:
-    loop, process = asyncio.get_running_loop(), server.processes[0]
+    loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda *_: None)  # Ctrl-C within a task is raised by run() too; no traceback beside that
-    names = list(BEHAVIOURS)
-    next_sample = begun = loop.time()
+    clients: set[asyncio.Task[None]] = set()
+    names, begun, next_sample = itertools.cycle(BEHAVIOURS), loop.time(), 0.0
 
     async def one(name: str) -> None:
-        found.outcomes[name][await one_client(server.targets[0], name, _CLIENT_TIMEOUT)] += 1
+        outcome = await one_client(server.targets[0], name, _CLIENT_TIMEOUT)
+        found.ended[name] += 1
+        if outcome not in {WHOLE, LEFT}:
+            found.lost[name][outcome] += 1
 
-    async with asyncio.TaskGroup() as clients:
-        while (now := loop.time()) < begun + duration and process.poll() is None:
-            if now >= next_sample:
-                next_sample += max(duration / 60, 0.1)
-                found.rss.append(system.memory(server.pids).rss)
-                lost = sum(found.lost(name).total() for name in names)
-                report.progress(f"{found.started:,} clients, {lost:,} lost lines; {begun + duration - now:.0f} s left")
-            ended = sum(outcomes.total() for outcomes in found.outcomes.values())
-            while found.started < (now - begun) * rate and found.started - ended < most_open:
-                clients.create_task(one(names[found.started % len(names)]))
-                found.started += 1
-            await asyncio.sleep(0.002)
+    while (passed := loop.time() - begun) < duration:
+        if passed >= next_sample:
+            next_sample += max(duration / 60, 0.1)
+            found.rss.append(system.memory(server.pids).rss)
+            lost = sum(counts.total() for counts in found.lost.values())
+            report.progress(f"{found.started:,} clients, {lost:,} lost lines; {duration - passed:.0f} s left")
+        while found.started < passed * rate and len(clients) < most_open:
+            clients.add(client := loop.create_task(one(next(names))))
+            client.add_done_callback(clients.discard)
+            found.started += 1
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*clients)

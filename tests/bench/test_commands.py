@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_soak_fails_a_server_that_loses_lines(
     assert ("writes_twice: " in err) == bool(status)
 
 
-def replace_uvloop(monkeypatch: pytest.MonkeyPatch, command: Callable[[Sequence[int], Path], list[str]]) -> None:
+def replace_uvloop(monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
     """Have another server in the place of the arm ``uvloop``."""
     monkeypatch.setitem(servers.ARMS, "uvloop", servers.ARMS["uvloop"]._replace(command=command))
 
@@ -90,8 +89,7 @@ def test_soak_fails_a_server_that_does_not_end_or_ends_by_itself(
     """A server that ignores SIGTERM is killed; one that ends in the midst of it is reported with its status."""
     monkeypatch.setattr(soak, "_STOP_TIMEOUT", 1.0)
     monkeypatch.setattr(servers, "_STOP_TIMEOUT", 0.1)
-    command = servers.ARMS["uvloop"].command
-    replace_uvloop(monkeypatch, lambda ports, directory: [*prefix, *command(ports, directory)])
+    replace_uvloop(monkeypatch, *prefix, *servers.ARMS["uvloop"].command)
     assert bench_here(monkeypatch, "soak", "--duration", duration, "--rate", "1", "--arm", "uvloop") == 1
     assert message in capfd.readouterr().err
 
@@ -115,7 +113,7 @@ def test_soak_fails_a_server_that_keeps_files_open(
     monkeypatch.setattr(behaviours, "BEHAVIOURS", {"blasts_1_mib": (), "waits_for_the_line": ()})
     monkeypatch.setattr(soak, "BEHAVIOURS", {"waits_for_the_line": ()})
 
-    replace_uvloop(monkeypatch, lambda ports, _: [sys.executable, "-c", LEAK, str(ports[0])])
+    replace_uvloop(monkeypatch, sys.executable, "-c", LEAK, "{port}")
     assert bench_here(monkeypatch, "soak", "--duration", "0.2", "--rate", "10", "--arm", "uvloop") == 1
     assert "bench: open files grew from " in capfd.readouterr().err
 
@@ -181,9 +179,8 @@ def test_a_server_that_ends_by_itself_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever is measured of a server that has ended would be nothing; the message names server and status."""
-    command = servers.ARMS["nullsmtpd"].command
-    arm = servers.ARMS["nullsmtpd"]._replace(command=lambda *about: ["timeout", "1", *command(*about)])
-    monkeypatch.setitem(servers.ARMS, "nullsmtpd", arm)
+    arm = servers.ARMS["nullsmtpd"]
+    monkeypatch.setitem(servers.ARMS, "nullsmtpd", arm._replace(command=("timeout", "1", *arm.command)))
     assert bench_here(monkeypatch, "compare", "--arms", "nullsmtpd", "--rates", "50") == 1
     assert "bench: nullsmtpd ended by itself, with status " in capfd.readouterr().err
 
