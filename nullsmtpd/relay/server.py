@@ -12,8 +12,8 @@ from nullsmtpd.nullmx import Resolver
 from nullsmtpd.relay.answers import Answers
 from nullsmtpd.relay.counters import Counters, families
 from nullsmtpd.relay.options import Options
-from nullsmtpd.relay.protocol import Clients, RelayProtocol
-from nullsmtpd.relay.unix import UnixListener, bind_unix
+from nullsmtpd.relay.protocol import Clients
+from nullsmtpd.relay.unix import unix_listener
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.metrics import serve_metrics
 from nullsmtpd.runtime.privileges import drop_privileges, find_account
@@ -29,9 +29,6 @@ BACKLOG = 4096
 #: File descriptors reserved for what is neither a client nor a DNS query: a log that is reopened, scrapes, clients that
 #: are refused.
 SPARE_DESCRIPTORS = 16
-
-#: Seconds at shutdown for clients that wait for DNS, or do not read. Container engines kill a process after 10 seconds.
-SHUTDOWN_TIMEOUT = 5.0
 
 
 def serve(options: Options) -> None:
@@ -50,67 +47,62 @@ class Server:
     def __init__(self, loop: asyncio.AbstractEventLoop, options: Options) -> None:
         self._loop = loop
         self._options = options
-        self._notifier = Notifier(os.environ)
-        self._unix_listeners: list[UnixListener] = []
-        self._connecting: set[asyncio.Task[None]] = set()
-        self._failure: ListenError | None = None
         self._counters = Counters()
+        self._failure: ListenError | None = None
 
     async def serve(self) -> None:
         """Serve until a termination signal, and shut down. Raises `ListenError` when a listener is lost."""
         self._shutdown = install_signal_handlers(self._loop, self._log_stats)
-        try:
-            listeners = self._open_sockets()
+        notifier = Notifier(os.environ)
+        with contextlib.ExitStack() as unix_sockets:
+            listeners = self._open_sockets(unix_sockets)
             for listener in listeners:
                 self._loop.add_reader(listener, self._accept, listener)
                 log("listening", address=_address(listener))
-            self._notifier.notify("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
-            self._notifier.start_watchdog(self._loop)
-            self._clients.evict_idle()
+            notifier.notify("READY=1", f"STATUS=Answering on {len(listeners)} sockets")
+            notifier.start_watchdog(self._loop)
             await self._shutdown.wait()
-        finally:
-            for unix_listener in self._unix_listeners:
-                unix_listener.remove()
-        self._notifier.notify("STOPPING=1", "STATUS=Waiting for clients to finish")
+        notifier.notify("STOPPING=1", "STATUS=Waiting for clients to finish")
         for listener in listeners:
             self._loop.remove_reader(listener)
             for _ in range(BACKLOG):  # closing the listener would reset the clients that wait
                 if not self._accept(listener):
                     break
             listener.close()
-        await asyncio.gather(*self._connecting)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
-                await self._clients.shut_down()
+        await self._clients.shut_down()
         self._log_stats()
         if self._failure is not None:
             raise self._failure
 
-    def _open_sockets(self) -> list[socket.socket]:
+    def _open_sockets(self, unix_sockets: contextlib.ExitStack) -> list[socket.socket]:
         """Return the listening sockets, and drop privileges; sockets that were passed in replace --listen."""
-        account = find_account(self._options.user, self._options.group)
-        inherited = inherited_listeners(os.environ, unix=True)
-        listeners = inherited or [listener for address in self._options.listen for listener in self._bind(address)]
-        if self._options.metrics:
-            serve_metrics(self._loop, self._options.metrics, lambda: families(self._gauges(), self._counters))
-        self._limit_clients()
-        drop_privileges(account)
-        warn_if_root(self._options.user)
-        return listeners
-
-    def _limit_clients(self) -> None:
-        """Admit as many clients as leave room for a DNS query each, beside the sockets that are open now."""
+        options = self._options
+        account = find_account(options.user, options.group)
+        listeners = inherited_listeners(os.environ, unix=True)
+        for address in () if listeners else options.listen:
+            if isinstance(address, Address):
+                listeners += bind(address, BACKLOG)
+            else:
+                listeners.append(unix_sockets.enter_context(unix_listener(address, BACKLOG)))
+        for listener in listeners:
+            if listener.family != socket.AF_UNIX:  # inherited by connections: no reply waits for the last one's ACK
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if options.metrics:
+            serve_metrics(self._loop, options.metrics, lambda: families(self._gauges(), self._counters))
+        # As many clients as leave room for a DNS query each, beside the sockets that are open now.
         left = files_left(SPARE_DESCRIPTORS, needed=2)
-        limit = lower_option("max-sessions", self._options.max_sessions, left // 2)
-        self._clients = Clients(self._loop, self._counters, limit)
-        look_up = Resolver(self._options.resolver, self._options.timeout).look_up_mx
-        self._answers = Answers(self._loop, self._counters, look_up, cache_size=self._options.cache, max_pending=limit)
-
-    def _bind(self, address: Address | str) -> list[socket.socket]:
-        if isinstance(address, Address):
-            return bind(address, BACKLOG)
-        self._unix_listeners.append(bind_unix(address, BACKLOG))
-        return [self._unix_listeners[-1].listener]
+        limit = lower_option("max-sessions", options.max_sessions, left // 2)
+        self._answers = Answers(
+            self._counters,
+            Resolver(options.resolver, options.timeout).look_up_mx,
+            cache_size=options.cache,
+            max_pending=limit,
+            exceptions=options.exceptions,
+        )
+        self._clients = Clients(self._answers, self._counters, limit)
+        drop_privileges(account)
+        warn_if_root(options.user)
+        return listeners
 
     def _accept(self, listener: socket.socket) -> bool:
         """Accept one client; return whether there may be another.
@@ -130,17 +122,8 @@ class Server:
                 pause_accepting(self._loop, listener, self._accept)
             return False
         connection.setblocking(False)
-        task = self._loop.create_task(self._connect(connection))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._clients.admit(connection)
         return True
-
-    async def _connect(self, connection: socket.socket) -> None:
-        protocol = RelayProtocol(self._answers, self._counters, self._clients, self._options.exceptions)
-        try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection)
-        except OSError:  # no memory for it
-            connection.close()
 
     def _gauges(self) -> dict[str, int]:
         return {"talking": len(self._clients), "pending": self._answers.pending, "cached": self._answers.cached}

@@ -8,11 +8,10 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from nullsmtpd.runtime.sockets import ListenError
 
-__all__ = ["MAX_PATH_OCTETS", "UnixListener", "bind_unix"]
+__all__ = ["MAX_PATH_OCTETS", "unix_listener"]
 
 #: unix(7): ``sun_path`` has 108 octets including a final NUL; other systems have 104.
 MAX_PATH_OCTETS = 103
@@ -25,23 +24,9 @@ _LOCK_TIMEOUT = 2.0
 _LOCK_INTERVAL = 0.01
 
 
-class UnixListener(NamedTuple):
-    """A listening socket, and the file that it is."""
-
-    listener: socket.socket
-    path: str
-    status: os.stat_result
-
-    def remove(self) -> None:
-        """Remove the file, unless another process has replaced it."""
-        # It may be gone already, or not removable any more after privileges were dropped.
-        with contextlib.suppress(OSError), _lock_directory(self.path):
-            if os.path.samestat(os.lstat(self.path), self.status):
-                os.unlink(self.path)  # noqa: PTH108 - no pathlib here
-
-
-def bind_unix(path: str, backlog: int) -> UnixListener:
-    """Return a non-blocking listening socket at ``path``, with mode 0666.
+@contextlib.contextmanager
+def unix_listener(path: str, backlog: int) -> Iterator[socket.socket]:
+    """Provide a non-blocking listening socket at ``path``, with mode 0666; the file is removed in the end.
 
     A socket there on which no process listens is replaced; any other file stays. Of several processes that do this at
     the same time one succeeds. Raises `ListenError`.
@@ -57,10 +42,17 @@ def bind_unix(path: str, backlog: int) -> UnixListener:
                 os.umask(umask)
             listener.listen(backlog)
             listener.setblocking(False)
-            return UnixListener(listener, path, os.lstat(path))
+            status = os.lstat(path)
     except OSError as error:
         listener.close()
         raise ListenError(error.errno, error.strerror, f"unix:{path}") from None
+    try:
+        yield listener
+    finally:
+        # It may be gone already, or not removable any more after privileges were dropped.
+        with contextlib.suppress(OSError), _lock_directory(path):
+            if os.path.samestat(os.lstat(path), status):  # not replaced by another process
+                os.unlink(path)  # noqa: PTH108 - no pathlib here
 
 
 @contextlib.contextmanager

@@ -516,6 +516,7 @@ def test_sockets_that_are_passed_in_replace_listen_and_stay(
                 assert daemon.lines("listening")[0].endswith(f"address=unix:{path}")
                 with unix_socket(path) as client, connect(tcp.getsockname()) as other:
                     assert ask(client, "null.example") == ask(other, "null.example") == [REFUSAL]
+                assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # no reply waits for an earlier one's ACK
                 assert daemon.stop(number) == 0
                 assert path.exists()
 

@@ -1,5 +1,6 @@
 """Unix sockets of ``nullsmtpd relay`` in one directory, opened and removed by several processes at a time."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -10,7 +11,7 @@ import pytest
 from support import PATIENCE
 
 from nullsmtpd.relay import unix
-from nullsmtpd.relay.unix import bind_unix
+from nullsmtpd.relay.unix import unix_listener
 from nullsmtpd.runtime.sockets import ListenError
 
 PROCESSES = 8
@@ -47,15 +48,14 @@ def fork_binder(path: str, begin: tuple[int, int], results: tuple[int, int]) -> 
     try:
         os.close(begin[1])
         os.read(begin[0], 1)
-        try:
-            listener = bind_unix(path, 10)
-            os.write(results[1], b"1")
-        except ListenError:
-            listener = None
-            os.write(results[1], b"0")
         signal_never_comes = os.pipe()
-        os.read(signal_never_comes[0], 1)
-        assert listener
+        try:
+            with unix_listener(path, 10):
+                os.write(results[1], b"1")
+                os.read(signal_never_comes[0], 1)
+        except ListenError:
+            os.write(results[1], b"0")
+            os.read(signal_never_comes[0], 1)
     finally:
         os._exit(1)
 
@@ -63,17 +63,18 @@ def fork_binder(path: str, begin: tuple[int, int], results: tuple[int, int]) -> 
 def test_a_socket_is_not_removed_while_another_process_holds_the_lock(tmp_path: Path) -> None:
     """That process may be binding its own socket at the path at this moment."""
     path = tmp_path / "relay"
-    listener = bind_unix(str(path), 10)
+    stack = contextlib.ExitStack()
+    listener = stack.enter_context(unix_listener(str(path), 10))
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    thread = threading.Thread(target=listener.remove)
+    thread = threading.Thread(target=stack.close)
     thread.start()
     thread.join(0.2)
     assert path.exists()
     os.close(descriptor)
     thread.join(PATIENCE)
     assert not path.exists()
-    listener.listener.close()
+    listener.close()
 
 
 def test_the_lock_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +82,8 @@ def test_the_lock_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(unix, "_LOCK_TIMEOUT", 0.05)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-    with pytest.raises(ListenError) as caught:
-        bind_unix(f"{tmp_path}/relay", 10)
+    with pytest.raises(ListenError) as caught, unix_listener(f"{tmp_path}/relay", 10):
+        pass
     os.close(descriptor)
     assert caught.value.filename == f"unix:{tmp_path}/relay"
     assert caught.value.strerror == "its directory is locked by another process"

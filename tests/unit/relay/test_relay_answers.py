@@ -30,7 +30,7 @@ class Scene:
         self.held: asyncio.Event | None = None
         self.asked: list[str] = []
         self.counters = Counters()
-        self.answers = Answers(loop, self.counters, self.look_up, cache_size=cache_size, max_pending=max_pending)
+        self.answers = Answers(self.counters, self.look_up, cache_size=cache_size, max_pending=max_pending)
 
     async def look_up(self, domain: str) -> MXAnswer:
         self.asked.append(domain)
