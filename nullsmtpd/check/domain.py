@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from nullsmtpd.check.dialogue import ANY
 from nullsmtpd.check.probe import TIMEOUT, Probe, probe, run_all
-from nullsmtpd.check.published import Finding, Publications, Status, is_address
+from nullsmtpd.check.published import ADVICE, OK, UNKNOWN, WRONG, Finding, Publications, is_address
 from nullsmtpd.check.verdicts import VERDICTS, Verdict, behaviour_of, verdict_on
 from nullsmtpd.nullmx import DNSError, MXAnswer, Resolver, domain_of
 
@@ -19,8 +19,8 @@ __all__ = ["MAX_ADDRESSES", "MAX_HOSTS", "DomainReport", "HostReport", "check_do
 #: have a few dozen addresses. 100 silent ones take 20 s: `run_all`'s number at a time, for `TIMEOUT` seconds each.
 MAX_HOSTS = 32
 MAX_ADDRESSES = 100
-#: Two queries for each host, and 50 at most for the MX set and what `Publications` looks up.
-MAX_QUERIES = 120
+#: Three queries for each host, and 40 at most for the MX set and what else `Publications` looks up.
+MAX_QUERIES = 136
 
 _ROOT = "."
 
@@ -64,7 +64,7 @@ class HostReport:
         if self.preferences and not (self.addresses or self.not_public or self.error):
             faults.append(("no address", "an MX must have one (RFC 5321 section 5.1)"))
         subject = "MX host" if self.preferences else "address"
-        return [Finding(subject, self.name, found, Status.WRONG, words) for found, words in faults]
+        return [Finding(subject, self.name, found, WRONG, words) for found, words in faults]
 
     def as_json(self) -> dict[str, object]:
         """Return an object for JSON."""
@@ -178,7 +178,7 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
         findings[1:1] = [fault for host in tried for fault in host.faults()]
         sends = published.sends
     else:
-        row = ("none", Status.WRONG, "no such domain") if mx else ("?", Status.UNKNOWN, f"DNS does not answer: {error}")
+        row = ("none", WRONG, "no such domain") if mx else ("?", UNKNOWN, f"DNS does not answer: {error}")
         findings = [Finding("MX", domain, *row)]
     targets = [(host, address) for host in hosts for address in host.addresses]
     probed = targets[:MAX_ADDRESSES]
@@ -192,7 +192,7 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
     is_known = mx is not None and not any(host.error for host in ([own] if mx.is_null_mx else tried))
     groups_tried = [groups[preference] for preference in sorted(groups)]
     verdict = verdict_on(mx, own.behaviours, groups_tried, is_known=is_known, left_out=left_out)
-    tolerated = {Status.OK} if strict else {Status.OK, Status.ADVICE}
+    tolerated = {OK} if strict else {OK, ADVICE}
     problems = [finding for finding in findings if finding.status not in tolerated]
     return DomainReport(domain, mx, error, sends, findings, hosts, left_out, verdict, problems)
 

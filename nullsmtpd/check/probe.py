@@ -63,11 +63,17 @@ class Probe:
     ending = LEFT
     fault = ""
 
-    def __init__(self, address: str, port: int, timeout: float, host: str = "") -> None:
+    def __init__(self, address: str, port: int, timeout: float, host: str = "", mode: str = ANY) -> None:
         self.host = host or address
         self.address = address
         self.port = port
         self.timeout = timeout
+        self.mode = mode
+        self._start = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Return the seconds since the first SYN."""
+        return time.monotonic() - self._start
 
     @property
     def is_good(self) -> bool:
@@ -153,16 +159,14 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
         family, sockaddr = _resolve(address, port, flags=socket.AI_NUMERICHOST)[0]
     except (OSError, UnicodeEncodeError):
         raise ValueError(f"{address!a} is not an IP address") from None
-    seen = Probe(address, port, timeout, host)
     scripts = [*dialogue.SCRIPTS[mode], dialogue.CLOSE] if may_be_full else dialogue.SCRIPTS[mode]
-    commands = dialogue.early_commands(mode) if early else []
-    start = time.monotonic()
+    seen = Probe(address, port, timeout, host, mode)
     try:
         with socket.socket(family, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
             connection.connect(sockaddr)
-            seen.connected = time.monotonic() - start
-            _hold_dialogue(connection, start, seen, scripts, commands, lenient=mode == ANY)
+            seen.connected = seen.elapsed()
+            _hold_dialogue(connection, seen, scripts, dialogue.early_commands(mode) if early else [])
     except OSError as error:
         if error.errno in _EXHAUSTED:
             raise
@@ -170,7 +174,7 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
             seen.ending, seen.fault = _failure(error, timeout)
         else:
             seen.ending = SILENCE if isinstance(error, TimeoutError) else RESET
-    seen.ended = time.monotonic() - start
+    seen.ended = seen.elapsed()
     if fault := seen.connected is not None and next(filter(None, _faults(seen, scripts, text)), ""):
         seen.fault = f"{fault}: {quoted(seen.received)}{_THEN[seen.ending].format(timeout=timeout)}"
     return seen
@@ -215,15 +219,7 @@ def _unresolved(host: str, port: int, error: OSError) -> Probe:
     return seen
 
 
-def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
-    connection: socket.socket,
-    start: float,
-    seen: Probe,
-    scripts: Sequence[Script],
-    early: Sequence[str],
-    *,
-    lenient: bool,
-) -> None:
+def _hold_dialogue(connection: socket.socket, seen: Probe, scripts: Sequence[Script], early: Sequence[str]) -> None:
     """Send the next command of a script once the reply before it has arrived and has the code that is due.
 
     Returns once the server has closed or enough was seen. Raises `OSError`.
@@ -237,11 +233,16 @@ def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
             connection.sendall(lines.encode("ascii"))
 
     send(*early)
-    answered = 0
-    while octets := _receive(connection, start + seen.timeout, MAX_OCTETS + 1 - len(seen.received)):
-        seen.first_octet = seen.first_octet or time.monotonic() - start
+    while (left := seen.timeout - seen.elapsed()) > 0:
+        connection.settimeout(left)
+        octets = connection.recv(MAX_OCTETS + 1 - len(seen.received))
+        if not octets:
+            seen.ending = FIN
+            return
+        seen.first_octet = seen.first_octet or seen.elapsed()
         seen.received += octets
-        seen.replies, _, is_invalid = parse_replies(seen.received, lenient=lenient)
+        answered = len(seen.replies)
+        seen.replies, _, is_invalid = parse_replies(seen.received, lenient=seen.mode == ANY)
         for code in seen.codes[answered:]:
             scripts = dialogue.steps_after(code, scripts)
             if not scripts:
@@ -249,17 +250,9 @@ def _hold_dialogue(  # noqa: PLR0913 - what `probe` has decided
                 return
             if scripts[0] and not early:
                 send(scripts[0][0][0])
-        answered = len(seen.replies)
         if is_invalid or len(seen.received) > MAX_OCTETS:
             return
-    seen.ending = FIN
-
-
-def _receive(connection: socket.socket, deadline: float, size: int) -> bytes:
-    if (left := deadline - time.monotonic()) <= 0:
-        raise TimeoutError
-    connection.settimeout(left)
-    return connection.recv(size)
+    raise TimeoutError
 
 
 def _failure(error: OSError, timeout: float) -> tuple[str, str]:

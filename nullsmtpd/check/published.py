@@ -6,20 +6,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nullsmtpd.check.dialogue import quoted
 from nullsmtpd.check.policies import SPF, dmarc_policies, dmarc_text, parse_dmarc, parse_spf, spf_texts, zone_txt
-from nullsmtpd.nullmx import Answer, DNSError
-
-if TYPE_CHECKING:
-    from nullsmtpd.nullmx import MXAnswer, Resolver
+from nullsmtpd.nullmx import Answer, DNSError, MXAnswer, Resolver
 
 __all__ = ["Finding", "Publications", "Status", "is_address"]
+__all__ += ["ADVICE", "OK", "UNKNOWN", "WRONG"]
 
 _MAX_REDIRECTS = 10  # RFC 7208 §4.6.4: of all terms that cause queries
 _MAX_WALK = 8  # RFC 9989 §4.10: queries of one DNS tree walk
-_MAX_TLSA = 8  # hosts, the most preferred first
 _MAX_RECORDS_SHOWN = 5
 
 #: Targets of operators who mean the root: alone, or with the domain appended for lack of a final dot.
@@ -44,6 +41,9 @@ class Status(StrEnum):
     ADVICE = "advice"  #: something useful is missing
     WRONG = "wrong"  #: it breaks a standard, or contradicts that mail is refused
     UNKNOWN = "unknown"  #: DNS does not answer
+
+
+OK, ADVICE, WRONG, UNKNOWN = Status
 
 
 class Finding(NamedTuple):
@@ -73,7 +73,7 @@ _Row = tuple[str, Status, str, str]
 def _judge(found: str, publish: str, *rules: tuple[object, Status, str]) -> _Row:
     """Return the status and the words of the first rule whose condition is true; if it is OK, nothing to publish."""
     status, words = next((status, words) for applies, status, words in rules if applies)
-    return found, status, words, "" if status is Status.OK else publish
+    return found, status, words, "" if status is OK else publish
 
 
 def is_address(target: str) -> bool:
@@ -89,8 +89,8 @@ class Publications:
     owner says that it sends mail; True afterwards if its SPF record says so.
     """
 
-    resolver: "Resolver"
-    mx: "MXAnswer"
+    resolver: Resolver
+    mx: MXAnswer
     owner: str
     sends: bool
 
@@ -102,10 +102,7 @@ class Publications:
             find("DMARC", f"_dmarc.{domain}", self._dmarc),
             find("MTA-STS", f"_mta-sts.{domain}", partial(leftover, "TXT", r"v=STSv1\b", _REMOVE_MTA_STS)),
             find("TLSRPT", f"_smtp._tls.{domain}", partial(leftover, "TXT", r"v=TLSRPTv1\b", _REMOVE_TLSRPT)),
-            *(
-                find("TLSA", f"_25._tcp.{host}", partial(leftover, "TLSA", "", _REMOVE_TLSA))
-                for host in hosts[:_MAX_TLSA]
-            ),
+            *(find("TLSA", f"_25._tcp.{host}", partial(leftover, "TLSA", "", _REMOVE_TLSA)) for host in hosts),
             *(find("MX", f"{label}.{domain}", self._other_mx) for label in ("www", "*")),
         )
         return [Finding("MX", domain, *self._judge_mx()), *(finding for finding in (spf, *others) if finding)]
@@ -114,7 +111,7 @@ class Publications:
         try:
             row = await judge(name)
         except DNSError as error:
-            row = "?", Status.UNKNOWN, f"DNS does not answer: {error.reason}", ""
+            row = "?", UNKNOWN, f"DNS does not answer: {error.reason}", ""
         return Finding(subject, name, *row) if row else None
 
     def _judge_mx(self) -> _Row:
@@ -127,17 +124,13 @@ class Publications:
         return _judge(
             f"{_shown(mx.records)} (TTL {mx.ttl} s)" if targets else "none",
             "" if sends else f"{self.owner}. IN MX 0 .",
-            (mx.is_null_mx and sends, Status.WRONG, _CONTRADICTION),
-            (mx.is_null_mx, Status.OK, "a null MX"),
-            (mx.is_invalid_null_mx, Status.WRONG, f"an invalid null MX: it must {must} (RFC 7505 section 3)"),
-            (
-                meant,
-                Status.WRONG,
-                f"not a null MX, whose target is a single dot instead of {meant}. (RFC 7505 section 3)",
-            ),
-            (literal, Status.WRONG, f"{literal} is an IP address; an MX must be a host name (RFC 1035 section 3.3.9)"),
-            (sends, Status.OK, "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce"),
-            (True, Status.ADVICE, f"no null MX, so senders connect to {where}"),
+            (mx.is_null_mx and sends, WRONG, _CONTRADICTION),
+            (mx.is_null_mx, OK, "a null MX"),
+            (mx.is_invalid_null_mx, WRONG, f"an invalid null MX: it must {must} (RFC 7505 section 3)"),
+            (meant, WRONG, f"not a null MX, whose target is a single dot instead of {meant}. (RFC 7505 section 3)"),
+            (literal, WRONG, f"{literal} is an IP address; an MX must be a host name (RFC 1035 section 3.3.9)"),
+            (sends, OK, "no null MX, as the domain sends mail; with nullsmtpd in mode mail all senders bounce"),
+            (True, ADVICE, f"no null MX, so senders connect to {where}"),
         )
 
     async def _spf(self, name: str) -> _Row:
@@ -151,13 +144,13 @@ class Publications:
         row = _judge(
             _quoted(records) or "none",
             zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all"),
-            (not policies, Status.ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"),
-            (len(policies) > 1, Status.WRONG, f"{several}{hint}"),
-            (policy.error, Status.WRONG, f"{ignored}: {policy.error}{hint}"),
-            (policy.passes_all, Status.ADVICE, f"every host may send mail as this domain{hint}"),
-            (policy.sends, Status.OK, "the domain sends mail: not every host fails"),
-            (self.sends, Status.WRONG, "no host may send mail as this domain, but it sends"),
-            (True, Status.OK, "no host may send mail as this domain"),
+            (not policies, ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"),
+            (len(policies) > 1, WRONG, f"{several}{hint}"),
+            (policy.error, WRONG, f"{ignored}: {policy.error}{hint}"),
+            (policy.passes_all, ADVICE, f"every host may send mail as this domain{hint}"),
+            (policy.sends, OK, "the domain sends mail: not every host fails"),
+            (self.sends, WRONG, "no host may send mail as this domain, but it sends"),
+            (True, OK, "no host may send mail as this domain"),
         )
         self.sends = self.sends or any(policy.sends for policy in policies)
         return row
@@ -192,10 +185,10 @@ class Publications:
         return _judge(
             f"{len(own)} records" if len(own) > 1 else found,
             zone_txt(owner, dmarc_text(own[0] if own else {})),
-            (len(own) > 1, Status.WRONG, "receivers ignore all of several records (RFC 7489 section 6.6.3)"),
-            (is_strict, Status.OK, "receivers reject mail that pretends to be from this domain"),
-            (self.sends, Status.OK, "for a domain that sends mail this is its owner's choice"),
-            (True, Status.ADVICE, "receivers should reject all mail that pretends to be from this domain"),
+            (len(own) > 1, WRONG, "receivers ignore all of several records (RFC 7489 section 6.6.3)"),
+            (is_strict, OK, "receivers reject mail that pretends to be from this domain"),
+            (self.sends, OK, "for a domain that sends mail this is its owner's choice"),
+            (True, ADVICE, "receivers should reject all mail that pretends to be from this domain"),
         )
 
     async def _inherited_dmarc(self) -> tuple[str, dict[str, str]]:
@@ -224,7 +217,7 @@ class Publications:
     async def _leftover(self, rdtype: str, beginning: str, words: str, name: str) -> _Row | None:
         _, texts = await self._texts(name, rdtype)
         found = _quoted([text for text in texts if re.match(beginning, text)])
-        return (found, Status.WRONG, words, "") if found else None
+        return (found, WRONG, words, "") if found else None
 
     async def _other_mx(self, name: str) -> _Row | None:
         """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
@@ -233,17 +226,13 @@ class Publications:
         targets = tuple(sorted((record.preference, record.exchange.to_text(omit_final_dot=True)) for record in records))
         if not targets and not any(answer.records for answer in addresses):
             return None
-        is_alias_of_same = mx.is_alias and (mx.name == self.owner or (targets and targets == self.mx.records))
+        is_same = mx.is_alias and (mx.name == self.owner or (targets and targets == self.mx.records))
         return _judge(
             (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else ""),
             f"{mx.name if mx.is_alias else name}. IN MX 0 .",
-            (
-                targets == ((0, "."),) or is_alias_of_same,
-                Status.OK,
-                "mail to this name is treated as mail to the domain",
-            ),
-            (targets, Status.WRONG, "mail to this name goes there; let it have a null MX"),
-            (True, Status.ADVICE, "mail to this name goes to its address; let it have a null MX"),
+            (is_same or targets == ((0, "."),), OK, "mail to this name is treated as mail to the domain"),
+            (targets, WRONG, "mail to this name goes there; let it have a null MX"),
+            (True, ADVICE, "mail to this name goes to its address; let it have a null MX"),
         )
 
     async def _texts(self, name: str, rdtype: str = "TXT") -> tuple[str, list[str]]:

@@ -34,11 +34,6 @@ class Sender(NamedTuple):
     shows_text: bool = True  #: the author of a message deferred for its 521 greeting reads its text after those days
     setting: str = ""  #: what is set otherwise than by default
 
-    @property
-    def before_null_mx(self) -> str:
-        """The versions that do not heed a null MX, to be read after the name."""
-        return f" before {self.null_mx_since}" if self.null_mx_since else ""
-
 
 _B, _D = Fate.BOUNCED, Fate.DEFERRED
 

@@ -3,13 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from nullsmtpd.check.probe import NO_FAMILY, REFUSED, SILENCE, UNREACHABLE, Probe
 from nullsmtpd.check.senders import SENDERS, Fate
-
-if TYPE_CHECKING:
-    from nullsmtpd.nullmx import MXAnswer
+from nullsmtpd.nullmx import MXAnswer
 
 __all__ = ["BY_CODES", "BY_ENDING", "VERDICTS", "Verdict", "behaviour_of", "verdict_on"]
 
@@ -44,9 +42,9 @@ _REQUIRING_TLS = _listed(sender.name for sender in _SENDERS if sender.mail_requi
 _FOR_DAYS = f"every sender tries again for days ({_listed(f'{sender.name} {sender.days}' for sender in _SENDERS)})"
 _COULD_NOT_CONNECT = f"{_FOR_DAYS}, and then tells its author that it could not connect"
 _NO_NULL_MX = _listed(
-    f"{sender.name}{sender.before_null_mx} ({sender.days} days)"
-    for sender in _SENDERS
-    if sender.null_mx_since or sender.null_mx is Fate.DEFERRED
+    f"{one.name} {one.null_mx_since and f'before {one.null_mx_since} '}({one.days} days)"
+    for one in _SENDERS
+    if one.null_mx_since or one.null_mx is Fate.DEFERRED
 )
 
 _WORDS = {
@@ -109,7 +107,7 @@ def behaviour_of(seen: Probe) -> Verdict:
 
 
 def verdict_on(
-    mx: "MXAnswer | None",
+    mx: MXAnswer | None,
     own: AbstractSet[Verdict],
     groups: Sequence[AbstractSet[Verdict]],
     *,

@@ -15,6 +15,8 @@ from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.probe import MAX_PORT, NO_FAMILY, TIMEOUT, Probe, probe, run_all, tasks_for
 from nullsmtpd.cli.arguments import Option, UsageError, boolean, option_lines, positive_seconds, read_options, shown
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
+from nullsmtpd.nullmx import MissingExtraError, domain_of, load_extra, resolver_address
+from nullsmtpd.runtime.event_loop import import_without_openssl
 from nullsmtpd.runtime.sockets import parse_address, parse_target
 
 if TYPE_CHECKING:
@@ -63,22 +65,6 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _domain(text: str) -> str:
-    from nullsmtpd.nullmx import MissingExtraError, domain_of, load_extra
-
-    try:
-        load_extra()
-        return domain_of(text)
-    except MissingExtraError as error:
-        raise UsageError(str(error)) from None
-
-
-def _resolver(text: str) -> tuple[str, int]:
-    from nullsmtpd.nullmx import resolver_address
-
-    return resolver_address(text)
-
-
 def _hosts_of(entry: str) -> tuple[tuple[str, int], ...]:
     host, port = parse_address(entry)
     if not port:
@@ -93,12 +79,14 @@ TABLE = {
     "early": Option("", "no", "send EHLO and MAIL before the greeting; the same reply is due", boolean),
     "mode": Option("MODE", "", "how HOST refuses: close (the default), session or mail", known_mode),
     "json": Option("", "no", "print one line of JSON", boolean),
-    "domain": Option("NAME...", "", "check these domains; needs the extra [relay]", _domain, lists=True),
+    "domain": Option("NAME...", "", "check these domains; needs the extra [relay]", domain_of, lists=True),
     "sends": Option("", "no", "the domains send mail, even if no SPF record says so", boolean),
     "strict": Option("", "no", "advice about a domain makes it bad, too", boolean),
     "allow-private": Option("", "no", "treat addresses that are not on the public Internet like all others", boolean),
     "port": Option("PORT", "", f"for --domain and each HOST without a port (default: {_SMTP_PORT})", _port),
-    "resolver": Option("ADDR[:PORT]", "", "the name server for --domain (default: as in /etc/resolv.conf)", _resolver),
+    "resolver": Option(
+        "ADDR[:PORT]", "", "the name server for --domain (default: as in /etc/resolv.conf)", resolver_address
+    ),
 }
 
 #: What a health check takes from the environment, by `read_options`.
@@ -150,7 +138,12 @@ def _report(results: "Iterable[Probe | DomainReport]", *, as_json: bool) -> int:
 def _read_options(arguments: Iterable[str]) -> dict[str, Any]:
     """Return the options, and each HOST as text in "". Raises `UsageError`, also for an option without any effect."""
     table = TABLE | {"": Option("HOST[:PORT]", "", "", lists=True)}
-    options = read_options(table, list(_with_flags(arguments)), {})
+    try:
+        options = read_options(table, list(_with_flags(arguments)), {})
+        if options["domain"]:
+            load_extra()
+    except MissingExtraError as error:
+        raise UsageError(str(error)) from None
     hosts, domains = options[""], options["domain"]
     for names, needed, is_given in (
         (("resolver", "sends", "strict", "allow_private"), "--domain", domains),
@@ -226,8 +219,6 @@ def _probe_entry(hosts: Iterable[tuple[str, int]], prober: Callable[..., Probe])
 def _check_domains(options: Mapping[str, Any]) -> "Iterator[DomainReport]":
     if not options["domain"]:
         return
-    from nullsmtpd.runtime.event_loop import import_without_openssl
-
     import_without_openssl("asyncio")
     import asyncio
 

@@ -630,7 +630,7 @@ def test_a_limit_that_is_reached_is_one_line_and_status_1(
     assert capfd.readouterr() == ("", line)
 
 
-@pytest.mark.parametrize("module", ["nullsmtpd.nullmx", "json", "asyncio", "base64"])
+@pytest.mark.parametrize("module", ["nullsmtpd.check.domain", "json", "asyncio", "base64"])
 def test_a_module_that_cannot_be_imported_is_one_line_and_status_1(module: str) -> None:
     """Only the missing extra is an error of usage; a damaged installation is not."""
     arguments = ["--json", "--domain", "example.org", "--resolver", "127.0.0.1:1"]
