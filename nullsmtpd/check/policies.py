@@ -18,14 +18,13 @@ _MACRO_STRING = rf"(?:{_MACRO}|[!-$&-~])*"
 _TOP_LABEL = r"(?![0-9]+(?![a-z0-9-]))[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = rf"{_MACRO_STRING}(?:{_MACRO}|\.{_TOP_LABEL}\.?)"
 _LENGTH4, _LENGTH6 = r"(?:[12]?[0-9]|3[0-2])", r"(?:[1-9]?[0-9]|1[01][0-9]|12[0-8])"  # of a prefix, in bits
-_MECHANISM = re.compile(
+_TERM = re.compile(
     rf"(?P<qualifier>[+?~-]?)(?:(?P<all>all)|(?:include|exists):{_NAME}|ptr(?::{_NAME})?"
     rf"|(?:a|mx)(?::{_NAME})?(?:/{_LENGTH4})?(?://{_LENGTH6})?"
-    rf"|ip4:(?P<ip4>[0-9.]+)(?:/{_LENGTH4})?|ip6:(?P<ip6>[0-9a-f:.]+)(?:/{_LENGTH6})?)",
+    rf"|ip4:(?P<ip4>[0-9.]+)(?:/{_LENGTH4})?|ip6:(?P<ip6>[0-9a-f:.]+)(?:/{_LENGTH6})?)"
+    rf"|(?P<once>redirect|exp)=(?P<domain>{_NAME})|(?!(?:redirect|exp)=)[a-z][a-z0-9_.-]*={_MACRO_STRING}",
     re.IGNORECASE,
 )
-_MODIFIER = re.compile(rf"(?P<name>[a-z][a-z0-9_.-]*)=(?P<value>{_MACRO_STRING})", re.IGNORECASE)
-_DOMAIN_SPEC = re.compile(_NAME, re.IGNORECASE)
 
 _POLICIES = {"none", "quarantine", "reject"}
 
@@ -55,22 +54,20 @@ def spf_texts(texts: Iterable[str]) -> list[str]:
 
 def parse_spf(text: str) -> SPF:
     """Parse one SPF record. Includes and hosts are not looked up: who names any wants their mail to pass."""
-    modifiers: dict[str, str] = {}
+    domains: dict[str, str] = {}  # of the modifiers redirect and exp
     qualifiers: list[str] = []  # of the mechanisms that count, all of them up to "all"
     ends_in_all = False
     for term in filter(None, text.split(" ")[1:]):
-        if found := _MODIFIER.fullmatch(term):
-            name, value = found["name"].lower(), found["value"]
-            if name in {"redirect", "exp"} and (name in modifiers or not _DOMAIN_SPEC.fullmatch(value)):
-                return SPF(f"{quoted(term.encode('latin-1'))} is repeated or names no domain")
-            modifiers[name] = value
-        elif (found := _MECHANISM.fullmatch(term)) and _is_address(found["ip4"], 4) and _is_address(found["ip6"], 6):
-            if not ends_in_all:
-                qualifiers.append(found["qualifier"] or "+")
-            ends_in_all = ends_in_all or bool(found["all"])
-        else:
-            return SPF(f"{quoted(term.encode('latin-1'))} is no valid term")
-    redirect = "" if ends_in_all else modifiers.get("redirect", "")
+        found = _TERM.fullmatch(term)
+        once = ((found and found["once"]) or "").lower()
+        if not found or once in domains or not (_is_address(found["ip4"], 4) and _is_address(found["ip6"], 6)):
+            return SPF(f"{quoted(term.encode('latin-1'))} is no valid term or is repeated")
+        if once:
+            domains[once] = found["domain"]
+        elif found["qualifier"] is not None and not ends_in_all:
+            qualifiers.append(found["qualifier"] or "+")
+            ends_in_all = bool(found["all"])
+    redirect = "" if ends_in_all else domains.get("redirect", "")
     if "%" in redirect or not (ends_in_all or redirect):  # it depends on the message, or it is neutral (§4.7)
         return SPF(sends=True)
     sends = any(qualifier != "-" for qualifier in qualifiers)

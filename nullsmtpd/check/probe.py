@@ -48,10 +48,10 @@ class Probe:
     """What was seen at one address.
 
     ``host`` is the name that led there, or the address again; ``address`` is empty for a name that has none.
-    ``connected``, ``first_octet`` and ``ended`` are seconds since the first SYN, or `None` for what did not happen.
-    ``ending`` is one of the constants above, ``received`` all octets, ``replies`` the complete replies among them, in
-    mode `ANY` also those that no standard allows and mail servers accept.
-    ``fault`` is what is wrong in a few words, or empty.
+    ``start`` is the time of the first SYN by `time.monotonic`; ``connected``, ``first_octet`` and ``ended`` are seconds
+    since then, or `None` for what did not happen. ``ending`` is one of the constants above, ``received`` all octets,
+    ``replies`` the complete replies among them, in mode `ANY` also those that no standard allows and mail servers
+    accept. ``fault`` is what is wrong in a few words, or empty.
     """
 
     # Not a dataclass: importing dataclasses takes longer than the rest of a health check.
@@ -69,11 +69,7 @@ class Probe:
         self.port = port
         self.timeout = timeout
         self.mode = mode
-        self._start = time.monotonic()
-
-    def elapsed(self) -> float:
-        """Return the seconds since the first SYN."""
-        return time.monotonic() - self._start
+        self.start = time.monotonic()
 
     @property
     def is_good(self) -> bool:
@@ -127,8 +123,8 @@ async def check_host(
     """
     import asyncio
 
-    tasks = tasks_for([(host, port)], partial(probe, mode=mode, early=early, timeout=timeout))
-    return await asyncio.to_thread(run_all, tasks)
+    prober = partial(probe, mode=mode, early=early, timeout=timeout)
+    return await asyncio.to_thread(lambda: run_all(tasks_for([(host, port)], prober)))
 
 
 def probe(  # noqa: PLR0913 - what may differ from one check to the next
@@ -165,7 +161,7 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
         with socket.socket(family, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
             connection.connect(sockaddr)
-            seen.connected = seen.elapsed()
+            seen.connected = time.monotonic() - seen.start
             _hold_dialogue(connection, seen, scripts, dialogue.early_commands(mode) if early else [])
     except OSError as error:
         if error.errno in _EXHAUSTED:
@@ -174,7 +170,7 @@ def probe(  # noqa: PLR0913 - what may differ from one check to the next
             seen.ending, seen.fault = _failure(error, timeout)
         else:
             seen.ending = SILENCE if isinstance(error, TimeoutError) else RESET
-    seen.ended = seen.elapsed()
+    seen.ended = time.monotonic() - seen.start
     if fault := seen.connected is not None and next(filter(None, _faults(seen, scripts, text)), ""):
         seen.fault = f"{fault}: {quoted(seen.received)}{_THEN[seen.ending].format(timeout=timeout)}"
     return seen
@@ -233,13 +229,13 @@ def _hold_dialogue(connection: socket.socket, seen: Probe, scripts: Sequence[Scr
             connection.sendall(lines.encode("ascii"))
 
     send(*early)
-    while (left := seen.timeout - seen.elapsed()) > 0:
+    while (left := seen.start + seen.timeout - time.monotonic()) > 0:
         connection.settimeout(left)
         octets = connection.recv(MAX_OCTETS + 1 - len(seen.received))
         if not octets:
             seen.ending = FIN
             return
-        seen.first_octet = seen.first_octet or seen.elapsed()
+        seen.first_octet = seen.first_octet or time.monotonic() - seen.start
         seen.received += octets
         answered = len(seen.replies)
         seen.replies, _, is_invalid = parse_replies(seen.received, lenient=seen.mode == ANY)

@@ -134,40 +134,37 @@ class Publications:
         )
 
     async def _spf(self, name: str) -> _Row:
-        owner, texts = await self._texts(name)
-        records = spf_texts(texts)
-        policies = [await self._spf_policy(record) for record in records]
-        policy = policies[0] if policies else SPF()
+        owner, records, policy = await self._spf_policy(name)
         hint = "" if self.sends else " (if it sends mail itself, use --sends)"
-        ignored = "receivers ignore it (permerror, RFC 7208 section 4.6)"
-        several = "receivers ignore all of several records (permerror, RFC 7208 section 4.5)"
+        ignored = "receivers ignore what is there (permerror, RFC 7208 section 4.6)"
         row = _judge(
             _quoted(records) or "none",
             zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all"),
-            (not policies, ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"),
-            (len(policies) > 1, WRONG, f"{several}{hint}"),
+            (not records, ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"),
             (policy.error, WRONG, f"{ignored}: {policy.error}{hint}"),
             (policy.passes_all, ADVICE, f"every host may send mail as this domain{hint}"),
             (policy.sends, OK, "the domain sends mail: not every host fails"),
             (self.sends, WRONG, "no host may send mail as this domain, but it sends"),
             (True, OK, "no host may send mail as this domain"),
         )
-        self.sends = self.sends or any(policy.sends for policy in policies)
+        self.sends = self.sends or policy.sends
         return row
 
-    async def _spf_policy(self, record: str, redirects: int = 0) -> SPF:
-        """Return the policy that applies in the end; a redirect that leads nowhere is an error (RFC 7208 §6.1)."""
-        policy = parse_spf(record)
-        target = policy.redirect
-        if not target:
-            return policy
-        if redirects == _MAX_REDIRECTS:
-            return SPF(f"it redirects to {target} after {redirects} other redirects", policy.sends)
-        records = spf_texts((await self._texts(target))[1])
-        if len(records) != 1:
-            return SPF(f"it redirects to {target}, which has not one record", policy.sends)
-        final = await self._spf_policy(records[0], redirects + 1)
-        return final._replace(sends=policy.sends or final.sends)
+    async def _spf_policy(self, domain: str, redirects: int = 0) -> tuple[str, list[str], SPF]:
+        """Return the name that has the SPF records of a domain, the records, and the policy that applies in the end."""
+        owner, texts = await self._texts(domain)
+        records = spf_texts(texts)
+        policy, *others = [parse_spf(record) for record in records] or [SPF()]
+        sends, target = policy.sends or any(other.sends for other in others), policy.redirect
+        if others:  # RFC 7208 §4.5
+            policy = SPF("several records")
+        elif target and redirects == _MAX_REDIRECTS:
+            policy = SPF(f"it redirects to {target} after {redirects} other redirects")
+        elif target:
+            _, found, policy = await self._spf_policy(target, redirects + 1)
+            if len(found) != 1:  # RFC 7208 §6.1
+                policy = SPF(f"it redirects to {target}, which has not one record")
+        return owner, records, policy._replace(sends=sends or policy.sends)
 
     async def _dmarc(self, name: str) -> _Row:
         owner, own = await self._dmarc_tags(self.mx.domain)

@@ -40,7 +40,8 @@ class Option(NamedTuple):
 
     ``metavar`` stands for the value in --help; an empty one is for a boolean, whose flag takes no value. ``default`` is
     ``""`` where the option may be absent. ``parse`` converts a value, and raises `ValueError` with what is wrong, to be
-    read after the value. ``lists``: the flag may be repeated, and its variable separates by commas.
+    read after the value. ``lists``: the flag may be repeated, and its variable separates by commas; if ``metavar`` ends
+    in "...", several values may follow the flag. The row named "" takes the other arguments without a flag.
     """
 
     metavar: str
@@ -79,8 +80,12 @@ def _converted(option: Option, given: _Given) -> object:
 
 def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, _Given]:
     flags: dict[str, _Given] = {}
+    taker = ""  # the option whose value an argument without a flag is
     rest = iter(arguments)
     for argument in rest:
+        if taker in table and not argument.startswith("-"):
+            flags.setdefault(taker, []).append((f"--{taker}" if taker else table[""].metavar, argument))
+            continue
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--")
         if name == flag or name not in table:
@@ -95,6 +100,7 @@ def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, _Given]:
             except StopIteration:
                 raise UsageError(f"{flag} needs a value: {flag} {table[name].metavar}") from None
         flags.setdefault(name, []).append((flag, value))
+        taker = name if table[name].metavar.endswith("...") else ""
     return flags
 
 

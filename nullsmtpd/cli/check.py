@@ -6,14 +6,14 @@ The health check runs every few seconds: it imports no event loop, and nothing e
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nullsmtpd import __version__
 from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.probe import MAX_PORT, NO_FAMILY, TIMEOUT, Probe, probe, run_all, tasks_for
-from nullsmtpd.cli.arguments import Option, UsageError, boolean, option_lines, positive_seconds, read_options, shown
+from nullsmtpd.cli.arguments import Option, UsageError, boolean, option_lines, positive_seconds, read_options
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
 from nullsmtpd.nullmx import MissingExtraError, domain_of, load_extra, resolver_address
 from nullsmtpd.runtime.event_loop import import_without_openssl
@@ -105,10 +105,7 @@ def run(arguments: list[str], environment: Mapping[str, str]) -> int:
         return _print(f"nullsmtpd {__version__}", _GOOD)
     try:
         options = _read_options(arguments)
-        results: Iterator[Probe | DomainReport] = itertools.chain(
-            _probes(options, environment), _check_domains(options)
-        )
-        return _report(results, as_json=options["json"])
+        return _report(_results(options, environment), as_json=options["json"])
     except UsageError as error:
         return _print(f"nullsmtpd check: {error}", _USAGE, STDERR)
     except ImportError as error:  # the installation is damaged
@@ -135,11 +132,10 @@ def _report(results: "Iterable[Probe | DomainReport]", *, as_json: bool) -> int:
     return _print(json.dumps(found).replace("|", "\\u007c"), _GOOD if is_good else _BAD)
 
 
-def _read_options(arguments: Iterable[str]) -> dict[str, Any]:
+def _read_options(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options, and each HOST as text in "". Raises `UsageError`, also for an option without any effect."""
-    table = TABLE | {"": Option("HOST[:PORT]", "", "", lists=True)}
     try:
-        options = read_options(table, list(_with_flags(arguments)), {})
+        options = read_options(TABLE | {"": Option("HOST", "", "", lists=True)}, arguments, {})
         if options["domain"]:
             load_extra()
     except MissingExtraError as error:
@@ -157,38 +153,35 @@ def _read_options(arguments: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def _with_flags(arguments: Iterable[str]) -> Iterator[str]:
-    """Yield the arguments with a flag before each value: "--" before a HOST, --domain before each NAME."""
-    flag = "--"
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith("-"):
-            yield f"{flag}={argument}"
-            continue
-        yield argument
-        name, equals, _ = argument.removeprefix("--").partition("=")
-        flag = "--domain" if name == "domain" else "--"
-        if name in TABLE and TABLE[name].metavar and not equals:
-            yield from itertools.islice(rest, 1)
-
-
-def _probes(options: Mapping[str, Any], environment: Mapping[str, str]) -> Iterable[Probe]:
-    """Probe the hosts that are named, or without any those of the environment. Raises `UsageError`."""
-    mode, early, timeout = (options[name] for name in ("mode", "early", "timeout"))
+def _results(options: Mapping[str, Any], environment: Mapping[str, str]) -> "Iterator[Probe | DomainReport]":
+    """Probe the hosts that are named, check the domains, or without any probe the hosts of the environment."""
+    mode, early, timeout, port = (options[name] for name in ("mode", "early", "timeout", "port"))
     if not options[""] and not options["domain"]:
-        return check_health(environment, mode=mode, early=early, timeout=timeout)
-    hosts = dict.fromkeys(_host(text, options["port"] or _SMTP_PORT) for text in options[""])
-    return run_all(tasks_for(hosts, partial(probe, mode=mode or "close", early=early, timeout=timeout or TIMEOUT)))
+        yield from check_health(environment, mode=mode, early=early, timeout=timeout)
+        return
+    timeout, port = timeout or TIMEOUT, port or _SMTP_PORT
+    row = Option("HOST", "", "", partial(_host, default_port=port), lists=True)
+    hosts = read_options({"": row}, options[""], {})[""]
+    yield from run_all(tasks_for(hosts, partial(probe, mode=mode or "close", early=early, timeout=timeout)))
+    if not options["domain"]:
+        return
+    import_without_openssl("asyncio")
+    import asyncio
+
+    from nullsmtpd.check.domain import check_domain
+
+    for descriptor in os.pipe() + os.pipe():  # an event loop takes three, and prints a traceback if there are fewer
+        os.close(descriptor)
+    how = {name: options[name] for name in ("resolver", "sends", "strict", "allow_private")}
+    for domain in options["domain"]:
+        yield asyncio.run(check_domain(domain, port=port, timeout=timeout, **how))
 
 
 def _host(text: str, default_port: int) -> tuple[str, int]:
-    """Parse ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` or an IPv6 address with or without brackets. Raises `UsageError`."""
-    try:
-        host, port = parse_target(text, default_port)
-    except ValueError as error:
-        raise UsageError(f"HOST: {shown(text)} {error}") from None
+    """Parse ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` or an IPv6 address with or without brackets. Raises `ValueError`."""
+    host, port = parse_target(text, default_port)
     if host is None or not port:
-        raise UsageError(f"HOST: {shown(text)} is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
+        raise ValueError("is nothing to connect to; give HOST, HOST:PORT or [v6]:PORT")
     return host, port
 
 
@@ -214,22 +207,6 @@ def check_health(
 def _probe_entry(hosts: Iterable[tuple[str, int]], prober: Callable[..., Probe]) -> list[Probe]:
     probes = [task() for task in tasks_for(hosts, prober)]
     return [seen for seen in probes if seen.ending != NO_FAMILY] or probes
-
-
-def _check_domains(options: Mapping[str, Any]) -> "Iterator[DomainReport]":
-    if not options["domain"]:
-        return
-    import_without_openssl("asyncio")
-    import asyncio
-
-    from nullsmtpd.check.domain import check_domain
-
-    for descriptor in os.pipe() + os.pipe():  # an event loop takes three, and prints a traceback if there are fewer
-        os.close(descriptor)
-    how = {name: options[name] for name in ("resolver", "sends", "strict", "allow_private")}
-    how |= {"port": options["port"] or _SMTP_PORT, "timeout": options["timeout"] or TIMEOUT}
-    for domain in options["domain"]:
-        yield asyncio.run(check_domain(domain, **how))
 
 
 def _print(text: str, status: int, descriptor: int = STDOUT) -> int:

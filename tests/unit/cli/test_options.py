@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullsmtpd.cli.arguments import UsageError
+from nullsmtpd.cli.arguments import Option, UsageError, boolean, read_options
 from nullsmtpd.cli.responder import help_text, parse_options
 from nullsmtpd.responder.options import Options
 from nullsmtpd.runtime.sockets import Address
@@ -261,3 +261,28 @@ def test_a_long_wrong_value_is_shortened_in_its_message() -> None:
     with pytest.raises(UsageError) as raised:
         parse_options(["--text", "x" * 5000], {})
     assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "operands"),
+    [
+        ("x y", (), ("x", "y")),
+        ("--name a b x", ("a", "b", "x"), ()),
+        ("x --name a b --switch y --name=c d", ("a", "b", "c", "d"), ("x", "y")),
+        ("--number 1 x --name a --number 2 y", ("a",), ("x", "y")),
+    ],
+)
+def test_arguments_without_a_flag_follow_one_that_takes_several_or_stand_alone(
+    arguments: str, names: tuple[str, ...], operands: tuple[str, ...]
+) -> None:
+    """Several values end at the next flag."""
+    table = {
+        "name": Option("NAME...", "", "", lists=True),
+        "number": Option("N", "", ""),
+        "switch": Option("", "no", "", boolean),
+        "": Option("OPERAND", "", "", lists=True),
+    }
+    options = read_options(table, arguments.split(), {})
+    assert (options["name"], options[""]) == (names, operands)
+    with pytest.raises(UsageError, match="unknown argument 'x'"):
+        read_options({"switch": table["switch"]}, ["--switch", "x"], {})
