@@ -1,17 +1,8 @@
-"""What clients do to a server that answers with one line; `bench soak` and the tests share these definitions.
-
-``python -m bench.behaviours HOST PORT BEHAVIOUR COUNT CONCURRENCY TIMEOUT``, a process that can run inside a network
-namespace, runs COUNT clients, CONCURRENCY at a time, TIMEOUT seconds each, and prints one JSON object: how many read
-the whole line and then the FIN, and what happened to the others.
-"""
+"""What clients do to a server that answers with one line; `bench soak` and the tests share these definitions."""
 
 import asyncio
-import json
-import resource
 import socket
 import struct
-import sys
-from collections import Counter
 from collections.abc import Callable
 from operator import methodcaller
 
@@ -115,20 +106,3 @@ async def _take(loop: asyncio.AbstractEventLoop, connection: socket.socket, step
     else:
         step(connection)
     return b""
-
-
-async def _run(address: tuple[str, int], name: str, count: int, concurrency: int, timeout: float) -> Counter[str]:  # noqa: ASYNC109
-    turns = asyncio.Semaphore(concurrency)
-
-    async def one() -> str:
-        async with turns:
-            return await one_client(address, name, timeout)
-
-    return Counter(await asyncio.gather(*(one() for _ in range(count))))
-
-
-if __name__ == "__main__":
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    host, port, behaviour, count, concurrency, timeout = sys.argv[1:]
-    print(json.dumps(asyncio.run(_run((host, int(port)), behaviour, int(count), int(concurrency), float(timeout)))))

@@ -56,14 +56,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options = whole.parse_args(arguments)
     if [] in vars(options).values():  # Python before 3.13 takes `--` after a flag's `=` for no value at all
         whole.error("`--` is not a value")
-    if options.markdown and not options.json:
-        whole.error("--markdown takes --json: the marks in its file are named for the JSON file")
     for number in _ENDS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     try:
-        if options.markdown:
-            report.parts(options.markdown, options.json.name)
         found: Report = options.run(options)
         _ignore_interrupts()
         report.progress("")
@@ -82,11 +78,9 @@ def parser() -> argparse.ArgumentParser:
 
     def add(run: Callable[[argparse.Namespace], Report], text: str, epilog: str = "") -> _Add:
         command = commands.add_parser(run.__name__, help=text, description=text, epilog=epilog, formatter_class=_Help)
-        command.set_defaults(run=run, chart=None)
-        option = command.add_argument
-        option("--json", type=_file, metavar="FILE", help="write everything there too, unrounded")
-        option("--markdown", type=_file, metavar="FILE", help="put the table there, between the marks of --json's file")
-        return option
+        command.set_defaults(run=run)
+        command.add_argument("--json", type=_file, metavar="FILE", help="write everything there too, unrounded")
+        return command.add_argument
 
     option = add(load.load, "Open connections to a server and report how it answers.", _LOAD_EXAMPLES)
     option("target", metavar="HOST:PORT", help="loopback, unless --yes-i-run-this-server")
@@ -103,11 +97,9 @@ def parser() -> argparse.ArgumentParser:
     option("--dialogue", action="store_true", help="instead, EHLO, MAIL and QUIT: --mode mail, smtp-sink")
     arms = f"of {','.join(servers.ARMS)}; with --dialogue, of {','.join(servers.DIALOGUES)}; without, all"
     option("--arms", type=_several(str), metavar="A,B", help=arms)
-    option("--base", metavar="ARM", help="what ratios refer to; without, nginx, or smtp-sink")
     also = "also nullsmtpd with each of these numbers of"
     option("--lingering", type=_several(_NATURAL), default=(), metavar="N,N", help=f"{also} idle clients")
     option("--addresses", type=_several(_FEW), default=(), metavar="N,N", help=f"{also} addresses")
-    option("--chart", type=_file, metavar="FILE", help="write CPU time by rate there, as SVG")
 
     option = add(compare.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port.")
     _add_rounds(option, "500,1000,2000,4000,8000,16000")
@@ -157,9 +149,6 @@ def _finish(options: argparse.Namespace, found: Report) -> int:
             table = {name: getattr(found, name) for name in ("head", "rows", "notes", "left")}
             whole = {"machine": facts, "interrupted": found.interrupted, **found.record, "report": table}
             options.json.write_text(json.dumps(whole, indent=1, default=vars) + "\n")
-        if options.markdown:
-            before, _, after = report.parts(options.markdown, options.json.name)
-            options.markdown.write_text(before + found.markdown() + after, encoding="utf-8")
     finally:
         with contextlib.suppress(BrokenPipeError), os.fdopen(1, "w", errors="replace", closefd=False) as stdout:
             stdout.write(found.text() + "\n")

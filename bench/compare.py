@@ -5,17 +5,18 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench import client, load, measure, report, servers, system
 from bench.measure import Round
 from bench.report import Report
 from bench.servers import ROOM, Arm, Server, nullsmtpd
-from bench.stats import Spread, percentiles, spread
+from bench.stats import percentiles
 
 #: The rate that stands for a closed loop: every client opens its next connection when the last has ended.
 CLOSED = 0.0
+
+_PEERS = ("nginx", "smtp-sink")
 
 # A closed loop is bounded by a number too: what it leaves in TIME_WAIT for a minute slows down the rounds after it.
 _CLOSED_LOOP_CONNECTIONS = 20_000
@@ -38,20 +39,17 @@ def compare(options: argparse.Namespace) -> Report:
     if options.dialogue and varied:
         raise ValueError("--lingering and --addresses vary mode close: leave out --dialogue")
     arms = list({arm.name: arm for arm in [*(known[name] for name in names), *varied]}.values())
-    base = options.base or ("smtp-sink" if options.dialogue else "nginx")
-    if options.base and base not in (there := [arm.name for arm in arms]):
-        raise ValueError(f"--base: unknown {base}; there are {', '.join(there)}")
-    return _measured(arms, base, options)
+    return _measured(arms, options)
 
 
 def sweep(options: argparse.Namespace) -> Report:
     """Measure one or more instances of nullsmtpd that share a port, at rising rates."""
     arms = [nullsmtpd(name=f"instances: {count}", instances=count) for count in options.instances]
-    return _measured(arms, arms[0].name, options)
+    return _measured(arms, options)
 
 
-def _measured(arms: Sequence[Arm], base: str, options: argparse.Namespace) -> Report:
-    """Measure each server at each rate in interleaved rounds; return a table, and draw the chart if it is asked for.
+def _measured(arms: Sequence[Arm], options: argparse.Namespace) -> Report:
+    """Measure each server at each rate in interleaved rounds. Ratios are to a peer, or without one to the first server.
 
     All servers run all the time, on the first CPUs; an idle one costs nothing. The clients have the other CPUs.
     Raises `ValueError` for too few open files, `RuntimeError` if a server does not come up, ends, or does not keep its
@@ -62,6 +60,7 @@ def _measured(arms: Sequence[Arm], base: str, options: argparse.Namespace) -> Re
     missing = servers.missing(arms)
     if not (there := [arm for arm in arms if arm.name not in missing]):
         raise RuntimeError("; ".join(["nothing to measure", *missing.values()]))
+    base = next((arm.name for arm in there if arm.name in _PEERS), there[0].name)
     most = max(arm.instances for arm in arms)
     closed = client.Plan((), clients=options.clients, connections=_CLOSED_LOOP_CONNECTIONS, seconds=options.seconds)
     with contextlib.ExitStack() as stack:
@@ -76,8 +75,6 @@ def _measured(arms: Sequence[Arm], base: str, options: argparse.Namespace) -> Re
             options.rounds,
             lambda what: _measure(what[1], open_loop._replace(rate=what[0]) if what[0] else closed),
         )
-    if options.chart:
-        _draw(options.chart, found)
     whole = measure.costs(
         ["rate", "server"],
         {(f"{rate:,.7g}" if rate else "closed", server.arm.name): one for (rate, server), one in found.items()},
@@ -112,17 +109,6 @@ def _measure(server: Server, plan: client.Plan) -> Round:
     p50, p99 = percentiles(tally.fin, 50, 99)
     per_second = tally.in_window / tally.window
     return Round(cpu_us, p50, p99, per_second, tally.cpu_share, tally.late_ms, tally.started, tally.lost)
-
-
-def _draw(path: Path, found: Mapping[tuple[float, Server], Sequence[Round]]) -> None:
-    facts = system.describe()
-    series: dict[str, dict[float, Spread]] = {}
-    for (rate, server), rounds in found.items():
-        if cpu := spread([one.cpu_us for one in rounds]):
-            series.setdefault(server.arm.name, {})[rate] = cpu
-    unit = "dialogue" if server.arm.commands else "connection"
-    note = f"nullsmtpd {facts['commit']}, {facts['kernel']}, {facts['cpu']}, Python {facts['python']}"
-    path.write_text(report.chart(f"CPU time to answer one {unit}, µs, by rate", note, series), encoding="utf-8")
 
 
 def _cpu_notes(results: Sequence[Mapping[str, Any]], most: int) -> Iterator[str]:

@@ -5,13 +5,27 @@
 ``socketmap``: a fixed reply to every request; what `nullsmtpd relay` costs beyond this is to parse, look up and count.
 """
 
+import asyncio  # as uvloop does
 import socket
 import sys
+from typing import cast
 
 import uvloop
 
-LINE = b"521 Host does not accept mail\r\n"
-NOT_FOUND = b"9:NOTFOUND ,"
+
+class _Refuse(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self.transport.write(b"521 Host does not accept mail\r\n")
+        self.transport.close()
+
+
+class _NotFound(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(b"9:NOTFOUND ,")
 
 
 def main(kind: str, port: int, backlog: int) -> None:
@@ -25,21 +39,7 @@ def main(kind: str, port: int, backlog: int) -> None:
         listener.listen(backlog)
         loop.add_reader(listener, _close_next, listener)
     else:
-        import asyncio
-
-        class Refuse(asyncio.Protocol):
-            def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                transport.write(LINE)  # type: ignore[attr-defined] # uvloop's is no subclass of asyncio.Transport
-                transport.close()
-
-        class Fixed(asyncio.Protocol):
-            def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                self._transport = transport
-
-            def data_received(self, data: bytes) -> None:
-                self._transport.write(NOT_FOUND)  # type: ignore[attr-defined]
-
-        protocol = Refuse if kind == "uvloop" else Fixed
+        protocol = _Refuse if kind == "uvloop" else _NotFound
         loop.run_until_complete(loop.create_server(protocol, sock=listener, backlog=backlog))
     loop.run_forever()
 

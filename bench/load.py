@@ -95,10 +95,8 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
     times = {"time to connect": tally.connect, "time to first octet": tally.first, "time to FIN": tally.fin}
     if plan.rate:
         times["late start"] = tally.late
-    columns = {
-        name: dict(zip(_PERCENTILES, percentiles(ns, *_PERCENTILES.values()), strict=True))
-        for name, ns in times.items()
-    }
+    columns = ["count", *_PERCENTILES]
+    ms = {name: [len(values), *percentiles(values, *_PERCENTILES.values())] for name, values in times.items()}
     limits = []  # why the figures may be the generator's rather than the server's
     if tally.cpu_share > BUSY:
         limits.append(f"it used {tally.cpu_share:.0%} of a CPU")
@@ -114,8 +112,8 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
             *(f"  {name:16} {count:>10,}" for name, count in outcomes.items()),
             "",
         ],
-        head=["ms", "count", *_PERCENTILES],
-        rows=[[name, f"{len(times[name]):,}", *map(report.number, row.values())] for name, row in columns.items()],
+        head=["ms", *columns],
+        rows=[[name, f"{count:,}", *map(report.number, row)] for name, (count, *row) in ms.items()],
         notes=[
             f"The generator used {tally.cpu_share:.0%} of a CPU" + (f": {'; '.join(limits)}." if limits else "."),
             "This host's kernel: " + ", ".join(f"{name} {count}" for name, count in kernel.items()) + ".",
@@ -130,7 +128,7 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
             "per_second": {"started": started, "answered": answered},
             "outcomes": outcomes,
             "errors": tally.errors,
-            "ms": {name: {"count": len(times[name]), **row} for name, row in columns.items()},
+            "ms": {name: dict(zip(columns, row, strict=True)) for name, row in ms.items()},
             "generator": {"cpu_share": tally.cpu_share, "limits": limits},
             "kernel": kernel,
         },

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _OTHER_FILES = 64  # open files of this process beside connections
+_TRACKED = "sys/net/netfilter/nf_conntrack_count"  # connections, which cost the kernel time; only with the module
 _CPUS = sorted(os.sched_getaffinity(0))  # before anything is pinned
 
 
@@ -106,7 +107,7 @@ def describe() -> dict[str, str | int | None]:
         "somaxconn": int(_read("sys/net/core/somaxconn")),
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "congestion_control": _read("sys/net/ipv4/tcp_congestion_control").strip(),
-        "conntrack": _conntrack_entries(),
+        "conntrack": int(_read(_TRACKED)) if Path("/proc", _TRACKED).exists() else None,
     }
 
 
@@ -115,13 +116,6 @@ def _commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     with contextlib.suppress(OSError):  # no git
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    return None
-
-
-def _conntrack_entries() -> int | None:
-    """Return how many connections are being tracked, which costs the kernel time; None without the module."""
-    with contextlib.suppress(OSError):
-        return int(_read("sys/net/netfilter/nf_conntrack_count"))
     return None
 
 

@@ -26,7 +26,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
 LINE = b"521 Host does not accept mail\r\n"
 MODES = ("close", "session", "mail")
-CLIENTS = (sys.executable, "-m", "bench.behaviours")  # a crowd of clients in a process of its own
+CLIENTS = (sys.executable, "-m", "tests.crowd")  # a crowd of clients in a process of its own
 PATIENCE = 20.0  # seconds; how long any single step of a test may take before it has failed
 
 

@@ -221,8 +221,6 @@ def test_load_refuses_a_target_that_is_not_loopback(target: str) -> None:
         (("127.0.0.1:25", "--clients", "1_0"), "--clients: '1_0' is not a whole number from 1 to 1000000"),
         (("127.0.0.1:25", "--rate", "\u0665"), "--rate: '\\u0665' is not a number from 0.001 to 1000000"),
         (("127.0.0.1:25", "--no-such"), "unrecognized arguments: --no-such"),
-        (("127.0.0.1:25", "--markdown", "README.md"), "--markdown takes --json"),
-        (("127.0.0.1:25", "--json", "x.json", "--markdown", "README.md"), "README.md has no lines <!-- begin x.json"),
         ((), "required: HOST:PORT"),
     ],
 )

@@ -1,5 +1,6 @@
 """The documents: short, without dead links, and true of the options, the modules and the system calls."""
 
+import json
 import re
 import subprocess
 import xml.etree.ElementTree as ET
@@ -10,7 +11,7 @@ from pages import ROOT
 from support import Daemon, connect, read_all, require_tools
 
 import nullsmtpd
-from bench import headline, report
+from bench import documents
 from nullsmtpd.cli.responder import TABLE
 
 #: Pages for people; what tools read is not among them.
@@ -108,11 +109,28 @@ def test_contributors_see_the_system_calls_of_one_connection(daemon: Daemon, tmp
     assert calls[first : calls.index("close") + 1] == re.findall(r"^(\w+)\(", shown[1], re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", headline.BLOCKS)
-def test_the_figures_are_those_that_were_measured(name: tuple[str, str]) -> None:
-    """A block of figures is what ``python -m bench.headline`` writes there."""
-    _, block, _ = report.parts(ROOT / name[0], name[1])
-    assert block == headline.expected(name)
+def test_the_figures_are_those_that_were_measured() -> None:
+    """The tables, the sentences with figures and the chart are what ``python -m bench.documents`` writes."""
+    found = documents.documents()
+    assert {path.relative_to(ROOT).as_posix() for path in found} == {
+        *("README.md", "deploy/README.md", "bench/README.md", "bench/compare.svg")
+    }
+    for path, text in found.items():
+        assert path.read_text() == text
+
+
+def test_every_table_of_figures_has_a_file() -> None:
+    """Each block of bench/README.md is named for a JSON file beside it, which names the commit that was measured."""
+    names = re.findall(r"<!-- begin (\S+) -->", (ROOT / "bench/README.md").read_text())
+    assert sorted(names) == sorted(path.name for path in (ROOT / "bench").glob("*.json"))
+    assert all(json.loads((ROOT / "bench" / name).read_text())["machine"]["commit"] for name in names)
+
+
+def test_a_page_without_its_block_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that has lost its marks is reported, and nothing is appended somewhere."""
+    monkeypatch.setitem(documents.BLOCKS, ("CONTRIBUTING.md", "headline"), "figures")
+    with pytest.raises(ValueError, match=r"CONTRIBUTING.md has no lines <!-- begin headline -->"):
+        documents.documents()
 
 
 def test_figures_are_taken_from_what_two_commands_have_written() -> None:
@@ -128,13 +146,13 @@ def test_figures_are_taken_from_what_two_commands_have_written() -> None:
     compared = {"results": results, "machine": {"commit": "abc1234", "python": "3.11", "kernel": "Linux", "cpu": "CPU"}}
     whats = {"RSS, MiB": 17.0, "private, MiB": 9.0, "start, ms": 50.0}
     idle = [{"what": what, "server": "nullsmtpd", "value": {"median": value}} for what, value in whats.items()]
-    figures = headline.figures(compared, {"results": idle})
-    lines = headline.BLOCKS["README.md", "headline"].format(**figures).splitlines()
+    figures = documents.figures(compared, {"results": idle})
+    lines = documents.BLOCKS["README.md", "headline"].format(**figures).splitlines()
     assert lines[2] == "| 50 | 2.00 | 2.00 | 2.00 (1.00-3.00) | 2.00 | 2.00 |"
     assert lines[3].startswith("| closed loop: 40,000 |")
     assert lines[5].startswith("Memory: 17.0 MiB, 9.0 MiB ")
     assert "abc1234" in lines[6]
-    assert "40,000 connections per second" in headline.BLOCKS["deploy/README.md", "capacity"].format(**figures)
+    assert "40,000 connections per second" in documents.BLOCKS["deploy/README.md", "capacity"].format(**figures)
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))

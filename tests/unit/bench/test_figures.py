@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -10,7 +9,7 @@ from benching import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import report, soak
+from bench import documents, report, soak
 from bench.report import Report
 from bench.stats import Spread, percentiles, ratio, spread
 
@@ -95,29 +94,11 @@ def test_every_figure_is_in_the_chart(figures: dict[str, dict[float, float]]) ->
         name: {rate: Spread(value, value, value, 1) for rate, value in points.items()}
         for name, points in figures.items()
     }
-    chart = report.chart("a < b", "note", series)
-    assert chart == report.chart("a < b", "note", series)
+    chart = documents.chart("a < b", "note", series)
+    assert chart == documents.chart("a < b", "note", series)
     points = [element for element in ET.fromstring(chart).iter() if element.get("r") == "3"]  # noqa: S314 - our own
     assert len(points) == sum(map(len, figures.values()))
     assert all(0 < float(point.attrib["cx"]) < 760 and 0 < float(point.attrib["cy"]) < 430 for point in points)
-
-
-def blocks() -> list[tuple[str, str]]:
-    """Return the name and the text of every block of figures in bench/README.md."""
-    text = (BENCH / "README.md").read_text()
-    return re.findall(r"<!-- begin (\S+\.json) -->\n(.*?)<!-- end \1 -->", text, re.DOTALL)
-
-
-@pytest.mark.parametrize(("name", "block"), blocks())
-def test_the_figures_of_the_readme_are_those_that_were_measured(name: str, block: str) -> None:
-    """A table of bench/README.md is what its JSON file has; what was never measured states so."""
-    path = BENCH / name
-    if not path.exists():
-        assert block == "Not measured yet.\n"
-        return
-    found = json.loads(path.read_text())
-    assert block == Report(record={}, **found["report"]).markdown()
-    assert found["machine"]["commit"]
 
 
 def test_the_readme_states_the_range_of_the_ratios() -> None:
@@ -126,9 +107,3 @@ def test_the_readme_states_the_range_of_the_ratios() -> None:
     ratios = [result["ratio"]["median"] for result in results if result["server"] == "nullsmtpd"]
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"[{min(ratios):.1f} to {max(ratios):.1f} times the CPU time of nginx]" in text
-
-
-def test_the_chart_shows_the_commit_that_was_measured() -> None:
-    """compare.svg and compare.json come from one run."""
-    path = BENCH / "compare.json"
-    assert not path.exists() or json.loads(path.read_text())["machine"]["commit"] in (BENCH / "compare.svg").read_text()
