@@ -2,9 +2,10 @@
 
 import asyncio
 import ipaddress
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from nullsmtpd.check.dialogue import ANY
@@ -21,8 +22,6 @@ MAX_HOSTS = 32
 MAX_ADDRESSES = 100
 #: Three queries for each host, and 40 at most for the MX set and what else `Publications` looks up.
 MAX_QUERIES = 136
-
-_ROOT = "."
 
 #: RFC 6052 §2.1: networks of IPv6 addresses that DNS64 makes; the last 32 bits are an IPv4 address.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -85,20 +84,20 @@ class DomainReport(NamedTuple):
     """What was found out about a domain.
 
     ``mx``: its MX set, or `None` when DNS does not answer; ``error`` is the reason. ``sends``: whether it sends mail.
-    ``findings``: what it publishes, the MX set first. ``hosts``: the domain's own name first, then those in the MX set.
-    ``left_out``: how many names and addresses were not looked up or connected to, as there are more than `MAX_HOSTS` or
-    `MAX_ADDRESSES`. ``verdict``: what a sender experiences. ``problems``: the findings that make the domain bad.
+    ``verdict``: what a sender experiences. ``findings``: what it publishes, the MX set first; ``problems``: those that
+    make the domain bad. ``hosts``: the domain's own name first, then those in the MX set. ``left_out``: how many names
+    and addresses were not looked up or connected to, as there are more than `MAX_HOSTS` or `MAX_ADDRESSES`.
     """
 
     domain: str
     mx: MXAnswer | None
     error: str
     sends: bool
-    findings: list[Finding]
-    hosts: list[HostReport]
-    left_out: int
     verdict: Verdict
-    problems: list[Finding]
+    findings: Sequence[Finding]
+    problems: Sequence[Finding] = ()
+    hosts: Sequence[HostReport] = ()
+    left_out: int = 0
 
     @property
     def is_good(self) -> bool:
@@ -159,42 +158,38 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
     """
     domain = domain_of(domain)
     dns = Resolver(resolver, timeout, max_queries=MAX_QUERIES)
-    mx, error = None, ""
     try:
         mx = await dns.look_up_mx(domain)
-    except DNSError as failure:
-        error = failure.reason
+    except DNSError as error:
+        finding = Finding("MX", domain, "?", UNKNOWN, f"DNS does not answer: {error.reason}")
+        return DomainReport(domain, None, error.reason, sends, VERDICTS["dns-fails"], [finding])
+    if not mx.exists:
+        finding = Finding("MX", domain, "none", WRONG, "no such domain")
+        return DomainReport(domain, mx, "", sends, VERDICTS["no-domain"], [finding])
     names = {domain: HostReport(domain, domain)}
-    for preference, target in mx.records if mx else ():
-        if target != _ROOT and not is_address(target):
+    for preference, target in mx.records:
+        if target != "." and not is_address(target):
             name = target.lower()
             names.setdefault(name, HostReport(name, name)).preferences.append(preference)
-    own, *mx_hosts = hosts = list(names.values())[:MAX_HOSTS]
+    own, *_ = hosts = list(names.values())[:MAX_HOSTS]
     await asyncio.gather(*(_look_up(dns, host, allow_private=allow_private) for host in hosts))
-    tried = [own] if mx and not mx.records else mx_hosts  # what a sender would try
-    if mx and mx.exists:
-        published = Publications(dns, mx, own.canonical, sends)
-        findings = await published.findings([host.name for host in tried or [own]])
-        findings[1:1] = [fault for host in tried for fault in host.faults()]
-        sends = published.sends
-    else:
-        row = ("none", WRONG, "no such domain") if mx else ("?", UNKNOWN, f"DNS does not answer: {error}")
-        findings = [Finding("MX", domain, *row)]
+    # What a sender would try, the most preferred first; of a null MX, those that heed none.
+    mx_hosts = sorted((host for host in hosts if host.preferences), key=lambda host: host.preferences[0])
+    tried = [own] if mx.is_null_mx or not mx.records else mx_hosts
+    published = Publications(dns, mx, own.canonical, sends)
+    findings = await published.findings([host.name for host in tried or [own]])
+    findings[1:1] = [fault for host in tried if not mx.is_null_mx for fault in host.faults()]
+    problems = [finding for finding in findings if finding.status not in ({OK} if strict else {OK, ADVICE})]
     targets = [(host, address) for host in hosts for address in host.addresses]
     probed = targets[:MAX_ADDRESSES]
     tasks = [partial(probe, address, port, host=host.name, mode=ANY, timeout=timeout) for host, address in probed]
     for (host, _), seen in zip(probed, await asyncio.to_thread(run_all, tasks), strict=True):
         host.probes.append(seen)
-    groups: defaultdict[int, set[Verdict]] = defaultdict(set)  # by the preference of the hosts
-    for host in tried:
-        groups[min(host.preferences, default=0)] |= host.behaviours
     left_out = len(names) - len(hosts) + len(targets) - len(probed)
-    is_known = mx is not None and not any(host.error for host in ([own] if mx.is_null_mx else tried))
-    groups_tried = [groups[preference] for preference in sorted(groups)]
-    verdict = verdict_on(mx, own.behaviours, groups_tried, is_known=is_known, left_out=left_out)
-    tolerated = {OK} if strict else {OK, ADVICE}
-    problems = [finding for finding in findings if finding.status not in tolerated]
-    return DomainReport(domain, mx, error, sends, findings, hosts, left_out, verdict, problems)
+    groups = [[host.behaviours for host in group] for _, group in groupby(tried, lambda host: host.preferences[:1])]
+    is_known = not any(host.error for host in tried)
+    verdict = verdict_on(mx, [set().union(*group) for group in groups], is_known=is_known, left_out=left_out)
+    return DomainReport(domain, mx, "", published.sends, verdict, findings, problems, hosts, left_out)
 
 
 async def _look_up(dns: Resolver, host: HostReport, *, allow_private: bool) -> None:

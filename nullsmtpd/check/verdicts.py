@@ -107,30 +107,22 @@ def behaviour_of(seen: Probe) -> Verdict:
 
 
 def verdict_on(
-    mx: MXAnswer | None,
-    own: AbstractSet[Verdict],
-    groups: Sequence[AbstractSet[Verdict]],
-    *,
-    is_known: bool = True,
-    left_out: int = 0,
+    mx: MXAnswer, groups: Sequence[AbstractSet[Verdict]], *, is_known: bool = True, left_out: int = 0
 ) -> Verdict:
-    """Return what becomes of mail for a domain.
+    """Return what becomes of mail for a domain that has the MX set ``mx``.
 
-    ``mx``: its MX set, `None` when DNS does not answer. ``own``: how the servers at the domain's own addresses behave;
-    ``groups``: those that a sender would try, a set for each preference, the most preferred first. ``is_known``:
-    whether DNS answered for all of them, or with a null MX for the own; ``left_out``: how many addresses were not
-    probed.
+    ``groups``: how the servers behave that a sender would try, a set for each preference, the most preferred first; of
+    a null MX those at the domain's own addresses. ``is_known``: whether DNS answered for all of them; ``left_out``: how
+    many addresses were not probed.
     """
     everywhere = set().union(*groups)
-    is_null_mx = mx is not None and mx.is_null_mx
     names = (
-        ("no-domain", mx is not None and not mx.exists),
-        ("null-mx-open-port", is_null_mx and _TAKES_MAIL in own),
-        ("left-out", is_null_mx and left_out),
-        ("dns-fails-in-part", is_null_mx and not is_known),
-        ("null-mx", is_null_mx),
+        ("null-mx-open-port", mx.is_null_mx and _TAKES_MAIL in everywhere),
+        ("left-out", mx.is_null_mx and left_out),
+        ("dns-fails-in-part", mx.is_null_mx and not is_known),
+        ("null-mx", mx.is_null_mx),
         ("takes-mail", _TAKES_MAIL in everywhere),  # whatever the others do: spammers try them all
-        ("faulty-null-mx", mx is not None and mx.is_invalid_null_mx),
+        ("faulty-null-mx", mx.is_invalid_null_mx),
         ("left-out", left_out),
         ("no-address", not everywhere and is_known),
         ("dns-fails", not everywhere),

@@ -101,6 +101,11 @@ later       A     {NOT_NOW}
 silent      A     {SILENT}
 broken      A     {BROKEN}
 ehlo        A     {REFUSES_EHLO}
+its-own     MX    10 its-own
+its-own     A     {TAKES_MAIL}
+its-last    MX    20 its-last
+its-last    MX    10 b
+its-last    A     {NOTHING}
 two         MX    20 b
 two         MX    10 a
 www.two     CNAME two
@@ -247,6 +252,8 @@ FOR_DAYS = r"every sender tries again for days \(Postfix 5, Exim 4, Sendmail 5, 
         ("first.example", 0, "refuses-at-mail", "every sender gives up at once"),
         ("equal.example", 1, "mixed", "the addresses differ"),
         ("last.example", 1, "takes-mail", "an open port that replies 250 to MAIL"),
+        ("its-own.example", 1, "takes-mail", "an open port that replies 250 to MAIL"),
+        ("its-last.example", 0, "refuses-at-mail", "every sender gives up at once"),
         ("later.example", 1, "not-now", FOR_DAYS),
         ("silent.example", 1, "silent", f"accepts connections and sends nothing: {FOR_DAYS}"),
         ("broken.example", 1, "broken", FOR_DAYS),
@@ -492,9 +499,8 @@ def test_dns_that_is_silent_is_said_and_not_waited_for() -> None:
         where = f"127.0.0.1:{silent.getsockname()[1]}"
         checked = run_cli("check", "--domain", "null.example", "--resolver", where, "--timeout", "0.2")
     assert checked.returncode == 1
-    mx, addresses, verdict = checked.stdout.splitlines()
+    mx, verdict = checked.stdout.splitlines()
     assert mx == "null.example MX: ?: unknown: DNS does not answer: timed out"
-    assert addresses == "null.example: DNS does not answer for all of its addresses: timed out"
     assert verdict.startswith("null.example bad: DNS does not answer")
 
 

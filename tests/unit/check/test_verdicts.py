@@ -82,7 +82,7 @@ def test_an_address_that_cannot_be_reached_from_here_is_never_good(
     groups: list[set[str]], name: str, words: str
 ) -> None:
     """Without IPv6 on the checking host it is unknown how the IPv6 addresses behave."""
-    verdict = verdict_on(NO_MX, set(), [behaving(*group) for group in groups])
+    verdict = verdict_on(NO_MX, [behaving(*group) for group in groups])
     assert (verdict.name, verdict.is_good) == (name, False)
     assert re.search(words, verdict.words)
 
@@ -90,15 +90,15 @@ def test_an_address_that_cannot_be_reached_from_here_is_never_good(
 def test_what_is_less_preferred_than_a_refusal_at_mail_still_has_to_be_known() -> None:
     """No sender that bounces goes on to it, but those that try all of them may find that it takes mail."""
     refusing, later = behaving("refuses-at-mail"), behaving("not-now", "silent")
-    assert verdict_on(NO_MX, set(), [set(), refusing, later]).name == "refuses-at-mail"
-    assert verdict_on(NO_MX, set(), [later, refusing]).name == "mixed"
-    assert verdict_on(NO_MX, set(), [refusing, later], is_known=False).name == "dns-fails-in-part"
+    assert verdict_on(NO_MX, [set(), refusing, later]).name == "refuses-at-mail"
+    assert verdict_on(NO_MX, [later, refusing]).name == "mixed"
+    assert verdict_on(NO_MX, [refusing, later], is_known=False).name == "dns-fails-in-part"
 
 
 @pytest.mark.parametrize("name", [*BY_ENDING.values(), *(name for _, name in BY_CODES), "broken", "not-public"])
 def test_every_behaviour_has_a_verdict_and_one_alone_is_good(name: str) -> None:
     """Without a null MX, only a refusal at MAIL is reported to every author at once."""
-    verdict = verdict_on(NO_MX, set(), [behaving(name)])
+    verdict = verdict_on(NO_MX, [behaving(name)])
     assert (verdict.name, verdict.is_good) == (name, name == "refuses-at-mail")
 
 
