@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nullsmtpd.runtime.event_loop import import_without_openssl
@@ -27,21 +27,8 @@ if TYPE_CHECKING:
     import dns.message
     import dns.rdata
 
-__all__ = [
-    "MX",
-    "TIMEOUT",
-    "Answer",
-    "DNSError",
-    "DomainError",
-    "MXAnswer",
-    "MissingExtraError",
-    "Resolver",
-    "accepts_mail",
-    "domain_of",
-    "load_extra",
-    "look_up_mx",
-    "resolver_address",
-]
+__all__ = ["MX", "TIMEOUT", "Answer", "DNSError", "DomainError", "MXAnswer", "MissingExtraError", "Resolver"]
+__all__ += ["accepts_mail", "domain_of", "load_extra", "look_up_mx", "resolver_address"]
 
 #: Seconds for one query, all attempts included. SMTP clients wait for a reply to RCPT for 5 minutes (RFC 5321
 #: §4.5.3.2.3), mail servers for their lookup tables for at least 10 seconds (deploy/relay).
@@ -56,8 +43,6 @@ DEAD_SERVER_SECONDS = 60.0
 
 _ROOT = "."
 _DNS_PORT = 53
-_LENGTH_OCTETS = 2  # before each message over TCP, RFC 1035 §4.2.2
-_MAX_MESSAGE = 65535
 
 # RFC 1035 §2.3.4: 63 octets a label. RFC 5321 §2.3.5 allows letters, digits and hyphens; the underscore, which some
 # domains that accept mail contain nevertheless, is for DNS to judge.
@@ -133,12 +118,7 @@ class Answer(NamedTuple):
     is_alias: bool
 
 
-async def accepts_mail(
-    domain: str,
-    *,
-    resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - divided among the name servers
-) -> bool:
+async def accepts_mail(domain: str, *, resolver: tuple[str, int] | None = None, timeout: float = TIMEOUT) -> bool:
     """Return False when ``domain`` declares by a null MX that it accepts no mail, else True.
 
     True is no promise: a domain that does not exist, or has an invalid MX set, has not declared that it accepts none
@@ -147,12 +127,7 @@ async def accepts_mail(
     return not (await look_up_mx(domain, resolver=resolver, timeout=timeout)).is_null_mx
 
 
-async def look_up_mx(
-    domain: str,
-    *,
-    resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - divided among the name servers
-) -> MXAnswer:
+async def look_up_mx(domain: str, *, resolver: tuple[str, int] | None = None, timeout: float = TIMEOUT) -> MXAnswer:
     """Look up the MX set of a domain, or of the domain of an address, within ``timeout`` seconds.
 
     ``resolver``: the address and port of a recursive name server; by default those of /etc/resolv.conf. For several
@@ -184,7 +159,6 @@ class Resolver:
         self._timeout = timeout
         self._max_queries = max_queries
         self._queries = 0
-        self._turn = 0  # of the servers, for the option ``rotate``
         self._dead_until: dict[str, float] = {}  # by server, in seconds of time.monotonic()
 
     async def look_up_mx(self, domain: str) -> MXAnswer:
@@ -207,57 +181,53 @@ class Resolver:
             raise DNSError(name, f"more than {self._max_queries} queries", rdtype)
         self._queries += 1
         try:
-            query = dns.message.make_query(name, rdtype)
-            conf = self._conf or read_resolv_conf()
+            return await self._ask(dns.message.make_query(name, rdtype))
         except dns.exception.DNSException as error:
-            raise DNSError(name, f"not a name ({type(error).__name__})", rdtype) from None
+            reason = f"not a name ({type(error).__name__})"
+        except TimeoutError:
+            reason = "timed out"
         except OSError as error:
-            raise DNSError(name, _reason(error), rdtype) from None
-        return await self._try_servers(query, conf, name, rdtype)
+            reason = error.strerror or str(error)
+        raise DNSError(name, reason, rdtype)
 
-    async def _try_servers(self, query: "dns.message.Message", conf: ResolvConf, name: str, rdtype: str) -> Answer:
-        """Ask one server after the other, as often as resolv.conf says.
+    async def _ask(self, query: "dns.message.Message") -> Answer:
+        """Ask one server after the other, as often as resolv.conf says, those that did not respond lately last.
 
         Each attempt has an equal share of the time that is left, so that dead servers leave some for the last one.
+        Raises the `OSError` of the last attempt.
         """
         import asyncio
 
-        import dns.flags
-
-        deadline = time.monotonic() + self._timeout
-        attempts = self._attempts(conf)
-        reason = "timed out"
+        conf = self._conf or read_resolv_conf()
+        now = time.monotonic()
+        deadline = now + self._timeout
+        servers = deque(conf.servers)
+        if conf.rotate:
+            servers.rotate(self._queries)
+        alive_first = sorted(servers, key=lambda server: self._dead_until.get(server, now) > now)
+        # glibc doubles its timeout with each attempt.
+        attempts = [(server, conf.timeout << number) for number in range(conf.attempts) for server in alive_first]
+        last_error = OSError()
         while attempts:
             share = (deadline - time.monotonic()) / len(attempts)
-            number, server = attempts.popleft()
+            server, timeout = attempts.pop(0)
             try:
-                # glibc doubles its timeout with each attempt.
-                async with asyncio.timeout(min(share, conf.timeout << number)):
-                    response = await _exchange(query, server, self._port, over_tcp=conf.use_vc)
-                    if response.flags & dns.flags.TC:
-                        response = await _exchange(query, server, self._port, over_tcp=True)
-                self._dead_until.pop(server, None)
-                return _answer(response)
+                async with asyncio.timeout(min(share, timeout)):
+                    answer = await _query_server(query, server, self._port, over_tcp=conf.use_vc)
+            except _UnusableError as error:
+                last_error = error
+                attempts = [attempt for attempt in attempts if attempt[0] != server]
             except OSError as error:  # no response; includes TimeoutError
-                reason = _reason(error)
+                last_error = error
                 self._dead_until[server] = time.monotonic() + DEAD_SERVER_SECONDS
-            except _UnusableError as error:  # asking this server again would not help
-                reason = str(error)
-                attempts = deque(attempt for attempt in attempts if attempt[1] != server)
-        raise DNSError(name, reason, rdtype)
-
-    def _attempts(self, conf: ResolvConf) -> deque[tuple[int, str]]:
-        """Return numbers of attempts and servers, in the order of the file, rotated if it says so, dead ones last."""
-        first = self._turn % len(conf.servers) if conf.rotate else 0
-        self._turn += 1
-        now = time.monotonic()
-        servers: Sequence[str] = conf.servers[first:] + conf.servers[:first]
-        servers = sorted(servers, key=lambda server: self._dead_until.get(server, now) > now)
-        return deque((number, server) for number in range(conf.attempts) for server in servers)
+            else:
+                self._dead_until.pop(server, None)
+                return answer
+        raise last_error
 
 
-class _UnusableError(Exception):
-    """A name server responded without an answer; the message is the reason."""
+class _UnusableError(OSError):
+    """A name server responded without an answer, and would do so again; the message is the reason."""
 
 
 def domain_of(text: str) -> str:
@@ -338,6 +308,16 @@ def _a_labels(domain: str) -> str:
     return ".".join(label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii") for label in labels)
 
 
+async def _query_server(query: "dns.message.Message", server: str, port: int, *, over_tcp: bool) -> Answer:
+    """Return a server's answer, asked for again over TCP if it is truncated. Raises `OSError`."""
+    import dns.flags
+
+    response = await _exchange(query, server, port, over_tcp=over_tcp)
+    if response.flags & dns.flags.TC and not over_tcp:
+        response = await _exchange(query, server, port, over_tcp=True)
+    return _answer(response)
+
+
 async def _exchange(query: "dns.message.Message", server: str, port: int, *, over_tcp: bool) -> "dns.message.Message":
     """Return the first response to the query; other messages may be forged. Raises `OSError` when there is none."""
     import asyncio
@@ -358,10 +338,10 @@ async def _exchange(query: "dns.message.Message", server: str, port: int, *, ove
         await loop.sock_sendall(connection, query.to_wire(prepend_length=over_tcp))
         while True:
             if over_tcp:
-                length = int.from_bytes(await _receive(loop, connection, _LENGTH_OCTETS))
-                message = await _receive(loop, connection, length)
+                length = await _receive(loop, connection, 2)  # RFC 1035 §4.2.2
+                message = await _receive(loop, connection, int.from_bytes(length))
             else:
-                message = await loop.sock_recv(connection, _MAX_MESSAGE)
+                message = await loop.sock_recv(connection, 1 << 16)
             with contextlib.suppress(dns.exception.DNSException, ValueError):  # garbage
                 try:
                     response = dns.message.from_wire(message, raise_on_truncation=True)
@@ -392,13 +372,13 @@ async def _connect(loop: "asyncio.AbstractEventLoop", connection: socket.socket,
 
 async def _receive(loop: "asyncio.AbstractEventLoop", connection: socket.socket, count: int) -> bytes:
     """Return this many octets. Raises `OSError` when the connection ends before."""
-    octets = bytearray()
+    octets = b""
     while len(octets) < count:
         received = await loop.sock_recv(connection, count - len(octets))
         if not received:
             raise ConnectionResetError(errno.ECONNRESET, "connection closed")
         octets += received
-    return bytes(octets)
+    return octets
 
 
 def _answer(response: Any) -> Answer:  # noqa: ANN401
@@ -417,13 +397,13 @@ def _answer(response: Any) -> Answer:  # noqa: ANN401
         chain = response.resolve_chaining()
     except dns.exception.DNSException as error:
         raise _UnusableError(f"no usable answer ({type(error).__name__})") from None
-    has_soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
+    kinds = {rrset.rdtype for rrset in response.authority}
+    has_soa = dns.rdatatype.SOA in kinds
     if chain.answer is None and rcode == dns.rcode.NOERROR and not has_soa:
         # RFC 2308 §2.2: without a SOA it may be a referral, or an alias whose target was not resolved.
-        has_ns = any(rrset.rdtype == dns.rdatatype.NS for rrset in response.authority)
         if chain.cnames:
             raise _UnusableError("alias without its target")
-        if not flags & dns.flags.AA and (has_ns or not flags & dns.flags.RA):
+        if not flags & dns.flags.AA and (dns.rdatatype.NS in kinds or not flags & dns.flags.RA):
             raise _UnusableError("referral")
     return Answer(
         name=chain.canonical_name.to_text(omit_final_dot=True).lower(),
@@ -432,7 +412,3 @@ def _answer(response: Any) -> Answer:  # noqa: ANN401
         ttl=chain.minimum_ttl if chain.answer is not None or has_soa else 0,  # RFC 2308 §5: "SHOULD NOT be cached"
         is_alias=bool(chain.cnames),
     )
-
-
-def _reason(error: OSError) -> str:
-    return "timed out" if isinstance(error, TimeoutError) else error.strerror or type(error).__name__

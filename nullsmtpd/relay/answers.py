@@ -1,15 +1,14 @@
 """What is the reply to a request? From the cache, or from one DNS query for all clients that ask meanwhile."""
 
 import asyncio
-import enum
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 
 from nullsmtpd.nullmx import DNSError, DomainError, MXAnswer, domain_of
-from nullsmtpd.relay.counters import Counters
+from nullsmtpd.relay.counters import Counters, Result
 from nullsmtpd.runtime.log import RateLimitedLog, log
 
-__all__ = ["Answers", "Finding", "is_excepted", "key_domain"]
+__all__ = ["Answers", "is_excepted", "key_domain"]
 
 #: The reply for a domain with a null MX, by map.
 REFUSALS = {
@@ -41,14 +40,6 @@ MAX_NEGATIVE_TTL = 3600.0
 FAILURE_TTL = 5.0
 
 
-class Finding(enum.Enum):
-    """What is known about a domain."""
-
-    NULL_MX = enum.auto()
-    NOT_NULL_MX = enum.auto()
-    UNKNOWN = enum.auto()  # DNS gave no answer
-
-
 def key_domain(key: bytes) -> str | None:
     """Return the domain that a key is about, in A-labels and lower case; None if there is none.
 
@@ -69,11 +60,11 @@ def is_excepted(domain: str, exceptions: Collection[str]) -> bool:
 
 
 class Answers:
-    """Findings on domains, which are in the form that `nullsmtpd.nullmx.domain_of` returns, and replies.
+    """Replies to requests, and what is known about domains in the form that `nullsmtpd.nullmx.domain_of` returns.
 
-    ``look_up``: queries DNS, and raises `DNSError`. ``cache_size``: findings that are kept; the one that was not used
+    ``look_up``: queries DNS, and raises `DNSError`. ``cache_size``: results that are kept; the one that was not used
     for longest is removed first. ``max_pending``: queries at once, each of which holds a file descriptor; past that a
-    domain is `Finding.UNKNOWN` at once. ``exceptions``: see `is_excepted`.
+    domain is `Result.DNS_FAILURE` at once. ``exceptions``: see `is_excepted`.
     """
 
     def __init__(
@@ -91,70 +82,62 @@ class Answers:
         self._cache_size = cache_size
         self._max_pending = max_pending
         self._exceptions = exceptions
-        self._cache: OrderedDict[str, tuple[Finding, float]] = OrderedDict()  # with the time when it expires
-        self._pending: dict[str, asyncio.Task[Finding]] = {}
+        self._cache: OrderedDict[str, tuple[Result, float]] = OrderedDict()  # with the time when it expires
+        self._pending: dict[str, asyncio.Task[Result]] = {}
         self._log = RateLimitedLog(self._loop.time)
 
-    @property
-    def cached(self) -> int:
-        """The number of findings in the cache, including expired ones that were not used since."""
-        return len(self._cache)
-
-    @property
-    def pending(self) -> int:
-        """The number of queries under way."""
-        return len(self._pending)
+    def gauges(self) -> dict[str, int]:
+        """Return how many queries are under way, and how many results are cached, expired ones included."""
+        return {"pending": len(self._pending), "cached": len(self._cache)}
 
     async def reply(self, request: bytes) -> bytes:
         """Return the reply to a request, and count its result."""
-        self._counters.requests += 1
         name, space, key = request.partition(b" ")
         refusal = REFUSALS.get(name) if space else None
+        result = Result.DNS_FAILURE  # also when the client leaves before DNS answers
+        self._counters.requests += 1
+        try:
+            result = Result.UNKNOWN_MAP if refusal is None else await self._find_key(key)
+        finally:
+            self._counters.results[result] += 1
         if refusal is None:
-            self._counters.unknown_maps += 1
             return UNKNOWN_MAP
+        return refusal if result is Result.NULL_MX else NOT_FOUND
+
+    async def _find_key(self, key: bytes) -> Result:
         domain = key_domain(key)
         if domain is None:
-            self._counters.not_domains += 1
-            return NOT_FOUND
+            return Result.NO_DOMAIN
         if is_excepted(domain, self._exceptions):
-            self._counters.excepted += 1
-            return NOT_FOUND
-        finding = Finding.UNKNOWN  # also when the client leaves before DNS answers
-        try:
-            finding = await self.find(domain)
-        finally:
-            self._counters.null_mx += finding is Finding.NULL_MX
-            self._counters.not_null_mx += finding is Finding.NOT_NULL_MX
-            self._counters.dns_failures += finding is Finding.UNKNOWN
-        return refusal if finding is Finding.NULL_MX else NOT_FOUND
+            return Result.EXCEPTED
+        return await self.find(domain)
 
-    def known(self, domain: str) -> Finding | None:
-        """Return the finding if it is cached."""
-        finding, expires = self._cache.get(domain, (None, 0.0))
+    def known(self, domain: str) -> Result | None:
+        """Return the result if it is cached."""
+        result, expires = self._cache.get(domain, (None, 0.0))
         if expires <= self._loop.time():
             self._cache.pop(domain, None)
             return None
         self._counters.cache_hits += 1
         self._cache.move_to_end(domain)
-        return finding
+        return result
 
-    async def find(self, domain: str) -> Finding:
-        """Return the finding, from the cache or from DNS."""
-        if finding := self.known(domain):
-            return finding
+    async def find(self, domain: str) -> Result:
+        """Return the result, from the cache or from DNS."""
+        if result := self.known(domain):
+            return result
         query = self._pending.get(domain)
         if query is None:
             if len(self._pending) >= self._max_pending:
                 self._log("dns-failure", reason="too many queries under way")
-                return Finding.UNKNOWN
+                return Result.DNS_FAILURE
             self._counters.queries += 1
             query = self._pending[domain] = self._loop.create_task(self._query(domain))
             query.add_done_callback(lambda _: self._pending.pop(domain))
         return await asyncio.shield(query)  # others may wait for it, too
 
-    async def _query(self, domain: str) -> Finding:
-        finding, ttl = Finding.UNKNOWN, FAILURE_TTL
+    async def _query(self, domain: str) -> Result:
+        result, ttl = Result.DNS_FAILURE, FAILURE_TTL
         try:
             answer = await self._look_up(domain)
         except DNSError as error:
@@ -166,9 +149,9 @@ class Answers:
                 self._counters.invalid_null_mx += 1
                 reason = "the root is not the only MX, or its preference is not 0"  # RFC 7505 §3
                 self._log("invalid-null-mx", domain=domain, reason=reason)
-            finding = Finding.NULL_MX if answer.is_null_mx else Finding.NOT_NULL_MX
+            result = Result.NULL_MX if answer.is_null_mx else Result.NOT_NULL_MX
             ttl = min(max(answer.ttl, MIN_TTL), MAX_TTL if answer.records else MAX_NEGATIVE_TTL)
-        self._cache[domain] = finding, self._loop.time() + ttl
+        self._cache[domain] = result, self._loop.time() + ttl
         if len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return finding
+        return result

@@ -1,24 +1,31 @@
 """What does the relay's side count? Nothing that tells who asked, or for which domain."""
 
-import dataclasses
+import enum
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from nullsmtpd.runtime.metrics import Family, build_info
 
-__all__ = ["Counters", "families"]
+__all__ = ["Counters", "Result", "families"]
 
 
-@dataclasses.dataclass(slots=True)
+class Result(enum.StrEnum):
+    """What became of a request, with its name in the log and in the metrics; of a domain, one of the first three."""
+
+    NULL_MX = "null_mx"  # replied OK
+    NOT_NULL_MX = "not_null_mx"  # replied NOTFOUND, as the next three
+    DNS_FAILURE = "dns_failures"  # no usable answer, or the client left before it came
+    NO_DOMAIN = "not_domains"  # an address literal, a local part, or anything else that is not a domain
+    EXCEPTED = "excepted"  # one of --except
+    UNKNOWN_MAP = "unknown_maps"  # replied PERM
+
+
+@dataclass(slots=True)
 class Counters:
-    """Totals since the start. A request is counted at once in ``requests``, and then in one of the next six."""
+    """Totals since the start. A request is counted at once in ``requests``, and then in one of ``results``."""
 
     requests: int = 0
-    null_mx: int = 0  # replied OK
-    not_null_mx: int = 0  # replied NOTFOUND, as the next three
-    dns_failures: int = 0  # no usable answer, or the client left before it came
-    not_domains: int = 0  # an address literal, a local part, or anything else that is not a domain
-    excepted: int = 0  # one of --except
-    unknown_maps: int = 0  # replied PERM
+    results: dict[Result, int] = field(default_factory=lambda: dict.fromkeys(Result, 0))
     cache_hits: int = 0
     queries: int = 0
     invalid_null_mx: int = 0
@@ -27,31 +34,32 @@ class Counters:
     evicted: int = 0
     refused: int = 0
 
+    def stats(self) -> dict[str, int]:
+        """Return all of them by name."""
+        totals = asdict(self)
+        return {**totals.pop("results"), **totals}
 
-#: Counters that are labels of one metric.
-_RESULTS = ("null_mx", "not_null_mx", "dns_failures", "not_domains", "excepted", "unknown_maps")
-_TOTALS = {
-    "cache_hits": "Requests answered from the cache.",
-    "queries": "DNS queries.",
-    "invalid_null_mx": "DNS answers with an invalid null MX.",
-    "malformed": "Clients disconnected because they sent something else than netstrings.",
-    "sessions": "Clients accepted.",
-    "evicted": "Clients disconnected because they were idle or slow, or to make room for others.",
-    "refused": "Clients refused because all others were busy.",
-}
-_GAUGES = {
+
+#: The other metrics: totals, and levels.
+_METRICS = {
+    "cache_hits_total": "Requests answered from the cache.",
+    "queries_total": "DNS queries.",
+    "invalid_null_mx_total": "DNS answers with an invalid null MX.",
+    "malformed_total": "Clients disconnected because they sent something else than netstrings.",
+    "sessions_total": "Clients accepted.",
+    "evicted_total": "Clients disconnected because they were idle or slow, or to make room for others.",
+    "refused_total": "Clients refused because all others were busy.",
     "talking": "Clients connected.",
     "pending": "DNS queries under way.",
     "cached": "Domains in the cache.",
 }
 
 
-def families(gauges: Mapping[str, int], counters: Counters) -> list[Family]:
+def families(stats: Mapping[str, int]) -> list[Family]:
     """Return the metrics of the relay's side."""
-    values = dataclasses.asdict(counters)
-    prefix = "nullsmtpd_relay"
-    by_result = [({"result": name}, values[name]) for name in _RESULTS]
-    totals = [Family(f"{prefix}_{name}_total", "counter", text, [({}, values[name])]) for name, text in _TOTALS.items()]
-    levels = [Family(f"{prefix}_{name}", "gauge", text, [({}, gauges[name])]) for name, text in _GAUGES.items()]
-    requests = Family(f"{prefix}_requests_total", "counter", "Requests by result.", by_result)
-    return [requests, *totals, *levels, build_info()]
+    by_result = [({"result": str(result)}, stats[result]) for result in Result]
+    metrics = [Family("nullsmtpd_relay_requests_total", "counter", "Requests by result.", by_result)]
+    for name, text in _METRICS.items():
+        kind = "counter" if name.endswith("_total") else "gauge"
+        metrics.append(Family(f"nullsmtpd_relay_{name}", kind, text, [({}, stats[name.removesuffix("_total")])]))
+    return [*metrics, build_info()]

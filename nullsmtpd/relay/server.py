@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import os
 import select
@@ -88,7 +87,7 @@ class Server:
             if listener.family != socket.AF_UNIX:  # inherited by connections: no reply waits for the last one's ACK
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if options.metrics:
-            serve_metrics(self._loop, options.metrics, lambda: families(self._gauges(), self._counters))
+            serve_metrics(self._loop, options.metrics, lambda: families(self._stats()))
         # As many clients as leave room for a DNS query each, beside the sockets that are open now.
         left = files_left(SPARE_DESCRIPTORS, needed=2)
         limit = lower_option("max-sessions", options.max_sessions, left // 2)
@@ -125,11 +124,11 @@ class Server:
         self._clients.admit(connection)
         return True
 
-    def _gauges(self) -> dict[str, int]:
-        return {"talking": len(self._clients), "pending": self._answers.pending, "cached": self._answers.cached}
+    def _stats(self) -> dict[str, int]:
+        return {"talking": len(self._clients), **self._answers.gauges(), **self._counters.stats()}
 
     def _log_stats(self) -> None:
-        log("stats", **self._gauges(), **dataclasses.asdict(self._counters))
+        log("stats", **self._stats())
 
 
 def _is_shut_down(listener: socket.socket) -> bool:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullsmtpd.nullmx import MX, DNSError, MXAnswer
-from nullsmtpd.relay.answers import FAILURE_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL, Answers, Finding
-from nullsmtpd.relay.counters import Counters
+from nullsmtpd.relay.answers import FAILURE_TTL, MAX_NEGATIVE_TTL, MAX_TTL, MIN_TTL, Answers
+from nullsmtpd.relay.counters import Counters, Result
 from nullsmtpd.runtime import log as runtime_log
 
 NULL = (MX(0, "."),)
@@ -58,7 +58,7 @@ def test_the_cache_is_bounded_and_no_finding_outlives_its_ttl(steps: list[tuple[
     """Invariant: what is known is what DNS returned last, within its TTL; there are never more than 3 findings."""
 
     async def scene(it: Scene) -> None:
-        truth: dict[str, tuple[float, Finding]] = {}
+        truth: dict[str, tuple[float, Result]] = {}
         for domain, ttl, is_null, pause in steps:
             known = it.answers.known(domain)
             it.records, it.ttl = NULL if is_null else PLAIN, ttl
@@ -67,7 +67,7 @@ def test_the_cache_is_bounded_and_no_finding_outlives_its_ttl(steps: list[tuple[
                 truth[domain] = it.now + ttl, finding
             expires, expected = truth[domain]
             assert (finding, known or expected, it.now < expires) == (expected, expected, True)
-            assert it.answers.cached <= 3
+            assert it.answers.gauges()["cached"] <= 3
             it.now += pause
 
     play(scene, cache_size=3)
@@ -80,8 +80,8 @@ def test_the_finding_that_was_not_used_for_longest_is_removed_first() -> None:
         await it.answers.find("used.example")
         for number in range(100):
             await it.answers.find(f"{number}.example")
-            assert it.answers.known("used.example") is Finding.NULL_MX
-        assert it.answers.cached == 3
+            assert it.answers.known("used.example") is Result.NULL_MX
+        assert it.answers.gauges()["cached"] == 3
         assert it.answers.known("97.example") is None
 
     play(scene, cache_size=3)
@@ -104,7 +104,7 @@ def test_an_answer_holds_for_its_ttl_within_bounds(records: tuple[MX, ...], ttl:
 
     async def scene(it: Scene) -> None:
         it.records, it.ttl = records, ttl
-        expected = Finding.NULL_MX if records == NULL else Finding.NOT_NULL_MX
+        expected = Result.NULL_MX if records == NULL else Result.NOT_NULL_MX
         assert await it.answers.find("a.example") is expected
         it.now += seconds - 0.001
         assert it.answers.known("a.example") is expected
@@ -120,12 +120,12 @@ def test_a_failure_is_known_for_seconds_only(error: Exception) -> None:
 
     async def scene(it: Scene) -> None:
         it.error = error
-        assert await it.answers.find("a.example") is Finding.UNKNOWN
-        assert it.answers.known("a.example") is Finding.UNKNOWN
+        assert await it.answers.find("a.example") is Result.DNS_FAILURE
+        assert it.answers.known("a.example") is Result.DNS_FAILURE
         it.now += FAILURE_TTL
         assert it.answers.known("a.example") is None
         it.error = None
-        assert await it.answers.find("a.example") is Finding.NULL_MX
+        assert await it.answers.find("a.example") is Result.NULL_MX
 
     assert play(scene).asked == ["a.example"] * 2
     assert 1 <= FAILURE_TTL <= 300
@@ -140,10 +140,10 @@ def test_a_thousand_who_ask_at_once_make_one_question(*, fails: bool) -> None:
         it.error = DNSError("a.example", "SERVFAIL") if fails else None
         crowd = [asyncio.ensure_future(it.answers.find("a.example")) for _ in range(1000)]
         await asyncio.sleep(0)
-        assert it.answers.pending == 1
+        assert it.answers.gauges()["pending"] == 1
         it.held.set()
-        assert set(await asyncio.gather(*crowd)) == {Finding.UNKNOWN if fails else Finding.NULL_MX}
-        assert it.answers.pending == 0
+        assert set(await asyncio.gather(*crowd)) == {Result.DNS_FAILURE if fails else Result.NULL_MX}
+        assert it.answers.gauges()["pending"] == 0
 
     played = play(scene)
     assert played.asked == ["a.example"]
@@ -170,11 +170,11 @@ def test_questions_under_way_are_bounded() -> None:
         it.held = asyncio.Event()
         crowd = [asyncio.ensure_future(it.answers.find(f"{number}.example")) for number in range(3)]
         await asyncio.sleep(0)
-        assert await it.answers.find("one-too-many.example") is Finding.UNKNOWN
+        assert await it.answers.find("one-too-many.example") is Result.DNS_FAILURE
         assert it.answers.known("one-too-many.example") is None
         it.held.set()
         await asyncio.gather(*crowd)
-        assert await it.answers.find("one-too-many.example") is Finding.NULL_MX
+        assert await it.answers.find("one-too-many.example") is Result.NULL_MX
 
     assert play(scene, max_pending=3).asked == ["0.example", "1.example", "2.example", "one-too-many.example"]
 
@@ -195,7 +195,7 @@ def test_an_invalid_null_mx_is_counted_each_time_and_logged_once_a_minute(logged
     async def scene(it: Scene) -> None:
         it.records = FAULTY
         for number in range(121):
-            assert await it.answers.find(f"{number}.example") is Finding.NOT_NULL_MX
+            assert await it.answers.find(f"{number}.example") is Result.NOT_NULL_MX
             it.now += 1
 
     assert play(scene).counters.invalid_null_mx == 121
