@@ -94,7 +94,7 @@ def parse_replies(octets: bytes, *, lenient: bool = False) -> tuple[list[Reply],
     return replies, octets[end:], b"\n" in rest or (not lenient and len(rest) >= _MAX_LINE)
 
 
-def quoted(octets: bytes) -> str:
-    """Return octets for a report: quoted, escaped, on one line, and shortened."""
-    escaped = ascii(octets.decode("latin-1"))
+def quoted(octets: bytes | str) -> str:
+    """Return octets, or text with one character for each of them, for a report: escaped, on one line, and shortened."""
+    escaped = ascii(octets if isinstance(octets, str) else octets.decode("latin-1"))
     return escaped if len(escaped) <= _MAX_QUOTED else f"{escaped[:_MAX_QUOTED]}... ({len(octets)} octets)"

@@ -55,9 +55,7 @@ class HostReport:
 
     def faults(self) -> list[Finding]:
         """Return what is wrong with a host that mail goes to."""
-        faults = [
-            (address, f"no sender on the Internet can reach it: {kind}") for address, kind in self.not_public.items()
-        ]
+        faults = [(one, f"no sender on the Internet can reach it: {kind}") for one, kind in self.not_public.items()]
         if self.preferences and self.canonical != self.name:
             faults.append((f"alias (CNAME) of {self.canonical}", "an MX must be no alias (RFC 2181 section 10.3)"))
         if self.preferences and not (self.addresses or self.not_public or self.error):
@@ -74,9 +72,7 @@ class HostReport:
             "canonical": self.canonical,
             "not_public": self.not_public,
             "left_out": len(self.addresses) - len(self.probes),
-            "addresses": [
-                seen.as_json() | {"answer": behaviour_of(seen).name.replace("-", "_")} for seen in self.probes
-            ],
+            "addresses": [one.as_json() | {"answer": behaviour_of(one).name.replace("-", "_")} for one in self.probes],
         }
 
 
@@ -143,7 +139,7 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
     *,
     port: int = 25,
     resolver: tuple[str, int] | None = None,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - for each query and each address
+    timeout: float = TIMEOUT,
     sends: bool = False,
     strict: bool = False,
     allow_private: bool = False,

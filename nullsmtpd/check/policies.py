@@ -28,8 +28,7 @@ _TERM = re.compile(
 
 _POLICIES = {"none", "quarantine", "reject"}
 
-_MAX_STRING_OCTETS = 255  # RFC 1035 §3.3: of one character-string in a TXT record
-
+_MAX_STRING = 255  # octets of one character-string in a TXT record, RFC 1035 §3.3
 # RFC 1035 §5.1: characters that a quoted string of a zone file cannot contain as they are.
 _ESCAPES = {code: f"\\{code:03d}" for code in (*range(32), *range(127, 256))} | {ord(c): f"\\{c}" for c in '"\\'}
 
@@ -61,7 +60,7 @@ def parse_spf(text: str) -> SPF:
         found = _TERM.fullmatch(term)
         once = ((found and found["once"]) or "").lower()
         if not found or once in domains or not (_is_address(found["ip4"], 4) and _is_address(found["ip6"], 6)):
-            return SPF(f"{quoted(term.encode('latin-1'))} is no valid term or is repeated")
+            return SPF(f"{quoted(term)} is no valid term or is repeated")
         if once:
             domains[once] = found["domain"]
         elif found["qualifier"] is not None and not ends_in_all:
@@ -115,6 +114,5 @@ def dmarc_text(tags: Mapping[str, str]) -> str:
 
 def zone_txt(name: str, text: str) -> str:
     """Return the line of a zone file for a TXT record (RFC 1035 §5.1)."""
-    size = _MAX_STRING_OCTETS
-    strings = [text[start : start + size].translate(_ESCAPES) for start in range(0, len(text) or 1, size)]
-    return f"{name}. IN TXT " + " ".join(f'"{string}"' for string in strings)
+    parts = [text[start : start + _MAX_STRING] for start in range(0, len(text) or 1, _MAX_STRING)]
+    return f"{name}. IN TXT " + " ".join(f'"{part.translate(_ESCAPES)}"' for part in parts)

@@ -108,12 +108,7 @@ class Probe:
 
 
 async def check_host(
-    host: str,
-    port: int = 25,
-    *,
-    mode: str = "close",
-    early: bool = False,
-    timeout: float = TIMEOUT,  # noqa: ASYNC109 - passed on to each probe
+    host: str, port: int = 25, *, mode: str = "close", early: bool = False, timeout: float = TIMEOUT
 ) -> list[Probe]:
     """Return what is seen at each address of ``host``, a name or a literal address: at least one `Probe`.
 

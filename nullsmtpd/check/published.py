@@ -122,7 +122,8 @@ class Publications:
         where = "its MX hosts" if targets else "its own addresses (RFC 5321 section 5.1)"
         must = "be the only MX" if len(targets) > 1 else "have preference 0"
         return _judge(
-            f"{_shown(mx.records)} (TTL {mx.ttl} s)" if targets else "none",
+            _listed([f"{preference} {target}" for preference, target in mx.records])
+            + (f" (TTL {mx.ttl} s)" if targets else ""),
             "" if sends else f"{self.owner}. IN MX 0 .",
             (mx.is_null_mx and sends, WRONG, _CONTRADICTION),
             (mx.is_null_mx, OK, "a null MX"),
@@ -138,7 +139,7 @@ class Publications:
         hint = "" if self.sends else " (if it sends mail itself, use --sends)"
         ignored = "receivers ignore what is there (permerror, RFC 7208 section 4.6)"
         row = _judge(
-            _quoted(records) or "none",
+            _listed([*map(quoted, records)]),
             zone_txt(owner, "v=spf1 a -all" if self.sends else "v=spf1 -all"),
             (not records, ADVICE, f"nothing tells receivers which hosts may send mail as this domain{hint}"),
             (policy.error, WRONG, f"{ignored}: {policy.error}{hint}"),
@@ -213,8 +214,8 @@ class Publications:
 
     async def _leftover(self, rdtype: str, beginning: str, words: str, name: str) -> _Row | None:
         _, texts = await self._texts(name, rdtype)
-        found = _quoted([text for text in texts if re.match(beginning, text)])
-        return (found, WRONG, words, "") if found else None
+        records = [text for text in texts if re.match(beginning, text)]
+        return (_listed([*map(quoted, records)]), WRONG, words, "") if records else None
 
     async def _other_mx(self, name: str) -> _Row | None:
         """Judge the MX set of a name below the domain, or of ``*``, where mail should be refused as well."""
@@ -225,7 +226,8 @@ class Publications:
             return None
         is_same = mx.is_alias and (mx.name == self.owner or (targets and targets == self.mx.records))
         return _judge(
-            (_shown(targets) or "none") + (f", alias (CNAME) of {mx.name}" if mx.is_alias else ""),
+            _listed([f"{preference} {target}" for preference, target in targets])
+            + (f", alias (CNAME) of {mx.name}" if mx.is_alias else ""),
             f"{mx.name if mx.is_alias else name}. IN MX 0 .",
             (is_same or targets == ((0, "."),), OK, "mail to this name is treated as mail to the domain"),
             (targets, WRONG, "mail to this name goes there; let it have a null MX"),
@@ -250,17 +252,8 @@ class Publications:
         return await self.resolver.query(name, rdtype)
 
 
-def _shown(records: Sequence[tuple[int, str]]) -> str:
-    """Return an MX set on one line."""
-    return _listed([f"{preference} {target}" for preference, target in records])
-
-
-def _quoted(texts: Sequence[str]) -> str:
-    """Return TXT records on one line."""
-    return _listed([quoted(text.encode("latin-1")) for text in texts])
-
-
 def _listed(records: Sequence[str]) -> str:
+    """Return records on one line."""
     shown = ", ".join(records[:_MAX_RECORDS_SHOWN])
     more = len(records) - _MAX_RECORDS_SHOWN
-    return f"{len(records)} records, {shown} and {more} more" if more > 0 else shown
+    return f"{len(records)} records, {shown} and {more} more" if more > 0 else shown or "none"
