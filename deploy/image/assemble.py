@@ -114,7 +114,7 @@ def _load(names: Iterable[str], site: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _late_imports(name: str, path: Path) -> Iterator[str]:
-    """Yield the names of the modules, and of what may be modules, that functions of a module import."""
+    """Yield the names of the modules, and of what may be modules, that functions of a module import or name."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for function in ast.walk(ast.parse(path.read_bytes())):
         for node in ast.walk(function) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) else ():
@@ -124,6 +124,8 @@ def _late_imports(name: str, path: Path) -> Iterator[str]:
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 yield base
                 yield from (f"{base}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Constant) and re.fullmatch(r"nullsmtpd(\.\w+)+", str(node.value)):
+                yield str(node.value)  # for importlib
 
 
 def _add_module(source: Path, site: Path, root: Path) -> None:

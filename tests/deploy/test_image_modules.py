@@ -38,6 +38,16 @@ def test_imports_inside_functions_count(tmp_path: Path) -> None:
     assert found.isdisjoint({"nullsmtpd.third", "wave"})
 
 
+def test_modules_imported_by_their_names_count(tmp_path: Path) -> None:
+    """A command imports its server by name, with importlib."""
+    found = needed(
+        tmp_path,
+        main="def later():\n    serve('nullsmtpd.second')\n",
+        second="import colorsys\n",
+    )
+    assert {"nullsmtpd.second", "colorsys"} <= found
+
+
 def test_modules_imported_by_computed_names_are_needed(tmp_path: Path) -> None:
     """The modules with dnspython's record types, whose names it computes, are all needed, and what they import."""
     package = tmp_path / "dns/rdtypes/ANY"
