@@ -213,7 +213,7 @@ class Resolver:
             server, timeout = attempts.pop(0)
             try:
                 async with asyncio.timeout(min(share, timeout)):
-                    answer = await _query_server(query, server, self._port, over_tcp=conf.use_vc)
+                    answer = _answer(await _exchange(query, server, self._port, over_tcp=conf.use_vc))
             except _UnusableError as error:
                 last_error = error
                 attempts = [attempt for attempt in attempts if attempt[0] != server]
@@ -308,21 +308,12 @@ def _a_labels(domain: str) -> str:
     return ".".join(label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii") for label in labels)
 
 
-async def _query_server(query: "dns.message.Message", server: str, port: int, *, over_tcp: bool) -> Answer:
-    """Return a server's answer, asked for again over TCP if it is truncated. Raises `OSError`."""
-    import dns.flags
-
-    response = await _exchange(query, server, port, over_tcp=over_tcp)
-    if response.flags & dns.flags.TC and not over_tcp:
-        response = await _exchange(query, server, port, over_tcp=True)
-    return _answer(response)
-
-
 async def _exchange(query: "dns.message.Message", server: str, port: int, *, over_tcp: bool) -> "dns.message.Message":
-    """Return the first response to the query; other messages may be forged. Raises `OSError` when there is none."""
+    """Return the first response to the query, over TCP if it is truncated. Raises `OSError` when there is none."""
     import asyncio
 
     import dns.exception
+    import dns.flags
     import dns.message
 
     loop = asyncio.get_running_loop()
@@ -342,14 +333,17 @@ async def _exchange(query: "dns.message.Message", server: str, port: int, *, ove
                 message = await _receive(loop, connection, int.from_bytes(length))
             else:
                 message = await loop.sock_recv(connection, 1 << 16)
-            with contextlib.suppress(dns.exception.DNSException, ValueError):  # garbage
+            with contextlib.suppress(dns.exception.DNSException, ValueError):  # garbage, which may be forged
                 try:
                     response = dns.message.from_wire(message, raise_on_truncation=True)
                 except dns.message.Truncated as error:  # what comes after its question may be cut off anywhere
                     response = error.message()  # type: ignore[no-untyped-call]
                 if query.is_response(response):
-                    return response
+                    break
             await asyncio.sleep(0)  # asyncio's sock_recv() waits only without input: a flood would outlast all timeouts
+    if response.flags & dns.flags.TC and not over_tcp:
+        response = await _exchange(query, server, port, over_tcp=True)
+    return response
 
 
 async def _connect(loop: "asyncio.AbstractEventLoop", connection: socket.socket, address: tuple[Any, ...]) -> None:

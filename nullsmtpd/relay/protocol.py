@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import socket
+from collections import OrderedDict
 
 from nullsmtpd.relay.answers import Answers
 from nullsmtpd.relay.counters import Counters
@@ -180,7 +181,7 @@ class Clients:
         self.answers = answers
         self.counters = counters
         self._limit = limit
-        self._members: dict[Client, None] = {}  # by the time of the last request, or of the connection
+        self._members: OrderedDict[Client, None] = OrderedDict()  # by their last request, or when they connected
 
     def __len__(self) -> int:
         """Return how many clients are connected."""
@@ -196,16 +197,15 @@ class Clients:
                 connection.close()
                 return
             self.counters.evicted += 1
-            self.remove(evicted)
             evicted.task.cancel()
+            self.remove(evicted)
         self.counters.sessions += 1
         self._members[Client(self, connection)] = None
 
     def touch(self, client: Client) -> None:
         """Note that a client has sent a complete request."""
         client.has_asked = True
-        self.remove(client)
-        self._members[client] = None
+        self._members.move_to_end(client)
 
     def remove(self, client: Client) -> None:
         """Remove a client that is in it or not."""

@@ -86,12 +86,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)  # noqa: PTH108
-            return
-        except BlockingIOError:
-            pass  # its accept queue is full
-    raise OSError(errno.EADDRINUSE, "taken: another process answers there")
+        probe.setblocking(False)  # its accept queue may be full
+        if probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "taken: another process answers there")
+    os.unlink(path)  # noqa: PTH108
