@@ -111,6 +111,12 @@ class FakeConnection:
         self.looks += 1
         return b"\x07" if self._has_ended else b"\x05"
 
+    def send(self, octets: bytes, flags: int) -> int:
+        return len(octets)
+
+    def shutdown(self, how: int) -> None:
+        assert not self.is_closed
+
     def recv(self, size: int, flags: int = 0) -> bytes:
         assert not self.is_closed
         if not self.unread and not self._has_ended:

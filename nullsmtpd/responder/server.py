@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from nullsmtpd.responder.accept import Acceptor
 from nullsmtpd.responder.linger import LingerQueue
 from nullsmtpd.responder.options import Options
-from nullsmtpd.responder.shutdown import SHUTDOWN_POLL_INTERVAL, drain_accept_queues
+from nullsmtpd.responder.shutdown import SHUTDOWN_POLL_INTERVAL, close_port, release_port
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.process import files_left, install_signal_handlers, lower_option, run, warn_if_root
 from nullsmtpd.runtime.sockets import ListenError, bind, local_address
 from nullsmtpd.runtime.systemd import Notifier, inherited_listeners
-from nullsmtpd.runtime.tcp import cork
 
 if TYPE_CHECKING:
     from nullsmtpd.responder.access_log import AccessLog
@@ -54,9 +53,6 @@ async def _serve(loop: asyncio.AbstractEventLoop, options: Options) -> None:
         for address in options.listen
         for listener in bind(address, options.backlog, reuse_port=options.reuse_port)
     ]
-    if options.dialogue is None:
-        for listener in listeners:
-            cork(listener)
     responder = Responder(loop, options, listeners, shutdown)
     if account is not None:
         drop_privileges(account)
@@ -69,15 +65,15 @@ async def _serve(loop: asyncio.AbstractEventLoop, options: Options) -> None:
     notifier.start_watchdog(loop)
     gc.freeze()  # what was made so far lives as long as the process: the collector need not visit it again
     await shutdown.wait()
-    notifier.notify("STOPPING=1", "STATUS=Waiting for clients to finish")
-    await responder.shut_down(close_port=not inherited)
+    notifier.notify("STOPPING=1", "STATUS=Waiting for clients to close")
+    await responder.shut_down(keep_port=bool(inherited))
 
 
 class Responder:
     """The parts of a responder with ``options``, which answers on ``listeners``, and their counters.
 
-    A listener that is lost sets ``shutdown``. What the options need is imported here: after privileges are dropped, the
-    process may not be able to read it. Raises `OSError` when the limit of open files is too low.
+    A listener that is lost sets ``shutdown``. Modules that only some options need are imported here, before privileges
+    are dropped: their files may be unreadable afterwards. Raises `OSError` when the limit of open files is too low.
     """
 
     def __init__(
@@ -123,19 +119,21 @@ class Responder:
             errors = self.acceptor.accept_errors
             serve_metrics(loop, options.metrics, lambda: families(self.stats(), errors, options.mode))
 
-    async def shut_down(self, *, close_port: bool) -> None:
-        """Answer the accept queue, close the listeners, and give clients at most the linger time to finish.
+    async def shut_down(self, *, keep_port: bool) -> None:
+        """Answer the accept queue, close the listeners, and give clients at most the linger time to close.
 
-        ``close_port``: see `drain_accept_queues`. Raises the `ListenError` of a listener that was lost.
+        Without ``keep_port`` the port is closed, too. Raises the `ListenError` of a listener that was lost.
         """
-        if close_port:  # otherwise clients for which there is no room wait for the next process
-            self._linger.allow_immediate_eviction()
-        await drain_accept_queues(self.acceptor, close_port=close_port)
+        if keep_port:
+            await release_port(self.acceptor)
+        else:
+            self._linger.allow_immediate_eviction()  # nobody else will answer the clients for which there is no room
+            await close_port(self.acceptor)
         if self._sessions is not None:
             self._sessions.shut_down()
         deadline = self._loop.time() + self._options.linger
         while self._loop.time() < deadline and (self._linger or self._linger.draining or self._sessions):
-            self._linger.close_all_finished()
+            self._linger.sweep_all()
             await asyncio.sleep(SHUTDOWN_POLL_INTERVAL)
         self._linger.close_all()
         self.log_stats()
@@ -147,7 +145,7 @@ class Responder:
         sessions, total_sessions = (0, 0) if self._sessions is None else (len(self._sessions), self._sessions.total)
         return {
             "lingering": len(self._linger),
-            "draining": self._linger.draining,
+            "draining": len(self._linger.draining),
             "talking": sessions,
             "connections": self._linger.connections + total_sessions,
             "cut_short": self._linger.cut_short,

@@ -28,9 +28,10 @@ COMMAND_TIMEOUT = 300.0
 #: Seconds: twice as long as for one command. A client that is still talking then has no mail to deliver.
 SESSION_TIMEOUT = 600.0
 
-#: Seconds by which a timer is late only if the process was stopped; and seconds that a client gets then: enough for the
-#: event loop to read what ten thousand of them have sent meanwhile.
+#: Seconds. A timer that is later than this means that the process was stopped.
 LATE = 0.01
+
+#: Seconds that a client gets then: enough for the event loop to read what ten thousand of them have sent meanwhile.
 READ_GRACE = 1.0
 
 # Every verb in every table has four letters, followed by a space, a tab, or the end of line: at most two octets.
@@ -42,8 +43,8 @@ class SessionProtocol(asyncio.Protocol):
     """Greet, answer each command line from the table, send a final reply.
 
     ``dialogue``: the fixed replies. ``timeout``: seconds of silence after which the session ends. ``sessions``: the set
-    of Protocols with a session now. ``finish`` gets the transport and the final reply, and sends it so that input after
-    QUIT does not cost a client the 221; without it a `DrainProtocol` does.
+    of open sessions, to which the Protocol adds itself. ``finish`` gets the transport and the final reply, and sends it
+    so that input after QUIT does not cost a client the 221; without it a `DrainProtocol` does.
 
     A line ends at LF, and a CR before that LF is part of the end; any other CR is an octet like any other. So the
     replies depend on the lines alone, not on the pieces in which they arrive. A line of more than 512 octets is
@@ -75,7 +76,9 @@ class SessionProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the greeting and start the timer."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own are no subclass of it
-        self._transport.set_write_buffer_limits(high=1)  # see pause_writing; by TLS transports 0 is always exceeded
+        self._transport.set_write_buffer_limits(
+            high=1
+        )  # see pause_writing; not 0, which a TLS transport exceeds while it is empty
         self._sessions.add(self)
         self._loop = asyncio.get_running_loop()
         self._last_input = self._loop.time()
@@ -91,7 +94,7 @@ class SessionProtocol(asyncio.Protocol):
         *ended, rest = data.split(b"\n")
         head, length, replies = self._head, self._length, []
         for octets in ended:
-            reply = self._reply_to(_head(head, octets), length + len(octets) + len(b"\n"))
+            reply = self._reply_to(_kept(head, octets), length + len(octets) + len(b"\n"))
             head, length = b"", 0
             replies.append(reply)
             self._commands += 1
@@ -101,7 +104,7 @@ class SessionProtocol(asyncio.Protocol):
             if self._commands == MAX_COMMANDS:
                 self._end(b"".join([*replies, self._dialogue.too_many]))
                 return
-        self._head, self._length = _head(head, rest), length + len(rest)
+        self._head, self._length = _kept(head, rest), length + len(rest)
         if replies:
             self._send(b"".join(replies))
 
@@ -170,7 +173,7 @@ class SessionProtocol(asyncio.Protocol):
             self._timer = None
 
 
-def _head(head: bytes, octets: bytes) -> bytes:
+def _kept(head: bytes, octets: bytes) -> bytes:
     """Return what is kept of a line of which ``octets`` follow ``head``."""
     return (head + octets[:_KEPT_OCTETS])[:_KEPT_OCTETS]
 
@@ -221,7 +224,5 @@ class Sessions:
             session.shut_down()
 
     def _finish(self, transport: asyncio.Transport, final_reply: bytes) -> None:
-        sending = cast("SocketTransport", transport)
-        connection = sending.detach()
-        self._linger.finish(connection, sending.unsent + final_reply)
-        self._linger.add(connection)
+        own = cast("SocketTransport", transport)
+        self._linger.add(own.detach(), own.unsent + final_reply)

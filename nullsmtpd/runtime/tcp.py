@@ -1,6 +1,6 @@
 """TCP beyond the portable socket calls: tcp(7), socket(7), include/uapi/linux/tcp.h.
 
-Elsewhere than on Linux each function has a plain substitute, which is slower or less exact; nothing depends on it.
+Elsewhere than on Linux the length of the accept queue is unknown, and whether a client has closed is found by reading.
 """
 
 import socket
@@ -8,7 +8,7 @@ import struct
 import sys
 from socket import SocketType
 
-__all__ = ["accept_queue_len", "cork", "is_finished", "reset_options"]
+__all__ = ["accept_queue_len", "peer_has_closed", "reset_options"]
 
 # struct tcp_info. For a listening socket tcpi_unacked is the length of its accept queue (net/ipv4/tcp.c, tcp_get_info).
 _TCPI_UNACKED = struct.Struct("=24xI")
@@ -17,26 +17,12 @@ _TCP_CLOSE = b"\x07"
 _IPPROTO_TCP = int(socket.IPPROTO_TCP)
 _TCP_INFO = 11
 
-_IPPROTO_MPTCP = 262  # include/uapi/linux/in.h
-
-
-def cork(listener: socket.socket) -> None:
-    """Make a send and the following shutdown leave as one segment, on every connection that this listener accepts.
-
-    TCP_CORK is inherited, and shutdown() flushes the corked octets with the FIN: one packet less in each direction. Not
-    for a dialogue, as a corked socket delays any further reply by 200 ms; and not for Multipath TCP (RFC 8684), where
-    shutdown() does not flush it.
-    """
-    if sys.platform == "linux":
-        is_multipath = listener.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == _IPPROTO_MPTCP
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, not is_multipath)
-
 
 def reset_options(listener: socket.socket) -> None:
     """Reset what another program may have set on a listening TCP socket and accepted sockets would inherit.
 
     TCP_DEFER_ACCEPT would keep silent clients from being answered, SO_LINGER could turn the FIN into a RST, SO_RCVLOWAT
-    delay the reading of short commands, and TCP_CORK, from a process in another mode, the replies of a dialogue.
+    delay the reading of short commands, and TCP_CORK the replies of a dialogue.
     """
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
@@ -48,7 +34,7 @@ def reset_options(listener: socket.socket) -> None:
 def accept_queue_len(listener: socket.socket, default: int) -> int:
     """Return how many connections can be accepted, or ``default`` where the kernel does not tell.
 
-    One cheap call instead of a last accept() that fails: that one costs a file, a descriptor and an exception.
+    So a batch need not end with an accept() that fails, which costs a file, a descriptor and an exception.
     """
     if sys.platform != "linux":
         return default
@@ -59,12 +45,12 @@ def accept_queue_len(listener: socket.socket, default: int) -> int:
     return length
 
 
-def _is_closed(connection: SocketType) -> bool:
+def _has_closed_by_state(connection: SocketType) -> bool:
     """Return whether the client of a half-closed connection has closed its side too, or reset it."""
     return connection.getsockopt(_IPPROTO_TCP, _TCP_INFO, 1) == _TCP_CLOSE
 
 
-def _has_ended(connection: SocketType) -> bool:
+def _has_closed_by_input(connection: SocketType) -> bool:
     """Return the same where TCP_INFO is missing: whether the end of the client's input can be read."""
     try:
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -75,4 +61,4 @@ def _has_ended(connection: SocketType) -> bool:
 
 
 #: Chosen once, as it is called for every connection.
-is_finished = _is_closed if sys.platform == "linux" else _has_ended
+peer_has_closed = _has_closed_by_state if sys.platform == "linux" else _has_closed_by_input

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import pytest
@@ -337,7 +337,7 @@ def test_an_error_of_our_own_in_a_poll_does_not_end_the_accepting(
             for _ in range(5):
                 bench.wake_up()
         with monkeypatch.context() as patch:
-            patch.setattr(bench.linger, "close_finished", lambda: 1 // 0)
+            patch.setattr(bench.linger, "close_head", lambda: 1 // 0)
             with pytest.raises(ZeroDivisionError):
                 bench.loop.advance(1)
         (client,) = bench.connect()
@@ -346,20 +346,20 @@ def test_an_error_of_our_own_in_a_poll_does_not_end_the_accepting(
         assert is_answered(client)
 
 
-@pytest.mark.parametrize("close_port", [True, False])
+@pytest.mark.parametrize(
+    ("end", "limit"), [(shutdown.close_port, "HANDSHAKE_TIMEOUT"), (shutdown.release_port, "BACKLOG_TIMEOUT")]
+)
 def test_a_steady_stream_of_connections_does_not_block_shutdown(
-    monkeypatch: pytest.MonkeyPatch, *, close_port: bool
+    monkeypatch: pytest.MonkeyPatch, end: Callable[[Acceptor], Awaitable[None]], limit: str
 ) -> None:
     """There is a limit for each case: where the port stays open, later clients wait for the next process."""
-    own, other = ("HANDSHAKE_TIMEOUT", "BACKLOG_DRAIN_TIMEOUT")[:: 1 if close_port else -1]
-    monkeypatch.setattr(shutdown, own, 0.05)
-    monkeypatch.setattr(shutdown, other, 3600)
+    monkeypatch.setattr(shutdown, limit, 0.05)
     with Bench() as bench:
         monkeypatch.setattr(bench.acceptor, "accept_batch", lambda: 1)
 
         async def drain() -> None:
             async with asyncio.timeout(PATIENCE):
-                await shutdown.drain_accept_queues(bench.acceptor, close_port=close_port)
+                await end(bench.acceptor)
 
         asyncio.run(drain())
         assert bench.listeners[0].fileno() == -1
@@ -370,13 +370,31 @@ def test_a_handshake_that_completes_at_the_last_moment_is_answered(monkeypatch: 
     with Bench() as bench:
         clients: list[socket.socket] = []
 
-        async def sleep(_: float) -> None:
+        def none_left(ports: set[int]) -> set[bytes]:
             if not clients:
                 clients.extend(bench.connect())
+            return set()
 
-        monkeypatch.setattr(asyncio, "sleep", sleep)
-        asyncio.run(shutdown.drain_accept_queues(bench.acceptor, close_port=False))
+        monkeypatch.setattr(shutdown, "_refuse_syns", lambda _: None)
+        monkeypatch.setattr(shutdown, "accept_queue_len", lambda _, default: default)
+        monkeypatch.setattr(shutdown, "_handshakes", none_left)
+        asyncio.run(shutdown.close_port(bench.acceptor))
         assert is_answered(clients[0])
+
+
+def test_later_handshakes_with_others_on_the_port_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --reuse-port other processes go on; those in progress when the port was closed may be this process's."""
+    seen = [{b"own"}, {b"own", b"later"}, {b"later"}, {b"later still"}]
+    monkeypatch.setattr(shutdown, "HANDSHAKE_TIMEOUT", 3600)
+    monkeypatch.setattr(shutdown, "_handshakes", lambda _: seen.pop(0))
+
+    async def close(acceptor: Acceptor) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await shutdown.close_port(acceptor)
+
+    with Bench() as bench:
+        asyncio.run(close(bench.acceptor))
+    assert seen == [{b"later still"}]
 
 
 def send_fails(number: int, times: int) -> Callable[..., int]:

@@ -129,7 +129,7 @@ def test_a_client_accepted_during_shutdown_gets_421() -> None:
         options = parse_options(["--mode", "mail", "--hostname", "mx.example"], {})
         responder = Responder(loop, options, [listener], asyncio.Event())
         with connect(address) as client:
-            await responder.shut_down(close_port=False)
+            await responder.shut_down(keep_port=True)
             return await asyncio.to_thread(read_all, client)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -178,7 +178,7 @@ def test_the_portable_look_at_a_client_agrees_with_the_kernel(mode: str) -> None
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         if mode != "stay":
             client.close()
-        assert tcp._has_ended(connection) is (mode != "stay")
-        assert tcp.is_finished(connection) is (mode != "stay")
+        assert tcp._has_closed_by_input(connection) is (mode != "stay")
+        assert tcp.peer_has_closed(connection) is (mode != "stay")
         connection.close()
         client.close()

@@ -129,7 +129,7 @@ def test_the_oldest_is_evicted_when_all_places_are_taken() -> None:
     assert bench.linger.reserve()
     assert [connection.is_closed for connection in connections] == [True, False, False, False]
     assert bench.linger.cut_short == 1
-    assert bench.linger.room - len(bench.linger.queue) == 1
+    assert len(bench.linger) == 3
 
 
 def test_ended_sessions_beyond_the_limit_make_room_at_once() -> None:
@@ -137,7 +137,7 @@ def test_ended_sessions_beyond_the_limit_make_room_at_once() -> None:
     bench = Bench(60.0, limit=4)
     connections = [FakeConnection() for _ in range(50)]
     for connection in connections:
-        bench.linger.add(connection.as_socket())
+        bench.linger.add(connection.as_socket(), b"221 \r\n")
     bench.loop.advance(2 * SWEEP_INTERVAL)
     assert bench.linger.reserve()
     assert open_ones(connections) == connections[-3:]
@@ -259,7 +259,7 @@ def test_a_client_that_is_still_sending_at_its_deadline_is_drained() -> None:
     talking, silent = bench.arrive(2)
     talking.client_sends(1000)
     bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
-    assert (bench.linger.draining, bench.linger.drained, len(bench.linger)) == (1, 1, 0)
+    assert (len(bench.linger.draining), bench.linger.drained, len(bench.linger)) == (1, 1, 0)
     assert silent.is_closed
     talking.client_sends(MAX_DRAIN_OCTETS // 2)
     bench.loop.advance(1)
@@ -268,7 +268,7 @@ def test_a_client_that_is_still_sending_at_its_deadline_is_drained() -> None:
     talking.client_closes()
     bench.loop.advance(1)
     assert talking.is_closed
-    assert (bench.linger.draining, bench.linger.drained, bench.linger.cut_short) == (0, 1, 0)
+    assert (len(bench.linger.draining), bench.linger.drained, bench.linger.cut_short) == (0, 1, 0)
     assert bench.loop.timers == []
 
 
@@ -340,7 +340,7 @@ def test_a_quarter_of_the_limit_may_be_drained_at_once(limit: int, drains: int) 
     for connection in connections:
         connection.client_sends(1)
     bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
-    assert bench.linger.draining == drains
+    assert len(bench.linger.draining) == drains
     assert open_ones(connections) == connections
     assert len(bench.linger) == limit - drains
 
@@ -382,7 +382,7 @@ def test_drained_clients_take_places_too() -> None:
     for connection in bench.arrive(2):
         connection.client_sends(1)
     bench.loop.advance(1.5)
-    assert bench.linger.draining == 2
+    assert len(bench.linger.draining) == 2
     bench.arrive(6)
     assert not bench.linger.reserve()
 
@@ -391,7 +391,7 @@ def test_a_socket_that_had_a_session_lingers_and_is_no_connection_of_its_own() -
     """`connections` counts what the accept path has appended."""
     bench = Bench(2.0)
     connection = FakeConnection()
-    bench.linger.add(connection.as_socket())
+    bench.linger.add(connection.as_socket(), b"221 \r\n")
     assert (len(bench.linger), bench.linger.connections) == (1, 0)
     bench.arrive()
     bench.loop.advance(2 + 2 * SWEEP_INTERVAL)
@@ -408,8 +408,9 @@ def test_closing_everything_stops_the_timer() -> None:
     bench.linger.close_all()
     other.linger.close_all()
     assert open_ones([*connections, drained_one]) == []
-    assert (len(bench.linger), other.linger.draining) == (0, 0)
+    assert (len(bench.linger), len(other.linger.draining)) == (0, 0)
     assert bench.linger.connections == 4
+    other.loop.advance(0.1)
     assert other.loop.timers == []
     assert bench.linger.timer is None
     assert bench.loop.timers == []
@@ -463,12 +464,12 @@ class History(Bench):
             "wait": lambda _: self.loop.advance(0.5),
             "reserve": lambda _: self.linger.reserve(),
             "shed": lambda _: self.linger.shed(),
-            "finished": lambda number: self.linger.close_all_finished() if number % 2 else self.linger.close_finished(),
+            "finished": lambda number: self.linger.sweep_all() if number % 2 else self.linger.close_head(),
         }
 
     def _come(self, count: int) -> None:
         for _ in range(count):
-            if len(self.linger.queue) < self.linger.room or self.linger.reserve():
+            if len(self.linger) + len(self.linger.draining) < self.linger.limit or self.linger.reserve():
                 self.everyone += self.arrive()
 
     def _any(self, number: int, act: Callable[[FakeConnection], None]) -> None:
@@ -483,10 +484,10 @@ def test_the_numbers_are_right_after_any_history(events: list[tuple[str, int]]) 
     linger = history.linger
     for name, number in events:
         history.events[name](number)
-        assert len(open_ones(history.everyone)) == len(linger) + linger.draining <= 6
+        assert len(open_ones(history.everyone)) == len(linger) + len(linger.draining) <= 6
         assert linger.connections == len(history.everyone)
         assert linger.cut_short + linger.drained <= len(history.everyone)
-        assert linger.timer is not None or len(linger) + linger.draining == 0
+        assert linger.timer is not None or len(linger) == 0
     history.loop.advance(2 * (2 + 2 * SWEEP_INTERVAL) + DRAIN_TIMEOUT + 1)
     assert open_ones(history.everyone) == []
     assert not any(connection.was_reset for connection in history.everyone)
