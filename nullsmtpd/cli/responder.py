@@ -76,14 +76,15 @@ TABLE = {
     "linger": Option(
         "SECONDS",
         "2",
-        "time for an answered client to read the line and close; 0 closes the connection at once",
+        "time for an answered client to read the line and close; with 0 the connection is closed at once, and a client "
+        "that speaks first may lose the line",
         seconds,
     ),
     "max-lingering": Option(
         "N",
         "4096",
-        "number of answered clients that are kept so; beyond it finished ones are closed first, then the oldest; "
-        "lowered to what the limit of open files allows",
+        "number of answered clients that are kept open; when it is reached, those that have closed are removed first, "
+        "then the oldest; lowered to what the limit of open files allows",
         positive_int,
     ),
     "max-sessions": Option(

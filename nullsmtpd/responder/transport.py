@@ -17,14 +17,14 @@ __all__ = ["Poller", "SocketTransport"]
 # Read at a time: more than a client sends before it waits for a reply.
 _READ_OCTETS = 1 << 14
 
-#: Sockets served before the event loop gets its turn: a listener is asked for one client in each.
+#: Sockets served before the event loop gets its turn: each of its iterations also accepts one client per listener.
 MAX_EVENTS = 64
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
 class Poller:
-    """Calls functions when sockets are readable; many sockets are one reader of the event loop.
+    """Calls functions when sockets are readable; the event loop watches one epoll descriptor in place of all of them.
 
     libuv takes nine system calls to watch a socket that is closed soon. On Linux an epoll instance of its own, which
     itself is watched by the event loop, takes two. Raises `OSError` when there can be none.
@@ -63,8 +63,8 @@ class Poller:
 class SocketTransport(asyncio.Transport):
     """Connects ``connection``, a socket that was just accepted, to ``protocol``.
 
-    Data goes to the kernel at once; what it does not take is kept and sent later, and ``pause_writing`` is called as
-    soon as there is such a rest. Raises `OSError` when epoll has no room for the socket.
+    Data goes to the kernel at once; what it does not take is kept and sent later, and ``pause_writing`` is called
+    whenever data is left unsent. Raises `OSError` when epoll has no room for the socket.
     """
 
     __slots__ = ("_closes_when_sent", "_fd", "_is_closing", "_loop", "_poller", "_protocol", "_socket", "unsent")
@@ -105,7 +105,7 @@ class SocketTransport(asyncio.Transport):
         """Close, after what is still to be sent."""
         if self.unsent:
             self._closes_when_sent = True
-            self._poller.remove(self._fd)  # the end of input stays readable
+            self._poller.remove(self._fd)  # otherwise epoll would report the end of input again and again
         else:
             self.abort()
 
