@@ -3,12 +3,11 @@
  * usage: control PORT BACKLOG
  *
  * Every connection is accepted, sent the line and half-closed. The newest KEEP connections stay open, so that most
- * clients have closed first. The listening socket is corked: line and FIN leave as one segment.
+ * clients have closed first. MSG_MORE: line and FIN leave as one segment.
  */
 #define _GNU_SOURCE
 #include <err.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -26,7 +25,6 @@ int main(int argc, char **argv)
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(argv[1]))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    setsockopt(listener, IPPROTO_TCP, TCP_CORK, &on, sizeof on);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0)
         err(1, "bind");
     if (listen(listener, atoi(argv[2])) < 0)
@@ -45,7 +43,7 @@ int main(int argc, char **argv)
             continue;
         int connection;
         while ((connection = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-            if (send(connection, line, sizeof line - 1, MSG_NOSIGNAL) > 0)
+            if (send(connection, line, sizeof line - 1, MSG_NOSIGNAL | MSG_MORE) > 0)
                 shutdown(connection, SHUT_WR);
             if (kept[oldest] >= 0)
                 close(kept[oldest]);

@@ -40,10 +40,6 @@ FULL_PAUSE = 0.01
 # accept(2): the listening socket was shut down by another process that has it, and never listens again.
 _PERMANENT_ERRNOS = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSOCK})
 
-# As plain integers: the enumerations of the socket module cost a conversion each time.
-_SOCK_STREAM = int(socket.SOCK_STREAM)
-_SHUT_WR = int(socket.SHUT_WR)
-
 
 class Acceptor:
     """Answers every connection on ``listeners``: 521 at connection opening, then the FIN (RFC 7504 §3).
@@ -101,11 +97,11 @@ class Acceptor:
         self, listener: socket.socket, sessions: "Sessions | None", access_log: "AccessLog | None"
     ) -> Callable[[], bool]:
         """Return the function that answers one client of ``listener``; comments name its system calls."""
-        reply, linger, family = self._reply, self._linger, int(listener.family)
+        reply, linger, family = self._reply, self._linger, listener.family
         queue, checked, draining, limit = linger.queue, linger.checked, linger.draining, linger.limit
         accept = listener._accept  # type: ignore[attr-defined] # noqa: SLF001 - socket.accept() costs 5 µs more
         on_accept_error, on_send_error, pause = self._on_accept_error, self._on_send_error, self._pause
-        socket_type, stream, shut_wr, send_flags = SocketType, _SOCK_STREAM, _SHUT_WR, SEND_FLAGS
+        socket_type, stream, shut_wr, send_flags = SocketType, socket.SOCK_STREAM, socket.SHUT_WR, SEND_FLAGS
 
         def answer() -> bool:
             """Answer one client; return whether there may be another."""

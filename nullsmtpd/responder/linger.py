@@ -52,13 +52,10 @@ SEND_RETRY_DELAY = 0.1
 #: of net.ipv4.tcp_rmem: all that the kernel keeps for a socket that nobody reads.
 DISCARD_BUFFER = memoryview(bytearray(1 << 17))
 
-# Accepted sockets are blocking: the listener alone was made non-blocking.
-_DONTWAIT = int(socket.MSG_DONTWAIT)
-
 #: Flags for the last octets of a connection: shutdown(2) sends what MSG_MORE keeps back, with the FIN in one segment.
-#: Not TCP_CORK on the listener, which shutdown(2) does not flush on Multipath TCP (RFC 8684).
-SEND_FLAGS = _DONTWAIT | int(getattr(socket, "MSG_MORE", 0))
-_SHUT_WR = int(socket.SHUT_WR)
+#: Not TCP_CORK on the listener, which shutdown(2) does not flush on Multipath TCP (RFC 8684). MSG_DONTWAIT: of the
+#: sockets the listeners alone are non-blocking.
+SEND_FLAGS = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_MORE", 0))
 
 
 class LingerQueue:
@@ -122,7 +119,7 @@ class LingerQueue:
         """Send the last octets and the FIN; retry while the kernel has no buffer, for as long as the socket lingers."""
         try:
             connection.send(octets, SEND_FLAGS)
-            connection.shutdown(_SHUT_WR)
+            connection.shutdown(socket.SHUT_WR)
         except OSError as error:  # any other: the client has gone, or its linger time is over (EBADF)
             if error.errno in BUFFER_ERRNOS:
                 self._loop.call_later(SEND_RETRY_DELAY, self.send_last, connection, octets)
@@ -257,6 +254,6 @@ class LingerQueue:
 def _discard_input(connection: SocketType) -> int:
     """Read what the client has sent, a receive window at most, so that close() sends no RST; return how many octets."""
     try:
-        return connection.recv_into(DISCARD_BUFFER, 0, _DONTWAIT)
+        return connection.recv_into(DISCARD_BUFFER, 0, socket.MSG_DONTWAIT)
     except OSError:
         return 0

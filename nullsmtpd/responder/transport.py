@@ -20,8 +20,6 @@ _READ_OCTETS = 1 << 14
 #: Sockets served before the event loop gets its turn: each of its iterations also accepts one client per listener.
 MAX_EVENTS = 64
 
-_DONTWAIT = int(socket.MSG_DONTWAIT)
-
 
 class Poller:
     """Calls functions when sockets are readable; the event loop watches one epoll descriptor in place of all of them.
@@ -123,7 +121,7 @@ class SocketTransport(asyncio.Transport):
 
     def _on_readable(self) -> None:
         try:
-            data = self._socket.recv(_READ_OCTETS, _DONTWAIT)
+            data = self._socket.recv(_READ_OCTETS, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:  # ECONNRESET
@@ -136,7 +134,7 @@ class SocketTransport(asyncio.Transport):
 
     def _send(self, data: bytes) -> None:
         try:
-            sent = self._socket.send(data, _DONTWAIT)
+            sent = self._socket.send(data, socket.MSG_DONTWAIT)
         except OSError as error:
             if error.errno not in BUFFER_ERRNOS:  # the client has gone
                 self.abort()

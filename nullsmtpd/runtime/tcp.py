@@ -14,8 +14,7 @@ __all__ = ["accept_queue_len", "peer_has_closed", "reset_options"]
 _TCPI_UNACKED = struct.Struct("=24xI")
 # tcpi_state is its first octet. TCP_CLOSE on a socket that was half-closed here: the client's FIN or RST has arrived.
 _TCP_CLOSE = b"\x07"
-_IPPROTO_TCP = int(socket.IPPROTO_TCP)
-_TCP_INFO = 11
+_IPPROTO_TCP, _TCP_INFO = socket.IPPROTO_TCP, 11  # global variables, as one of these calls is made per connection
 
 
 def reset_options(listener: socket.socket) -> None:
