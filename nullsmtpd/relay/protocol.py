@@ -125,9 +125,12 @@ class Client:
         return request
 
     async def _read(self) -> None:
-        """Wait for input, and read while there is not enough of it."""
+        """Wait for input, and read while there is not enough of it. Raises `OSError`."""
         self._input.clear()
-        self._loop.add_reader(self._connection, self._on_readable)
+        try:
+            self._loop.add_reader(self._connection, self._on_readable)
+        except RuntimeError:  # uvloop, after an event that was an error beside input
+            raise ConnectionResetError from None
         await self._input.wait()
 
     def _on_readable(self) -> None:

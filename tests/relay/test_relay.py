@@ -236,6 +236,21 @@ def test_a_client_that_leaves_while_dns_is_asked_does_no_harm(start: Start, dns_
         assert ask(client, "null.example") == [REFUSAL]
 
 
+@pytest.mark.parametrize("octets", [b"20:null", b"x", request("null.example"), request("null.example") + b"20:null"])
+def test_a_client_that_sends_and_resets_at_once_does_no_harm(
+    start: Start, dns_server: NameServer, octets: bytes
+) -> None:
+    """Its input and the reset are one event, of which uvloop reports no second one; the next client is served."""
+    daemon = relay(start, dns_server)
+    for _ in range(2):
+        with stopped(daemon), connect(daemon.address) as client:
+            client.sendall(octets)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+        daemon.wait_for(lambda: counted(daemon, talking=0), "no client")
+        with connect(daemon.address) as client:
+            assert ask(client, "null.example") == [REFUSAL]
+
+
 def test_requests_sent_ahead_are_answered_in_order(start: Start, dns_server: NameServer) -> None:
     """Cached, not cached, and without a domain; a thousand in one go, and octet by octet."""
     daemon = relay(start, dns_server)
