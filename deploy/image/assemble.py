@@ -27,10 +27,8 @@ _IMPORTED_LATE = (
     *("encodings.ascii", "encodings.latin_1"),  # text streams
     *("encodings.idna", "encodings.punycode"),  # host names
     *("inspect", "subprocess"),  # asyncio, when event_loop.py has not deferred their import
-    "locale",  # gettext, when the environment names a language
     "runpy",  # python -m
-    "shutil",  # argparse, for the width of the terminal
-    *("textwrap", "tokenize"),  # argparse and traceback
+    *("textwrap", "tokenize"),  # traceback
 )
 
 # Prints the name and the file of every module that importing those named as arguments loads; the frozen ones of the
