@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from nullsmtpd.check.dialogue import ANY
 from nullsmtpd.check.probe import TIMEOUT, Probe, probe, run_all
-from nullsmtpd.check.published import ADVICE, OK, UNKNOWN, WRONG, Finding, Publications, is_address
+from nullsmtpd.check.published import ADVICE, OK, UNKNOWN, WRONG, Finding, Publications
 from nullsmtpd.check.verdicts import VERDICTS, Verdict, behaviour_of, verdict_on
 from nullsmtpd.nullmx import DNSError, MXAnswer, Resolver, domain_of
 
@@ -164,8 +164,7 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
         return DomainReport(domain, mx, "", sends, VERDICTS["no-domain"], [finding])
     names = {domain: HostReport(domain, domain)}
     for preference, target in mx.records:
-        if target != "." and not is_address(target):
-            name = target.lower()
+        if (name := target.lower()) != ".":
             names.setdefault(name, HostReport(name, name)).preferences.append(preference)
     own, *_ = hosts = list(names.values())[:MAX_HOSTS]
     await asyncio.gather(*(_look_up(dns, host, allow_private=allow_private) for host in hosts))

@@ -12,8 +12,7 @@ from nullsmtpd.check.dialogue import quoted
 from nullsmtpd.check.policies import SPF, dmarc_policies, dmarc_text, parse_dmarc, parse_spf, spf_texts, zone_txt
 from nullsmtpd.nullmx import Answer, DNSError, MXAnswer, Resolver
 
-__all__ = ["Finding", "Publications", "Status", "is_address"]
-__all__ += ["ADVICE", "OK", "UNKNOWN", "WRONG"]
+__all__ = ["ADVICE", "OK", "UNKNOWN", "WRONG", "Finding", "Publications", "Status"]
 
 _MAX_REDIRECTS = 10  # RFC 7208 §4.6.4: of all terms that cause queries
 _MAX_WALK = 8  # RFC 9989 §4.10: queries of one DNS tree walk
@@ -76,11 +75,6 @@ def _judge(found: str, publish: str, *rules: tuple[object, Status, str]) -> _Row
     return found, status, words, "" if status is OK else publish
 
 
-def is_address(target: str) -> bool:
-    """Tell whether an MX target is an IP address: no top-level domain is a number (RFC 3696 §2)."""
-    return target.rpartition(".")[2].isdigit() or ":" in target
-
-
 @dataclass
 class Publications:
     """What an existing domain, whose MX set is ``mx``, publishes about mail, as ``resolver`` finds it.
@@ -118,7 +112,8 @@ class Publications:
         mx, sends = self.mx, self.sends
         targets = [target.lower() for _, target in mx.records]
         meant = next((one for one in targets if one.removesuffix(f".{mx.domain}") in _MEANT_AS_ROOT), "")
-        literal = next(filter(is_address, targets), "")
+        # No top-level domain is a number (RFC 3696 §2).
+        literal = next((one for one in targets if one.rpartition(".")[2].isdigit() or ":" in one), "")
         where = "its MX hosts" if targets else "its own addresses (RFC 5321 section 5.1)"
         must = "be the only MX" if len(targets) > 1 else "have preference 0"
         return _judge(
