@@ -1,7 +1,7 @@
 """The load generator's event loop: one process, raw non-blocking sockets, as little work per connection as Python can.
 
 A connection takes ten system calls: socket, bind and its option when source addresses rotate, connect, epoll_ctl, a
-share of epoll_wait, recv twice, close. Registration is edge-triggered and done once, and times go into arrays.
+share of epoll_wait, recv twice, close. Registration is edge-triggered and done once.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -20,11 +19,8 @@ from pathlib import Path
 from socket import SocketType
 from typing import NamedTuple
 
-from bench.outcomes import ANSWERED, Ending, Outcome, classify, is_whole
+from bench.outcomes import ANSWERED, GREETING, Ending, Outcome, Script, classify, is_whole
 from bench.stats import percentiles
-
-#: The least that a sender sends to learn that its mail is not accepted, whether it is told at once or at MAIL.
-DIALOGUE = (b"EHLO bench.example\r\n", b"MAIL FROM:<>\r\n", b"QUIT\r\n")
 
 #: linux/in.h: connect() chooses the port, by the whole 4-tuple.
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -61,14 +57,9 @@ class Plan(NamedTuple):
     rate: float = 0.0  # open loop: connections a second, evenly spaced
     connections: int = 1_000_000  # the most to start
     seconds: float = 10.0  # what is due, or has its turn, until then is started
-    commands: tuple[bytes, ...] = ()  # a dialogue: each is sent after the whole reply to the one before
+    script: Script = GREETING  # each command is sent after the whole reply to the one before
     timeout: float = 10.0  # how long one connection may take
-    expect: tuple[bytes, ...] = (b"521",)  # what the replies begin with: the greeting's, and one for each command
     max_open: int = 1000  # open connections, so that an overloaded server does not fill the generator's memory
-
-
-def _times() -> "array[float]":
-    return array("d")
 
 
 @dataclass
@@ -78,12 +69,11 @@ class Tally:
     started: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)  # why connect() failed at once, by errno name
-    connect: "array[float]" = field(default_factory=_times)  # until the handshake was complete
-    first: "array[float]" = field(default_factory=_times)  # until the first octet of the reply
-    fin: "array[float]" = field(default_factory=_times)  # until the FIN, of whole answers alone
-    late: "array[float]" = field(default_factory=_times)  # open loop: from the scheduled time to connect()
-    in_window: int = 0  # connections answered within the window
-    window: float = 0.0  # from the first start until the last or, if sooner, until all had ended
+    connect: list[float] = field(default_factory=list)  # until the handshake was complete
+    first: list[float] = field(default_factory=list)  # until the first octet of the reply
+    fin: list[float] = field(default_factory=list)  # until the FIN, of whole answers alone
+    late: list[float] = field(default_factory=list)  # open loop: from the scheduled time to connect()
+    window: float = 0.0  # from the first start until the last answer or, without one, until the end
     cpu_share: float = 0.0  # CPU time / wall time of the window
     gave_up: bool = False  # nothing but failures for a second
     interrupted: bool = False
@@ -132,24 +122,21 @@ class _Generator:
         self._open: dict[int, tuple[float, _Client]] = {}  # with their starts, in that order
         many = plan.targets[0][0].startswith("127.")
         self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(SOURCES)] if many else []
-        self._cpu, self._begin = time.process_time(), time.perf_counter()
+        self._cpu, self._begin, self._last_answer = time.process_time(), time.perf_counter(), 0.0
         wanted = min(plan.connections, max(1, round(plan.rate * plan.seconds))) if plan.rate else plan.connections
         self._schedule = (self._begin + (number / plan.rate if plan.rate else 0) for number in range(wanted))
         self._due = next(self._schedule)  # when to start the next connection; in a closed loop, as soon as it may be
 
     def run(self) -> None:
         """Start what is to be started, and serve the sockets until the last has ended or nothing is answered."""
-        end = self._begin + self._plan.seconds
         # An open loop also starts what was due during a stall of the generator, or the times would not show the stall;
         # what is late by more than the time limit is left out: there the generator cannot keep up at all.
-        last_start = end + (self._plan.timeout if self._plan.rate else 0)
+        last_start = self._begin + self._plan.seconds + (self._plan.timeout if self._plan.rate else 0)
         next_tick = self._begin
         while (self._open or self._due < _NEVER) and not self.tally.gave_up:
             now = time.perf_counter()
             if now >= last_start:
                 self._due = _NEVER
-            if now >= end and self._due == _NEVER:
-                self._close_window(now)
             if now >= next_tick:
                 next_tick = now + _TICK
                 self._on_tick(now)
@@ -158,14 +145,10 @@ class _Generator:
 
     def close(self) -> None:
         """Leave what is open unfinished."""
-        self._close_window(time.perf_counter())
+        self.tally.window = (self._last_answer or time.perf_counter()) - self._begin
+        self.tally.cpu_share = (time.process_time() - self._cpu) / self.tally.window
         for _, client in self._open.values():
             client.close()
-
-    def _close_window(self, now: float) -> None:
-        if not self.tally.window:
-            self.tally.window, self.tally.in_window = now - self._begin, self.tally.answered
-            self.tally.cpu_share = (time.process_time() - self._cpu) / self.tally.window
 
     def _on_tick(self, now: float) -> None:
         for descriptor, (started, client) in list(self._open.items()):
@@ -232,14 +215,14 @@ class _Generator:
 
     def _client(self, connection: SocketType, since: float) -> _Client:
         """Be the client of one connection until its outcome is counted; ``since``: what its times count from."""
-        plan, tally = self._plan, self.tally
-        replies: tuple[bytes, ...] = ()  # the whole ones
+        script, tally = self._plan.script, self.tally
+        replies: tuple[bytes, ...] = ()  # the whole ones that were due
         data, ending = b"", Ending.FIN
         try:
             mask, now = yield connection.fileno()
             if not mask & select.EPOLLERR:
                 tally.connect.append(now - since)
-            while len(data) <= _MAX_REPLY and len(replies) <= len(plan.expect):
+            while len(data) <= _MAX_REPLY:
                 part = _receive(connection, mask)
                 if part is None:
                     mask, now = yield connection.fileno()
@@ -249,18 +232,19 @@ class _Generator:
                 if not data and not replies:
                     tally.first.append(now - since)
                 data += part
-                if is_whole(data):
+                if len(replies) < len(script) and is_whole(data):
                     replies, data = (*replies, data), b""
-                    _send(connection, plan.commands[len(replies) - 1 : len(replies)])
+                    _send(connection, script[len(replies) :])
                 if len(part) < _RECEIVE and not mask & _GONE:
                     mask = 0  # the FIN will be an event of its own
         except OSError as error:
             ending = _ENDINGS.get(type(error), Ending.RESET)
         finally:
             connection.close()
-        outcome = classify(replies, data, ending, plan.expect)
+        outcome = classify(replies, data, ending, script)
         tally.outcomes[outcome] += 1
         if outcome is Outcome.ANSWERED:
+            self._last_answer = now
             tally.fin.append(now - since)
 
 
@@ -272,7 +256,7 @@ def _receive(connection: SocketType, mask: int) -> bytes | None:
         return None
 
 
-def _send(connection: SocketType, commands: tuple[bytes, ...]) -> None:
-    with contextlib.suppress(OSError):  # recv() tells the same
-        for command in commands:
-            connection.send(command)
+def _send(connection: SocketType, script: Script) -> None:
+    if script:
+        with contextlib.suppress(OSError):  # recv() tells the same
+            connection.send(script[0][0])

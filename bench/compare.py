@@ -99,15 +99,15 @@ def _measured(arms: Sequence[Arm], options: argparse.Namespace) -> Report:
 
 
 def _measure(server: Server, plan: client.Plan) -> Round:
-    """Measure one run of the plan, targets and commands left out. Raises KeyboardInterrupt if Ctrl-C ends it early."""
+    """Measure one run of the plan, targets and script left out. Raises KeyboardInterrupt if Ctrl-C ends it early."""
     arm, before = server.arm, system.cpu_ns(server.pids)
-    tally = client.run(plan._replace(targets=server.targets, commands=arm.commands, expect=arm.expect))
+    tally = client.run(plan._replace(targets=server.targets, script=arm.script))
     if tally.interrupted:
         raise KeyboardInterrupt
     time.sleep(measure.SETTLE_SECONDS)
     cpu_us = (system.cpu_ns(server.pids) - before) / max(tally.started, 1) / 1000
     p50, p99 = percentiles(tally.fin, 50, 99)
-    per_second = tally.in_window / tally.window
+    per_second = tally.answered / tally.window
     return Round(cpu_us, p50, p99, per_second, tally.cpu_share, tally.late_ms, tally.started, tally.lost)
 
 

@@ -110,11 +110,12 @@ def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -
     """
     width, height, left, right, top, bottom = 760, 430, 50, 20, 70, 60
     values = [edge for points in series.values() for one in points.values() for edge in (one.low, one.high)]
-    rates = sorted({rate for points in series.values() for rate in points if rate})
-    places = {rate: math.log10(rate / rates[0]) for rate in rates}
-    places[0.0] = max(places.values(), default=0.0) + 0.6
-    span = max(places[rate] for points in series.values() for rate in points) or 1.0
     low, high = math.log10(max(min(values), _LEAST) / 1.1), math.log10(max(*values, _LEAST) * 1.1)
+    rates = sorted({rate for points in series.values() for rate in points}, key=lambda rate: rate or math.inf)
+    paced = [rate for rate in rates if rate]
+    places = {rate: math.log10(rate / paced[0]) for rate in paced}
+    places[0.0] = max(places.values(), default=0.0) + 0.6
+    span = max(places[rate] for rate in rates) or 1.0
 
     def x(rate: float) -> float:
         return left + 25 + (width - left - right - 60) * places[rate] / span
@@ -133,12 +134,12 @@ def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -
         if low <= math.log10(tick) <= high:
             parts.append(f'<path class="grid" d="M{left} {y(tick):.1f}H{width - right}"/>')
             parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for rate in [*rates, *([0.0] if any(0.0 in points for points in series.values()) else [])]:
+    for rate in rates:
         name = f"{rate:,g}/s" if rate else "closed loop"
         parts.append(f'<text x="{x(rate):.1f}" y="{height - bottom + 22}" text-anchor="middle">{name}</text>')
     for number, (name, points) in enumerate(series.items()):
         colour, legend = _COLOURS[number % len(_COLOURS)], left + number * (width - left) / len(series)
-        path = " ".join(f"{x(rate):.1f},{y(points[rate].median):.1f}" for rate in rates if rate in points)
+        path = " ".join(f"{x(rate):.1f},{y(points[rate].median):.1f}" for rate in paced if rate in points)
         parts.append(f'<g stroke="{colour}" stroke-width="2" fill="{colour}">')
         parts.append(f'<polyline points="{path}" fill="none"/><circle cx="{legend:.0f}" cy="45" r="4"/>')
         for rate, one in points.items():

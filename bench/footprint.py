@@ -23,8 +23,8 @@ def footprint(options: argparse.Namespace) -> Report:
                 with socket.create_connection(server.targets[0]) as client:
                     client.recv(512)
             time.sleep(measure.SETTLE_SECONDS)
-            memory = system.memory({server.processes[0].pid, *server.pids})
-            return memory.rss / 1024, memory.private / 1024, server.ready_ms
+            rss, private = system.memory({server.processes[0].pid, *server.pids})
+            return rss / 1024, private / 1024, server.ready_ms
 
     there = [arm for arm in arms if arm.name not in missing]
     found, interrupted = measure.interleave([there], options.starts, one_start)

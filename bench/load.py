@@ -7,9 +7,9 @@ import socket
 import time
 from collections import Counter
 
-from bench import client, report, servers, system
+from bench import client, report, system
 from bench.client import Plan, Tally
-from bench.outcomes import Outcome
+from bench.outcomes import DIALOGUE, GREETING, Outcome
 from bench.report import Report
 from bench.stats import percentiles
 from nullsmtpd.cli.arguments import shown
@@ -62,9 +62,8 @@ def load(options: argparse.Namespace) -> Report:
         rate=options.rate or 0.0,
         connections=options.connections,
         seconds=options.duration,
-        commands=client.DIALOGUE if options.dialogue else (),
+        script=DIALOGUE if options.dialogue else GREETING,
         timeout=options.timeout,
-        expect=servers.REFUSED_AT_MAIL if options.dialogue else (b"521",),
         max_open=min(_MOST_OPEN, limit),
     )
     before, begun = system.kernel_counters(), time.monotonic()
@@ -83,7 +82,8 @@ def load(options: argparse.Namespace) -> Report:
 def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Report:
     seconds = tally.window
     kind = f"{plan.clients} clients in a closed loop" if plan.clients else f"{plan.rate:,g} connections a second"
-    started, answered = tally.started / seconds, tally.in_window / seconds
+    what = "EHLO, MAIL and QUIT" if plan.script == DIALOGUE else "greeting only"
+    started, answered = tally.started / seconds, tally.answered / seconds
     outcomes = {str(outcome): count for outcome, count in tally.outcomes.most_common()}
     failures = []
     if tally.gave_up:
@@ -106,7 +106,7 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
         limits.append(f"connect() failed with {', '.join(sorted(tally.errors))}")
     return Report(
         before=[
-            f"{target}: {kind}, {'EHLO, MAIL and QUIT' if plan.commands else 'greeting only'}, {seconds:.2f} s",
+            f"{target}: {kind}, {what}, {seconds:.2f} s",
             f"started {started:,.1f}/s, answered {answered:,.1f}/s",
             "",
             *(f"  {name:16} {count:>10,}" for name, count in outcomes.items()),
@@ -120,7 +120,7 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
         ],
         record={
             "target": target,
-            "unit": "dialogue" if plan.commands else "greeting",
+            "unit": "dialogue" if plan.script == DIALOGUE else "greeting",
             "offered": {"clients": plan.clients} if plan.clients else {"rate": plan.rate},
             "seconds": seconds,
             "started": tally.started,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from bench import system
-from bench.client import DIALOGUE
+from bench.outcomes import DIALOGUE, GREETING, Script
 
 #: The default of nullsmtpd, and of every other server here, so that none is given more room than another.
 BACKLOG = 4096
@@ -48,8 +48,7 @@ class Arm(NamedTuple):
     config: str = ""
     needs: tuple[tuple[str, str], ...] = ()  # programs or files, each with its Debian package
     in_child: bool = False  # whether a child of the process that is started does the work (nginx)
-    commands: tuple[bytes, ...] = ()  # what its clients send, each after the reply to the one before
-    expect: tuple[bytes, ...] = (b"521",)  # what the replies begin with
+    script: Script = GREETING
     addresses: int = 1
     idle: int = 0  # clients that stay connected to it while others are measured
     instances: int = 1  # processes that share the port
@@ -138,13 +137,9 @@ ARMS = {arm.name: arm for arm in (nullsmtpd(), _NGINX, _C_LOOP, python("uvloop")
 #: The least that a uvloop daemon can be, for `footprint`.
 EMPTY = python("empty")
 
-#: What the replies to `DIALOGUE` begin with, the greeting's first: the mail is refused, and QUIT is answered (RFC 5321
-#: §4.1.1.10). Whether the greeting and EHLO are refused already is the server's choice.
-REFUSED_AT_MAIL = (b"", b"", b"521", b"221")
-
 #: What `compare --dialogue` measures: another unit of work, so never in one table with `ARMS`.
 DIALOGUES = {
-    arm.name: arm._replace(commands=DIALOGUE, expect=REFUSED_AT_MAIL)
+    arm.name: arm._replace(script=DIALOGUE)
     for arm in (
         nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example", name="mode-mail"),
         nullsmtpd("--mode", "session", name="mode-session"),

@@ -125,7 +125,7 @@ async def _run(server: servers.Server, found: _Soak, duration: float, rate: floa
     while (passed := loop.time() - begun) < duration:
         if passed >= next_sample:
             next_sample += max(duration / 60, 0.1)
-            found.rss.append(system.memory(server.pids).rss)
+            found.rss.append(system.memory(server.pids)[0])
             lost = sum(counts.total() for counts in found.lost.values())
             report.progress(f"{found.started:,} clients, {lost:,} lost lines; {duration - passed:.0f} s left")
         while found.started < passed * rate and len(clients) < most_open:

@@ -10,18 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 _OTHER_FILES = 64  # open files of this process beside connections
 _TRACKED = "sys/net/netfilter/nf_conntrack_count"  # connections, which cost the kernel time; only with the module
 _CPUS = sorted(os.sched_getaffinity(0))  # before anything is pinned
-
-
-class Memory(NamedTuple):
-    """Memory of processes, summed, in KiB: resident, and not shared with any other process."""
-
-    rss: int
-    private: int
 
 
 def cpu_ns(pids: Iterable[int]) -> int:
@@ -30,13 +22,13 @@ def cpu_ns(pids: Iterable[int]) -> int:
     return sum(int(_read(f"{task}/schedstat").split()[0]) for task in tasks)
 
 
-def memory(pids: Iterable[int]) -> Memory:
-    """Return the memory of the processes (/proc/PID/smaps_rollup)."""
+def memory(pids: Iterable[int]) -> tuple[int, int]:
+    """Return the processes' memory in KiB: resident, and not shared with any other process (/proc/PID/smaps_rollup)."""
     kib: Counter[str] = Counter()
     for pid in pids:
         for name, size in re.findall(r"^(\w+):\s+(\d+) kB", _read(f"{pid}/smaps_rollup"), re.MULTILINE):
             kib[name] += int(size)
-    return Memory(kib["Rss"], kib["Private_Clean"] + kib["Private_Dirty"])
+    return kib["Rss"], kib["Private_Clean"] + kib["Private_Dirty"]
 
 
 def open_files(pids: Iterable[int]) -> int:
@@ -88,9 +80,7 @@ def need_files(count: int, what: str) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if (room := hard - _OTHER_FILES) < count:
-        raise ValueError(
-            f"{what} needs {count:,} open files, this system allows {max(room, 0):,}: raise `ulimit -Hn` first"
-        )
+        raise ValueError(f"{what} needs {count:,} open files, and may have {max(room, 0):,}: raise `ulimit -Hn` first")
     return room
 
 

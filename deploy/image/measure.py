@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import socket
-import stat
 import statistics
 import subprocess
 import sys
@@ -37,27 +36,28 @@ def main() -> None:
     """Print the table for README.md."""
     images = sys.argv[1:]
     if not images or images[0].startswith("-"):
-        sys.stderr.write(f"usage: {(__doc__ or '').splitlines()[2].strip()}\n")
+        sys.stderr.write("usage: measure.py IMAGE...\n")
         sys.exit(2)
     try:
         print(HEADER + "".join(_row(image) for image in images), end="")
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"measure.py: {' '.join((error.stderr or str(error)).split())}")
+    except (OSError, RuntimeError) as error:
         sys.exit(f"measure.py: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def _row(image: str) -> str:
-    config = json.loads(_podman("inspect", image))[0]["Config"]
+    config = json.loads(_run("podman", "image", "inspect", image))[0]["Config"]
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        shutil.copytree(_podman("mount", image), root, symlinks=True, dirs_exist_ok=True)
-        _podman("unmount", image)
+        shutil.copytree(_run("podman", "image", "mount", image).strip(), root, symlinks=True, dirs_exist_ok=True)
+        _run("podman", "image", "unmount", image)
         size = sum(path.stat().st_size for path in _files(root))
         layer = subprocess.check_output(["tar", "-cz", "-C", root, "."])
         (root / "dev").mkdir(exist_ok=True)
-        os.mknod(root / "dev/null", stat.S_IFCHR, os.makedev(1, 3))  # which every engine provides
-        (root / "dev/null").chmod(0o666)
+        _run("mknod", "--mode=666", f"{root}/dev/null", "c", "1", "3")  # which every engine provides
         drop_page_cache(root)
         command = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
         starts = [_start(root, command, config.get("Env") or []) for _ in range(STARTS)]
@@ -65,11 +65,8 @@ def _row(image: str) -> str:
     return f"| {image} | {size / 1e6:.1f} | {len(layer) / 1e6:.1f} | {resident:,.0f} | {anonymous:,.0f} | {ms:.0f} |\n"
 
 
-def _podman(*arguments: str) -> str:
-    done = subprocess.run(["podman", "image", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(" ".join(done.stderr.split()))
-    return done.stdout.strip()
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _files(root: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import uuid
 from collections.abc import Iterable, Iterator
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,16 +15,10 @@ __all__ = ["add_debian_packages", "add_distributions", "bill_of_materials", "com
 
 #: SPDX identifiers of licences, by their names in Debian's copyright files and PyPI's classifiers, in lower case.
 _SPDX = {
+    **{name.lower(): name for name in ("Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "Zlib")},
     "apache software license": "Apache-2.0",
     "expat": "MIT",
     "mit license": "MIT",
-    **{name.lower(): name for name in ("Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "Zlib")},
-    **{
-        f"{short}{plus}".lower(): f"{name}-{versions}"
-        for name in ("AGPL-1.0", "AGPL-3.0", "GPL-1.0", "GPL-2.0", "GPL-3.0", "LGPL-2.0", "LGPL-2.1", "LGPL-3.0")
-        for short in (name, name.removesuffix(".0"))
-        for plus, versions in (("", "only"), ("+", "or-later"))
-    },
 }
 
 
@@ -73,8 +67,7 @@ def add_debian_packages(root: Path) -> Iterator[dict[str, object]]:
         write(root / f"var/lib/dpkg/status.d/{name}.md5sums", "".join(present))
         copyright_file = Path("/usr/share/doc", name, "copyright")
         text = copyright_file.read_text()
-        owner = owners.setdefault(text, name)
-        if owner == name:
+        if (owner := owners.setdefault(text, name)) == name:
             write(root / copyright_file.relative_to("/"), text)
         else:
             (root / "usr/share/doc" / name).symlink_to(owner)
@@ -93,19 +86,20 @@ def write(path: Path, text: str) -> None:
 
 
 def debian_licences(text: str, otherwise: str) -> list[dict[str, object]]:
-    """Return the licences that a copyright file names; ``otherwise`` when it does not have the machine-readable format.
+    """Return the licences that a copyright file names, if it has the machine-readable format.
 
     https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
     """
-    field = r"^License:[ \t]*(\S.*?)[ \t]*$"
-    names = re.findall(field, text, re.MULTILINE) if text.startswith("Format:") else []
-    return _licences(names or [otherwise])
+    names = re.findall(r"^License:[ \t]*(\S.*?)[ \t]*$", text, re.MULTILINE) if text.startswith("Format:") else []
+    return _licences(names, otherwise)
 
 
-def _licences(names: Iterable[str]) -> list[dict[str, object]]:
-    """Return each licence once: an SPDX identifier when the name stands for exactly one, or else the name."""
-    found = {("id", _SPDX[name.lower()]) if name.lower() in _SPDX else ("name", name) for name in names}
-    return [{"license": {kind: text}} for kind, text in sorted(found)]
+def _licences(names: Iterable[str], otherwise: str) -> list[dict[str, object]]:
+    """Return the SPDX identifiers of licences, each once; ``otherwise`` unless each name stands for exactly one."""
+    found = {_SPDX.get(name.lower(), "") for name in names}
+    if not found or "" in found:
+        return [{"license": {"name": otherwise}}]
+    return [{"license": {"id": identifier}} for identifier in sorted(found)]
 
 
 def add_distributions(modules: set[Path], site: Path, target: Path) -> Iterator[dict[str, object]]:
@@ -121,13 +115,9 @@ def add_distributions(modules: set[Path], site: Path, target: Path) -> Iterator[
                 write(target / file.relative_to(site), file.read_text())
         name, version = distribution.metadata["Name"], distribution.version
         purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"
-        yield component(name, version, purl, _distribution_licences(distribution))
-
-
-def _distribution_licences(distribution: Distribution) -> list[dict[str, object]]:
-    """Return the licence expression (PEP 639), or what older metadata has: classifiers."""
-    fields = distribution.metadata
-    if fields["License-Expression"]:
-        return [{"expression": fields["License-Expression"]}]
-    classified = re.findall(r"^License ::.* :: (.+)$", "\n".join(fields.get_all("Classifier", ())), re.MULTILINE)
-    return _licences(classified)
+        if expression := distribution.metadata["License-Expression"]:  # PEP 639
+            yield component(name, version, purl, [{"expression": expression}])
+        else:
+            classifiers = distribution.metadata.get_all("Classifier", ())
+            names = [one.rpartition(" :: ")[2] for one in classifiers if one.startswith("License ::")]
+            yield component(name, version, purl, _licences(names, f"see the metadata of {name}"))
