@@ -117,16 +117,14 @@ def verdict_on(
     """
     everywhere = set().union(*groups)
     names = (
-        ("null-mx-open-port", mx.is_null_mx and _TAKES_MAIL in everywhere),
-        ("left-out", mx.is_null_mx and left_out),
-        ("dns-fails-in-part", mx.is_null_mx and not is_known),
-        ("null-mx", mx.is_null_mx),
+        ("null-mx-open-port", _TAKES_MAIL in everywhere and mx.is_null_mx),
         ("takes-mail", _TAKES_MAIL in everywhere),  # whatever the others do: spammers try them all
         ("faulty-null-mx", mx.is_invalid_null_mx),
         ("left-out", left_out),
-        ("no-address", not everywhere and is_known),
-        ("dns-fails", not everywhere),
+        ("dns-fails", not (everywhere or is_known or mx.is_null_mx)),
         ("dns-fails-in-part", not is_known),
+        ("null-mx", mx.is_null_mx),
+        ("no-address", not everywhere),
     )
     if name := next((name for name, applies in names if applies), ""):
         return VERDICTS[name]

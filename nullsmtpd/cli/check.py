@@ -84,9 +84,7 @@ TABLE = {
     "strict": Option("", "no", "advice about a domain makes it bad, too", boolean),
     "allow-private": Option("", "no", "treat addresses that are not on the public Internet like all others", boolean),
     "port": Option("PORT", "", f"for --domain and each HOST without a port (default: {_SMTP_PORT})", _port),
-    "resolver": Option(
-        "ADDR[:PORT]", "", "the name server for --domain (default: as in /etc/resolv.conf)", resolver_address
-    ),
+    "resolver": Option("ADDR[:PORT]", "", "the name server for --domain (default: /etc/resolv.conf)", resolver_address),
 }
 
 #: What a health check takes from the environment, by `read_options`.
