@@ -80,7 +80,6 @@ class Client:
     def __init__(self, clients: "Clients", connection: socket.socket) -> None:
         self.has_asked = False  # it has sent a complete request
         self.is_busy = False  # a reply is being made, or waits for the client to read
-        self._is_finishing = False
         self._clients = clients
         self._connection = connection
         self._received = bytearray()
@@ -90,16 +89,10 @@ class Client:
         self.task = self._loop.create_task(self._serve())
         self.task.add_done_callback(self._close)  # not in the task, which may be cancelled before it begins
 
-    def finish(self) -> None:
-        """Close the connection after the reply to the request under way; those after it are not answered."""
-        self._is_finishing = True
-        if not self.is_busy:
-            self.task.cancel()
-
     async def _serve(self) -> None:
         counters = self._clients.counters
         try:
-            while not self._is_finishing and (request := await self._next_request()) is not None:
+            while not self._clients.is_shutting_down and (request := await self._next_request()) is not None:
                 self.is_busy = True
                 self._clients.touch(self)
                 await self._send(await self._clients.answers.reply(request))
@@ -165,7 +158,7 @@ class Client:
 
     def _close(self, _: asyncio.Task[None]) -> None:
         self._loop.remove_reader(self._connection)
-        if self._is_finishing:  # with unread input the connection would be reset, and the last reply lost
+        if self._clients.is_shutting_down:  # with unread input the connection would be reset, and the last reply lost
             with contextlib.suppress(OSError):
                 self._connection.recv(MAX_DRAIN_OCTETS)
         self._connection.close()
@@ -183,6 +176,7 @@ class Clients:
     def __init__(self, answers: Answers, counters: Counters, limit: int) -> None:
         self.answers = answers
         self.counters = counters
+        self.is_shutting_down = False
         self._limit = limit
         self._members: OrderedDict[Client, None] = OrderedDict()  # by their last request, or when they connected
 
@@ -215,13 +209,14 @@ class Clients:
         self._members.pop(client, None)
 
     async def shut_down(self) -> None:
-        """Answer the requests that were sent before, and close all connections."""
+        """Close all connections after the reply to the request under way; those after it are not answered."""
         if not self._members:
             return
         await asyncio.sleep(SHUTDOWN_GRACE)
-        clients = tuple(self._members)
-        for client in clients:
-            client.finish()
+        self.is_shutting_down = True
+        for client in self._members:
+            if not client.is_busy:
+                client.task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT):
-                await asyncio.gather(*(client.task for client in clients), return_exceptions=True)
+                await asyncio.gather(*(client.task for client in self._members), return_exceptions=True)

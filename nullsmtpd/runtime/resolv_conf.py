@@ -19,7 +19,8 @@ _MAX_SERVERS = 3
 _DEFAULT_TIMEOUT, MAX_TIMEOUT = 5, 30
 _DEFAULT_ATTEMPTS, _MAX_ATTEMPTS = 2, 5
 # A keyword begins in the first column, and a NUL ends the line, as in C.
-_LINE = re.compile(rb"^(nameserver|options)[ \t]([^\n\0]*)", re.MULTILINE)
+_NAME_SERVER = re.compile(rb"^nameserver[ \t]+([^ \t\n\0]+)", re.MULTILINE)
+_OPTIONS = re.compile(rb"^options[ \t]([^\n\0]*)", re.MULTILINE)
 # glibc compares prefixes ("rotated" is "rotate"), and reads numbers with atoi(), which skips white space before them.
 _OPTION = re.compile(rb"(?<![^ \t])(?:(timeout|attempts):\s*\+?0*([0-9]{0,9})|(rotate|use-vc))")
 # Both are this host (RFC 1122 §3.2.1.3), but datagrams come back from the loopback address.
@@ -42,15 +43,12 @@ def parse_resolv_conf(octets: bytes, res_options: bytes = b"") -> ResolvConf:
     Lines that glibc skips are skipped; no contents are an error. Without a usable ``nameserver`` line the server is
     127.0.0.1. Where glibc would wait 0 seconds or make 0 attempts, the value is 1.
     """
-    servers = []
+    servers = tuple(filter(None, map(_address, _NAME_SERVER.findall(octets))))
     values = {b"timeout": _DEFAULT_TIMEOUT, b"attempts": _DEFAULT_ATTEMPTS}
-    for keyword, text in [*_LINE.findall(octets), (b"options", res_options)]:
-        if keyword == b"nameserver":
-            servers.append(_address(text))
-        else:
-            values |= {number or flag: int(digits or 0) for number, digits, flag in _OPTION.findall(text)}
+    for text in (*_OPTIONS.findall(octets), res_options):
+        values |= {number or flag: int(digits or 0) for number, digits, flag in _OPTION.findall(text)}
     return ResolvConf(
-        tuple(filter(None, servers))[:_MAX_SERVERS] or ("127.0.0.1",),
+        servers[:_MAX_SERVERS] or ("127.0.0.1",),
         min(max(values[b"timeout"], 1), MAX_TIMEOUT),
         min(max(values[b"attempts"], 1), _MAX_ATTEMPTS),
         rotate=b"rotate" in values,
@@ -58,9 +56,8 @@ def parse_resolv_conf(octets: bytes, res_options: bytes = b"") -> ResolvConf:
     )
 
 
-def _address(text: bytes) -> str | None:
-    """Return the IP address at the beginning of the text."""
-    token = os.fsdecode(re.split(rb"[ \t]", text.lstrip(b" \t"), maxsplit=1)[0])  # may have an interface's name
+def _address(octets: bytes) -> str | None:
+    token = os.fsdecode(octets)  # may have an interface's name
     # inet_aton(3) accepts 127.1, too, as glibc does here, and white space after it, which glibc does not: the CR of a
     # DOS line end makes the line invalid.
     with contextlib.suppress(OSError, UnicodeError):
