@@ -158,13 +158,14 @@ async def check_domain(  # noqa: PLR0913 - the domain, and how to look at it
         mx = await dns.look_up_mx(domain)
     except DNSError as error:
         finding = Finding("MX", domain, "?", UNKNOWN, f"DNS does not answer: {error.reason}")
-        return DomainReport(domain, None, error.reason, sends, VERDICTS["dns-fails"], [finding])
+        return DomainReport(domain, None, error.reason, sends, VERDICTS["dns-fails"], [finding], [finding])
     if not mx.exists:
         finding = Finding("MX", domain, "none", WRONG, "no such domain")
-        return DomainReport(domain, mx, "", sends, VERDICTS["no-domain"], [finding])
+        return DomainReport(domain, mx, "", sends, VERDICTS["no-domain"], [finding], [finding])
     names = {domain: HostReport(domain, domain)}
     for preference, target in mx.records:
-        if (name := target.lower()) != ".":
+        name = target.lower()
+        if name != "." and not name.rpartition(".")[2].isdigit():  # no top-level domain is a number (RFC 3696 §2)
             names.setdefault(name, HostReport(name, name)).preferences.append(preference)
     own, *_ = hosts = list(names.values())[:MAX_HOSTS]
     await asyncio.gather(*(_look_up(dns, host, allow_private=allow_private) for host in hosts))

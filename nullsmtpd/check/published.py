@@ -112,7 +112,6 @@ class Publications:
         mx, sends = self.mx, self.sends
         targets = [target.lower() for _, target in mx.records]
         meant = next((one for one in targets if one.removesuffix(f".{mx.domain}") in _MEANT_AS_ROOT), "")
-        # No top-level domain is a number (RFC 3696 §2).
         literal = next((one for one in targets if one.rpartition(".")[2].isdigit() or ":" in one), "")
         where = "its MX hosts" if targets else "its own addresses (RFC 5321 section 5.1)"
         must = "be the only MX" if len(targets) > 1 else "have preference 0"
