@@ -1,1 +1,1 @@
-"""Load and cost harness: ``python -m bench load|compare|sweep|footprint|soak``, each with ``--help``."""
+"""Load and cost harness: ``python -m bench load|compare|footprint|soak|relay``, each with ``--help``."""

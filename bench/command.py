@@ -1,4 +1,4 @@
-"""The six commands: from their arguments to a measurement and back to a report."""
+"""The commands: from their arguments to a measurement and back to a report."""
 
 import argparse
 import contextlib
@@ -93,17 +93,13 @@ def parser() -> argparse.ArgumentParser:
     option("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
 
     option = add(compare.compare, "Measure what a connection costs nullsmtpd and other servers.")
-    _add_rounds(option, "50,200,1000,4000,closed")  # from what a host sees in a quiet hour to a flood
-    option("--dialogue", action="store_true", help="instead, EHLO, MAIL and QUIT: --mode mail, smtp-sink")
-    arms = f"of {','.join(servers.ARMS)}; with --dialogue, of {','.join(servers.DIALOGUES)}; without, all"
-    option("--arms", type=_several(str), metavar="A,B", help=arms)
-    also = "also nullsmtpd with each of these numbers of"
-    option("--lingering", type=_several(_NATURAL), default=(), metavar="N,N", help=f"{also} idle clients")
-    option("--addresses", type=_several(_FEW), default=(), metavar="N,N", help=f"{also} addresses")
-
-    option = add(compare.sweep, "Raise the rate for one, or several, instances of nullsmtpd on one port.")
-    _add_rounds(option, "500,1000,2000,4000,8000,16000")
-    option("--instances", type=_several(_FEW), default="1,2", metavar="N,N", help="processes on one port")
+    arms = f"of {', '.join(servers.ARMS)}, and of nullsmtpd with {', '.join(f'{name}=N' for name in _VARIED)}"
+    option("--arms", type=_several(_arm), default="nullsmtpd,nginx,c-loop,uvloop", metavar="A,B", help=arms)
+    rates = "50,200,1000,4000,closed"  # from what a host sees in a quiet hour to a flood
+    option("--rates", type=_several(_rate), default=rates, metavar="R,R", help="connections a second, or `closed`")
+    option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
+    option("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
+    option("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
 
     option = add(footprint.footprint, "Measure memory and start beside an empty uvloop server.")
     option("--starts", type=_COUNT, default=10, metavar="N", help="of each server, interleaved")
@@ -112,20 +108,13 @@ def parser() -> argparse.ArgumentParser:
     option = add(soak.soak, "Send clients of every behaviour; fail on a lost line or on growth.")
     option("--duration", type=_POSITIVE, default=300.0, metavar="S", help="seconds")
     option("--rate", type=_POSITIVE, default=500.0, metavar="R", help="clients a second")
-    option("--arm", choices=servers.ARMS, default="nullsmtpd", metavar="ARM", help="instead of nullsmtpd")
+    option("--arm", type=_arm, default="nullsmtpd", metavar="ARM", help="one of those of compare")
 
     option = add(relay.relay, "Measure what a lookup costs `nullsmtpd relay`.")
     option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
     option("--each", type=_COUNT, default=5000, metavar="N", help="lookups a round")
     option("--clients", type=_FEW, default=8, metavar="N", help="of the closed loop")
     return whole
-
-
-def _add_rounds(option: _Add, rates: str) -> None:
-    option("--rates", type=_several(_rate), default=rates, metavar="R,R", help="connections a second, or `closed`")
-    option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
-    option("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
-    option("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
 
 
 def _ignore_interrupts() -> None:
@@ -190,6 +179,19 @@ _COUNT = _number(1, HIGHEST)
 _NATURAL = _number(0, HIGHEST)
 _FEW = _number(1, 64)
 _POSITIVE = _number(0.001, HIGHEST)
+
+
+# What nullsmtpd may have more of than usual: clients that stay connected, addresses, processes on one port.
+_VARIED = {"idle": _NATURAL, "addresses": _FEW, "instances": _FEW}
+
+
+def _arm(text: str) -> servers.Arm:
+    name, _, number = text.partition("=")
+    if name in _VARIED:
+        return servers.nullsmtpd(name=text, **{name: _VARIED[name](number)})
+    if text not in servers.ARMS:
+        raise argparse.ArgumentTypeError(f"unknown {shown(text)}; there are {', '.join((*servers.ARMS, *_VARIED))}")
+    return servers.ARMS[text]
 
 
 def _rate(text: str) -> float:

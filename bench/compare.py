@@ -1,4 +1,4 @@
-"""What a connection costs nullsmtpd and other servers, or several instances of it, at several rates."""
+"""What a connection costs servers at several rates."""
 
 import argparse
 import contextlib
@@ -10,12 +10,13 @@ from typing import Any
 from bench import client, load, measure, report, servers, system
 from bench.measure import Round
 from bench.report import Report
-from bench.servers import ROOM, Arm, Server, nullsmtpd
+from bench.servers import ROOM, Arm, Server
 from bench.stats import percentiles
 
 #: The rate that stands for a closed loop: every client opens its next connection when the last has ended.
 CLOSED = 0.0
 
+# What ratios refer to when it is measured.
 _PEERS = ("nginx", "smtp-sink")
 
 # A closed loop is bounded by a number too: what it leaves in TIME_WAIT for a minute slows down the rounds after it.
@@ -25,38 +26,17 @@ _WARM_UP = 500  # connections
 
 
 def compare(options: argparse.Namespace) -> Report:
-    """Measure each server at each rate. Raises `ValueError` for what cannot be measured."""
-    known = servers.DIALOGUES if options.dialogue else servers.ARMS
-    names = options.arms or list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"--arms: unknown {', '.join(unknown)}; there are {', '.join(known)}")
-    # Idle clients linger for an hour, with room for those that are measured: all must be there until the last round.
-    for_an_hour = ("--linger", "3600", "--max-lingering")
-    varied = [
-        *(nullsmtpd(*for_an_hour, str(count + ROOM), name=f"{count} idle", idle=count) for count in options.lingering),
-        *(nullsmtpd(name=f"addresses: {count}", addresses=count) for count in options.addresses),
-    ]
-    if options.dialogue and varied:
-        raise ValueError("--lingering and --addresses vary mode close: leave out --dialogue")
-    arms = list({arm.name: arm for arm in [*(known[name] for name in names), *varied]}.values())
-    return _measured(arms, options)
-
-
-def sweep(options: argparse.Namespace) -> Report:
-    """Measure one or more instances of nullsmtpd that share a port, at rising rates."""
-    arms = [nullsmtpd(name=f"instances: {count}", instances=count) for count in options.instances]
-    return _measured(arms, options)
-
-
-def _measured(arms: Sequence[Arm], options: argparse.Namespace) -> Report:
     """Measure each server at each rate in interleaved rounds. Ratios are to a peer, or without one to the first server.
 
     All servers run all the time, on the first CPUs; an idle one costs nothing. The clients have the other CPUs.
-    Raises `ValueError` for too few open files, `RuntimeError` if a server does not come up, ends, or does not keep its
-    idle clients, and KeyboardInterrupt if Ctrl-C comes before the first measurement.
+    Raises `ValueError` for what cannot be measured, `RuntimeError` if a server does not come up, ends, or does not keep
+    its idle clients, and KeyboardInterrupt if Ctrl-C comes before the first measurement.
     """
+    arms: list[Arm] = options.arms
+    if len({arm.script for arm in arms}) > 1:
+        raise ValueError("--arms: a line and a dialogue are different units of work: give servers for one of them")
     idle = sum(arm.idle for arm in arms)
-    system.need_files(idle + max(options.clients, ROOM), "--lingering" if idle else "--clients")
+    system.need_files(idle + max(options.clients, ROOM), "--arms" if idle else "--clients")
     missing = servers.missing(arms)
     if not (there := [arm for arm in arms if arm.name not in missing]):
         raise RuntimeError("; ".join(["nothing to measure", *missing.values()]))
@@ -105,6 +85,8 @@ def _measure(server: Server, plan: client.Plan) -> Round:
     if tally.interrupted:
         raise KeyboardInterrupt
     time.sleep(measure.SETTLE_SECONDS)
+    if (kept := system.open_files(server.pids)) < arm.idle:
+        raise RuntimeError(f"{arm.name}: the server has closed some of its idle clients: {kept} files are open")
     cpu_us = (system.cpu_ns(server.pids) - before) / max(tally.started, 1) / 1000
     p50, p99 = percentiles(tally.fin, 50, 99)
     per_second = tally.answered / tally.window
@@ -134,5 +116,3 @@ def _prepared(arm: Arm) -> Iterator[Server]:
             sleeper.bind((f"127.0.1.{1 + number % 16}", 0))
             sleeper.connect(server.targets[0])
         yield server
-        if (kept := system.open_files(server.pids)) < arm.idle:
-            raise RuntimeError(f"{arm.name}: the server has closed some of its idle clients: {kept} files are open")

@@ -86,8 +86,10 @@ def missing(arms: Sequence[Arm]) -> dict[str, str]:
 def nullsmtpd(*arguments: str, name: str = "nullsmtpd", addresses: int = 1, idle: int = 0, instances: int = 1) -> Arm:
     """Return nullsmtpd with these arguments, beside where it listens."""
     shared = ["--reuse-port"] if instances > 1 else []
+    # Idle clients linger for an hour, with room for those that are measured: all must be there until the last round.
+    kept = ["--linger=3600", f"--max-lingering={idle + ROOM}"] if idle else []
     listen = [f"--listen={_HOST}:{{ports[{number}]}}" for number in range(addresses)]
-    command = (sys.executable, "-m", "nullsmtpd", *arguments, *shared, *listen)
+    command = (sys.executable, "-m", "nullsmtpd", *arguments, *shared, *kept, *listen)
     return Arm(name, command, addresses=addresses, idle=idle, instances=instances)
 
 
@@ -131,21 +133,20 @@ _SMTP_SINK = Arm(
     needs=(("smtp-sink", "postfix"),),
 )
 
-#: What `compare` measures, nullsmtpd first.
-ARMS = {arm.name: arm for arm in (nullsmtpd(), _NGINX, _C_LOOP, python("uvloop"))}
+_DIALOGUES = (
+    nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example", name="mode-mail"),
+    nullsmtpd("--mode", "session", name="mode-session"),
+    _SMTP_SINK,
+)
+
+#: What `compare` and `soak` know by name.
+ARMS = {
+    arm.name: arm
+    for arm in (nullsmtpd(), _NGINX, _C_LOOP, python("uvloop"), *(arm._replace(script=DIALOGUE) for arm in _DIALOGUES))
+}
 
 #: The least that a uvloop daemon can be, for `footprint`.
 EMPTY = python("empty")
-
-#: What `compare --dialogue` measures: another unit of work, so never in one table with `ARMS`.
-DIALOGUES = {
-    arm.name: arm._replace(script=DIALOGUE)
-    for arm in (
-        nullsmtpd("--mode", "mail", "--hostname", "mail.bench.example", name="mode-mail"),
-        nullsmtpd("--mode", "session", name="mode-session"),
-        _SMTP_SINK,
-    )
-}
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def soak(options: argparse.Namespace) -> Report:
     """
     found = _Soak(lost={name: Counter() for name in BEHAVIOURS})
     most_open = min(_MOST_OPEN, system.need_files(1, "soak"))
-    with servers.running(servers.ARMS[options.arm]) as server:
+    with servers.running(options.arm) as server:
         # uvloop opens /dev/null with its first transport, which is made to drain a client.
         asyncio.run(one_client(server.targets[0], "blasts_1_mib", _CLIENT_TIMEOUT))
         time.sleep(measure.SETTLE_SECONDS)
@@ -73,7 +73,7 @@ def soak(options: argparse.Namespace) -> Report:
         server.processes[0].terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             found.status = server.processes[0].wait(_STOP_TIMEOUT)
-    failures = list(_failures(found, options.arm))
+    failures = list(_failures(found, options.arm.name))
     notes = [f"Open files before and after: {found.open_files}."]
     if found.rss:
         notes.append(f"RSS, KiB: first {found.rss[0]:,}, highest {max(found.rss):,}, last {found.rss[-1]:,}.")

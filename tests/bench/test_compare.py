@@ -32,21 +32,23 @@ def test_compare_measures_every_arm_at_every_rate(tmp_path: Path) -> None:
 
 
 def test_compare_varies_what_nullsmtpd_has_to_keep(tmp_path: Path) -> None:
-    """Idle clients and addresses each make one more arm, beside what they are compared with."""
-    varied = ("--lingering", "0,40", "--addresses", "1,2")
-    arms = ("--arms", "nullsmtpd", "--rates", "closed")
-    _, found = bench("compare", *arms, *varied, *TINY, json_path=tmp_path / "c.json")
-    assert [one["server"] for one in found["results"]] == [
-        *("nullsmtpd", "0 idle", "40 idle", "addresses: 1", "addresses: 2")
+    """Measured with idle clients, with several addresses, and in several processes that share a port; all answer."""
+    arms = ["nullsmtpd", "idle=0", "idle=40", "addresses=1", "addresses=2", "instances=1", "instances=2"]
+    bounds = ("--arms", ",".join(arms), "--rates", "200,closed")
+    text, found = bench("compare", *bounds, *TINY, json_path=tmp_path / "c.json")
+    assert [(one["rate"], one["server"]) for one in found["results"]] == [
+        *itertools.product(("200", "closed"), arms),
     ]
-    assert {one["lost"] for one in found["results"]} == {0}
+    assert all(one["started"] > 0 and one["lost"] == 0 for one in found["results"])
+    assert found["base"] == "nullsmtpd"
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_idle_clients_that_a_server_does_not_keep_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures with clients lingering are none when the server has closed them."""
     from bench import command
 
-    arm = servers.nullsmtpd("--linger", "0", name="20 idle", idle=20)
+    arm = servers.nullsmtpd("--linger", "0", name="20 idle")._replace(idle=20)
     monkeypatch.setitem(servers.ARMS, "nullsmtpd", arm)
     arguments = ("compare", "--arms", "nullsmtpd", *TINY)
     with monkeypatch.context() as context:
@@ -55,9 +57,10 @@ def test_idle_clients_that_a_server_does_not_keep_are_an_error(monkeypatch: pyte
 
 
 def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
-    """`compare --dialogue` has the modes with a dialogue beside smtp-sink, and no server that sends a single line."""
+    """The modes with a dialogue are compared beside smtp-sink."""
     require_tools("smtp-sink")
-    _, found = bench("compare", "--dialogue", "--rates", "200,closed", *TINY, json_path=tmp_path / "c.json")
+    arms = ("--arms", "mode-mail,mode-session,smtp-sink", "--rates", "200,closed")
+    _, found = bench("compare", *arms, *TINY, json_path=tmp_path / "c.json")
     assert {one["server"] for one in found["results"]} == {"mode-session", "mode-mail", "smtp-sink"}
     assert {one["rate"] for one in found["results"]} == {"200", "closed"}
     assert {one["lost"] for one in found["results"]} == {0}
@@ -66,14 +69,16 @@ def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dialogue", "--arms", "nullsmtpd"), "unknown nullsmtpd; there are mode-mail, mode-session, smtp-sink"),
-        (("--arms", "postfix"), "unknown postfix; there are nullsmtpd, nginx"),
-        (("--arms", ""), "unknown "),
-        (("--dialogue", "--addresses", "2"), "leave out --dialogue"),
-        (("--lingering", "1000000"), "--lingering needs 1,002,048 open files"),
-        (("--lingering", "-1"), "--lingering: '-1' is not a whole number from 0"),
+        (("--arms", "nullsmtpd,mode-mail"), "--arms: a line and a dialogue are different units of work"),
+        (("--arms", "postfix"), "--arms: unknown 'postfix'; there are nullsmtpd, nginx, c-loop, uvloop, mode-mail"),
+        (("--arms", ""), "unknown ''"),
+        (("--arms", "instances=0"), "--arms: '0' is not a whole number from 1 to 64"),
+        (("--arms", "instances=1,,instances=2"), "--arms: unknown ''"),
+        (("--arms", "idle"), "--arms: '' is not a whole number from 0"),
+        (("--arms", "idle=1000000"), "--arms needs 1,002,048 open files"),
+        (("--arms", "idle=-1"), "--arms: '-1' is not a whole number from 0"),
         (("--rates", "50,fast"), "--rates: 'fast' is not a number from 0.001 to 1000000"),
-        (("--addresses", "0"), "--addresses: '0' is not a whole number from 1 to 64"),
+        (("--arms", "addresses=0"), "--arms: '0' is not a whole number from 1 to 64"),
         (("--rounds", "0"), "--rounds: '0' is not a whole number"),
         (("--seconds", "0"), "--seconds: '0' is not a number from 0.001 to 1000000"),
         (("--clients", "-5"), "--clients: '-5' is not a whole number"),
