@@ -27,9 +27,7 @@ _CONTRADICTION = (
 )
 # Why records that only a domain which receives mail needs have to go: RFC 8460, RFC 8461, RFC 7672.
 _REMOVE_TLSRPT = "it is for domains that receive mail: remove it"
-_REMOVE_MTA_STS = (
-    f"{_REMOVE_TLSRPT}, once a policy with mode: none has replaced the one it announces (RFC 8461 section 8.3)"
-)
+_REMOVE_MTA_STS = f"{_REMOVE_TLSRPT}, once a policy with mode: none has replaced the old one (RFC 8461 section 8.3)"
 _REMOVE_TLSA = "senders that heed it (DANE) require TLS, and try again for days: remove it"
 
 
