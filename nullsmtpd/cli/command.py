@@ -5,7 +5,7 @@ import errno
 import importlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nullsmtpd import __version__
 from nullsmtpd.cli.arguments import UsageError, shown
@@ -15,30 +15,28 @@ __all__ = ["print_line", "run_server"]
 
 STDOUT, STDERR = 1, 2
 
+# What to do about an error of a listening socket; the last four are those of Unix sockets.
 _HINTS = {
-    errno.EADDRINUSE: "stop the program that uses it, or choose another port",
+    errno.EADDRINUSE: "stop the program that uses it, or choose another address",
     errno.EACCES: "choose a port above 1023, grant CAP_NET_BIND_SERVICE, or use socket activation",
     errno.EADDRNOTAVAIL: "this host does not have that address; give one of its own, or :PORT for all of them",
     errno.EAFNOSUPPORT: "this host does not have that address family; give an address of another, or :PORT",
-    errno.EINVAL: "restart the program that passes it in",
+    errno.EINVAL: "give a link-local address with its interface, [fe80::1%eth0]:PORT, and an IPv4 address as HOST:PORT",
     errno.EMFILE: "raise the limit of open files of this process",
-}
-_UNIX_HINTS = {
-    errno.EADDRINUSE: "stop the program that uses it, or choose another path",
     errno.EEXIST: "remove that file, or choose another path",
     errno.ENOENT: "create its directory first",
-    errno.EACCES: "choose a directory that this user may write to",
-    errno.EROFS: "choose a directory that this user may write to",
     errno.ENOTDIR: "choose a path whose directories are directories",
-    errno.EINVAL: "restart the program that passes it in",
+    errno.EROFS: "choose a directory that this user may write to",
 }
+_NAME_HINT = "give a name that resolves, or an address; after % in it an interface of this host"
 
 
-def run_server(
+def run_server(  # noqa: PLR0913, PLR0917 - what the commands differ in
     name: str,
     arguments: Sequence[str],
+    environment: Mapping[str, str],
     help_text: Callable[[], str],
-    parse: Callable[[], object],
+    parse: Callable[[Sequence[str], Mapping[str, str]], object],
     module: str,
 ) -> int:
     """Print what ``--help`` or ``--version`` asks for, or else serve with the parsed options; return the exit status.
@@ -50,11 +48,10 @@ def run_server(
         return print_line(STDOUT, help_text(), 0)
     if "--version" in arguments:
         return print_line(STDOUT, f"nullsmtpd {__version__}", 0)
-    listen_pid = os.environ.get("LISTEN_PID", "") if os.environ.get("LISTEN_FDS") else ""  # read before it is removed
     options = None
     try:
         _open_standard_descriptors()
-        options = parse()
+        options = parse(arguments, environment)
         from nullsmtpd.runtime.event_loop import import_uvloop  # only now: a mistake in the options needs no event loop
 
         import_uvloop()
@@ -66,24 +63,26 @@ def run_server(
 
         if not isinstance(error, AccountError):
             raise
-        message, status = f"--{error.kind}: {shown(error.value)} {error}", 2
+        kind, value, reason = error.args
+        message, status = f"--{kind}: {shown(value)} {reason}", 2
     except OSError as error:
-        message, status = _explain(error, options, listen_pid), 1
+        message, status = _explain(error, options), 1
     else:
         return 0
     return print_line(STDERR, f"{name}: {message}", status)
 
 
-def _explain(error: OSError, options: object, listen_pid: str) -> str:
+def _explain(error: OSError, options: object) -> str:
     """Return why the server cannot run, and the remedy."""
-    if isinstance(error, ListenError):
-        flag = "--metrics" if error.filename == str(getattr(options, "metrics", None)) else "--listen"
-        return _explain_listen_error(error, flag, listen_pid)
     from nullsmtpd.runtime.privileges import PrivilegeError
 
+    if isinstance(error, ListenError):
+        return _explain_listen_error(error, options)
     if isinstance(error, PrivilegeError):
         names = " ".join(f"--{key} {value}" for key in ("user", "group") if (value := getattr(options, key)))
-        remedy = "start as root to change to another account" if os.geteuid() else "grant CAP_SETUID and CAP_SETGID"
+        remedy = "start as root to change to another account"
+        if not os.geteuid():
+            remedy = "grant CAP_SETUID and CAP_SETGID, and in a user namespace setgroups(2), user_namespaces(7)"
         return f"{names}: {error.strerror}; {remedy}, or leave the options out"
     if error.filename and error.errno in {errno.EACCES, errno.ENOENT}:  # a part of the installation, or /dev/null
         return f"cannot run: {error.filename}: {error.strerror}"
@@ -91,20 +90,18 @@ def _explain(error: OSError, options: object, listen_pid: str) -> str:
     return f"cannot run: {error.strerror}; raise the limits of this process"
 
 
-def _explain_listen_error(error: ListenError, flag: str, listen_pid: str) -> str:
-    address = str(error.filename)
+def _explain_listen_error(error: ListenError, options: object) -> str:
+    address, number = str(error.filename), error.errno or 0
     if address == "LISTEN_FDS":
         return f"{address}: {error.strerror}"
-    hint = (_UNIX_HINTS if address.startswith("unix:") else _HINTS).get(error.errno or 0, "")
+    hint = _HINTS.get(number, "")
     if isinstance(error.__cause__, socket.gaierror):
-        hint = "give an interface of this host" if "%" in address else "give a name that resolves, or an address"
-    elif error.errno == errno.EINVAL and error.__cause__:  # of bind(2): no scope, or IPv4-mapped, ipv6(7)
-        hint = "give a link-local address with its interface, [fe80::1%eth0]:PORT, and an IPv4 address as HOST:PORT"
-    elif error.errno == errno.EADDRINUSE and listen_pid.isdigit() and listen_pid != str(os.getpid()):
-        hint = (
-            f"sockets were passed in, but to process {listen_pid} (LISTEN_PID) and not to this one ({os.getpid()}): "
-            "start nullsmtpd without a wrapper that forks"
-        )
+        hint = _NAME_HINT
+    elif number == errno.EINVAL and error.__cause__ is None:  # not of bind(2), but of a socket that was passed in
+        hint = "restart the program that passes it in"
+    elif number == errno.EACCES and address.startswith("unix:"):
+        hint = _HINTS[errno.EROFS]
+    flag = "--metrics" if address == str(getattr(options, "metrics", None)) else "--listen"
     return f"{flag} {address}: {error.strerror}" + (f"; {hint}" if hint else "")
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from nullsmtpd.cli.arguments import (
     COMMON_OPTIONS,
@@ -12,7 +11,6 @@ from nullsmtpd.cli.arguments import (
     positive_int,
     positive_seconds,
     read_options,
-    variable,
 )
 from nullsmtpd.cli.command import run_server
 from nullsmtpd.nullmx import TIMEOUT, MissingExtraError, domain_of, load_extra, resolver_address
@@ -52,6 +50,22 @@ def _timeout(text: str) -> float:
         raise ValueError(f"is more than {MAX_TIMEOUT:.0f}: the mail server would give up first, and defer the mail")
     return value
 
+
+_HELP = """\
+usage: nullsmtpd relay [-h] [--version] [--listen ADDR] [options]
+
+Tell mail servers, over the socketmap protocol, which domains accept no mail
+(null MX, RFC 7505), so that they can reply 556 to RCPT (RFC 7504), and 550 to
+MAIL from such a domain. Needs the extra: pip install 'nullsmtpd-521[relay]'
+
+{}
+
+Each option can also be set in the environment: --max-sessions as
+NULLSMTPD_MAX_SESSIONS. Precedence: flag, environment variable, default.
+Sockets that a service manager passes in (LISTEN_FDS) replace --listen.
+SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.
+Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options, or the
+extra is missing."""
 
 TABLE = {
     "listen": Option(
@@ -93,8 +107,7 @@ TABLE = {
 
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command with the arguments after ``relay``; return its exit status, see --help."""
-    parse = partial(parse_options, arguments, environment)
-    return run_server("nullsmtpd relay", arguments, help_text, parse, "nullsmtpd.relay.server")
+    return run_server("nullsmtpd relay", arguments, environment, help_text, parse_options, "nullsmtpd.relay.server")
 
 
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -109,20 +122,4 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
 
 def help_text() -> str:
     """Return what ``--help`` prints."""
-    lines = [
-        "usage: nullsmtpd relay [-h] [--version] [--listen ADDR] [options]",
-        "",
-        "Tell mail servers, over the socketmap protocol, which domains accept no mail",
-        "(null MX, RFC 7505), so that they can reply 556 to RCPT (RFC 7504), and 550 to",
-        "MAIL from such a domain. Needs the extra: pip install 'nullsmtpd-521[relay]'",
-        "",
-        *option_lines(TABLE),
-        "",
-        "Each option can also be set in the environment: --max-sessions as",
-        f"{variable('max-sessions')}. Precedence: flag, environment variable, default.",
-        "Sockets that a service manager passes in (LISTEN_FDS) replace --listen.",
-        "SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.",
-        "Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options, or the",
-        "extra is missing.",
-    ]
-    return "\n".join(lines)
+    return _HELP.format("\n".join(option_lines(TABLE)))

@@ -3,7 +3,6 @@
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from nullsmtpd.cli.arguments import (
     COMMON_OPTIONS,
@@ -16,7 +15,6 @@ from nullsmtpd.cli.arguments import (
     read_options,
     seconds,
     shown,
-    variable,
 )
 from nullsmtpd.cli.command import run_server
 from nullsmtpd.responder.options import Options
@@ -46,6 +44,21 @@ def _domain(text: str) -> str:
         raise ValueError("is not a domain name; give labels of letters, digits and hyphens, separated by dots")
     return text
 
+
+_HELP = """\
+usage: nullsmtpd [-h] [--version] [--listen ADDR] [--mode MODE] [options]
+       nullsmtpd check [HOST[:PORT]] ...  does a host refuse mail properly?
+       nullsmtpd relay [options]          tell relays which domains take no mail
+
+Answer every connection with one line that says that this host does not accept
+mail (RFC 7504), and close it. check and relay have a --help of their own.
+
+{}
+
+Each option can also be set in the environment: --max-lingering as
+NULLSMTPD_MAX_LINGERING. Precedence: flag, environment variable, default.
+SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.
+Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options."""
 
 TABLE = {
     "listen": Option(
@@ -110,8 +123,7 @@ TABLE = {
 
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command; return its exit status, see ``--help``."""
-    parse = partial(parse_options, arguments, environment)
-    return run_server("nullsmtpd", arguments, help_text, parse, "nullsmtpd.responder.server")
+    return run_server("nullsmtpd", arguments, environment, help_text, parse_options, "nullsmtpd.responder.server")
 
 
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
@@ -141,19 +153,4 @@ def _default_hostname() -> str:
 
 def help_text() -> str:
     """Return what ``--help`` prints."""
-    lines = [
-        "usage: nullsmtpd [-h] [--version] [--listen ADDR] [--mode MODE] [options]",
-        "       nullsmtpd check [HOST[:PORT]] ...  does a host refuse mail properly?",
-        "       nullsmtpd relay [options]          tell relays which domains take no mail",
-        "",
-        "Answer every connection with one line that says that this host does not accept",
-        "mail (RFC 7504), and close it. check and relay have a --help of their own.",
-        "",
-        *option_lines(TABLE),
-        "",
-        "Each option can also be set in the environment: --max-lingering as",
-        f"{variable('max-lingering')}. Precedence: flag, environment variable, default.",
-        "SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.",
-        "Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options.",
-    ]
-    return "\n".join(lines)
+    return _HELP.format("\n".join(option_lines(TABLE)))

@@ -5,7 +5,8 @@ import grp
 import os
 import pwd
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 __all__ = ["Account", "AccountError", "PrivilegeError", "drop_privileges", "find_account"]
 
@@ -18,12 +19,7 @@ class Account(NamedTuple):
 
 
 class AccountError(LookupError):
-    """There is no such account: ``kind`` is ``user`` or ``group``, ``value`` its name, and the message the reason."""
-
-    def __init__(self, kind: str, value: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.value = value
+    """There is no such account; the arguments are ``user`` or ``group``, its name, and the reason."""
 
 
 class PrivilegeError(OSError):
@@ -36,33 +32,26 @@ def find_account(user: str | None, group: str | None) -> Account:
     Raises `AccountError` for an unknown name, and for a number without an entry when no group is given: the group would
     remain that of root.
     """
-    gid = None if group is None else _gid(group)
+    gid = None if group is None else _number("group", group, grp.getgrnam)
     if user is None:
         return Account(None, gid)
-    try:
-        entry = pwd.getpwuid(_number("user", user)) if user.isdigit() else pwd.getpwnam(user)
-    except KeyError:
-        if not user.isdigit():
-            raise AccountError("user", user, "does not exist; give a name or a number") from None
-        if gid is None:
+    uid = _number("user", user, pwd.getpwnam)
+    if gid is None:
+        try:
+            gid = (pwd.getpwuid(uid) if user.isdigit() else pwd.getpwnam(user)).pw_gid
+        except KeyError:
             raise AccountError("user", user, "has no entry in the user database; give --group too") from None
-        return Account(_number("user", user), gid)
-    return Account(entry.pw_uid, entry.pw_gid if gid is None else gid)
+    return Account(uid, gid)
 
 
-def _gid(group: str) -> int:
-    if group.isdigit():
-        return _number("group", group)
+def _number(kind: str, name: str, find: Callable[[str], Sequence[Any]]) -> int:
     try:
-        return grp.getgrnam(group).gr_gid
+        number = int(name if name.isdigit() else find(name)[2])
     except KeyError:
-        raise AccountError("group", group, "does not exist; give a name or a number") from None
-
-
-def _number(kind: str, text: str) -> int:
+        raise AccountError(kind, name, "does not exist; give a name or a number") from None
     # 2**32 - 1 is -1, which means "unchanged" to the system calls.
-    if (number := int(text)) >= 2**32 - 1:
-        raise AccountError(kind, text, "is beyond the range of account numbers; give one below 4294967295")
+    if number >= 2**32 - 1:
+        raise AccountError(kind, name, "is beyond the range of account numbers; give one below 4294967295")
     return number
 
 
@@ -76,7 +65,7 @@ def drop_privileges(account: Account) -> None:
         return
     try:
         if gid is not None:
-            _set_groups(gid)
+            os.setgroups([gid])
             os.setgid(gid)
         if uid is not None:
             os.setuid(uid)
@@ -84,16 +73,6 @@ def drop_privileges(account: Account) -> None:
         raise PrivilegeError(error.errno, error.strerror) from None
     if not _is(account) or (gid is not None and os.getgroups() != [gid]) or (uid and _can_regain_root()):
         raise PrivilegeError(errno.EPERM, "the change did not take effect")
-
-
-def _set_groups(gid: int) -> None:
-    try:
-        os.setgroups([gid])
-    except PermissionError:
-        if os.geteuid():
-            raise
-        reason = "root may not call setgroups(2) here, as in a user namespace that denies it, user_namespaces(7)"
-        raise PrivilegeError(errno.EPERM, reason) from None
 
 
 def _is(account: Account) -> bool:

@@ -1,9 +1,10 @@
 """Listening sockets: addresses as operators write them, and the sockets bound to them."""
 
+import contextlib
 import errno
-import os
 import re
 import socket
+import sys
 from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,14 +20,10 @@ _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPRO
 
 #: accept(2), "Error handling": a pending error of the connection, not of the listener. The next accept may succeed. Not
 #: EPERM, which seccomp(2) filters return: the connection stays in the queue, and epoll would report it again at once.
-CONNECTION_ERRNOS = frozenset(
-    number
-    for name in (
-        *("ECONNABORTED", "EINTR", "ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH"),
-        *("EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET"),
-    )
-    if (number := getattr(errno, name, None)) is not None
-)
+CONNECTION_ERRNOS = {errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ENOPROTOOPT, errno.ETIMEDOUT}
+CONNECTION_ERRNOS |= {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EOPNOTSUPP}
+if sys.platform == "linux":
+    CONNECTION_ERRNOS.add(errno.ENONET)
 
 #: Seconds without accepting when file descriptors or memory have run out, while clients keep their place in the accept
 #: queue.
@@ -115,15 +112,10 @@ def format_sockaddr(sockaddr: tuple[Any, ...]) -> str:
     if "." in host:
         host = host.removeprefix("::ffff:")
     if more and (scope := more[-1]):
-        host = f"{host}%{_interface(scope)}"
+        with contextlib.suppress(OSError):  # an interface removed meanwhile, or no file descriptor left to ask with
+            scope = socket.if_indextoname(scope)
+        host = f"{host}%{scope}"
     return _format(host, port)
-
-
-def _interface(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # removed meanwhile, or no file descriptor left to ask with
-        return str(index)
 
 
 def bind(address: Address, backlog: int, *, reuse_port: bool = False) -> list[socket.socket]:
@@ -142,62 +134,53 @@ def bind(address: Address, backlog: int, *, reuse_port: bool = False) -> list[so
         except OSError as error:
             # Port 0: the port that the kernel chose for the first family may be taken in the second.
             if error.errno != errno.EADDRINUSE or not tries:
-                raise ListenError(error.errno, error.strerror, str(address)) from error
+                reason = str(error.strerror).partition(" (")[0]  # create_server() appends the address
+                raise ListenError(error.errno, reason, str(address)) from error
 
 
 def _bind_all(address: Address, backlog: int, *, reuse_port: bool) -> list[socket.socket]:
     listeners: list[socket.socket] = []
-    refusal: OSError | None = None
-    try:
-        for family, (host, _, *more) in _resolve(address.host):
-            port = listeners[0].getsockname()[1] if listeners else address.port
+    refusal = OSError()
+    with contextlib.ExitStack() as opened:
+        for family, (host, port, *more) in _resolve(address):
+            same_port = listeners[0].getsockname()[1] if listeners else port
+            sockaddr = (host, same_port, *more)
             try:
-                listeners.append(_listen(family, (host, port, *more), backlog, reuse_port=reuse_port))
+                listener = socket.create_server(sockaddr, family=family, backlog=backlog, reuse_port=reuse_port)
             except OSError as error:
                 if error.errno not in _NO_SUCH_FAMILY:
                     raise
                 refusal = error
-        if refusal and not listeners:
+            else:
+                listener.setblocking(False)
+                listeners.append(opened.enter_context(listener))
+        if not listeners:
             raise refusal
-    except OSError:
-        for listener in listeners:
-            listener.close()
-        raise
+        opened.pop_all()
     return listeners
 
 
-def _resolve(host: str | None) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    """Return the families and addresses of a host, with port 0, and for IPv6 flow and scope."""
+def _resolve(address: Address) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """Return each family and socket address; those of IPv6 have flow and scope after the port."""
+    host, port = address
     if host is None:
-        return [(socket.AF_INET, ("0.0.0.0", 0)), (socket.AF_INET6, ("::", 0))]  # noqa: S104 - what :PORT asks for
+        return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port))]  # noqa: S104 - what :PORT asks for
     # As octets: a str would be encoded as an IDN, which loads half a megabyte of tables.
-    found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
-
-
-def _listen(family: int, sockaddr: tuple[Any, ...], backlog: int, *, reuse_port: bool) -> socket.socket:
-    try:
-        listener = socket.create_server(sockaddr, family=family, backlog=backlog, reuse_port=reuse_port)
-    except OSError as error:  # with the address in its text, which the message has already
-        raise OSError(error.errno, os.strerror(error.errno or 0)) from None
-    listener.setblocking(False)
-    return listener
 
 
 def pause_accepting(
     loop: "asyncio.AbstractEventLoop", listener: socket.socket, accept: Callable[[socket.socket], object]
 ) -> None:
     """Stop calling ``accept``, the reader of ``listener``, for `CAPACITY_PAUSE` or until epoll has room for it."""
+
+    def resume() -> None:
+        try:
+            if listener.fileno() >= 0:  # not closed meanwhile
+                loop.add_reader(listener, accept, listener)
+        except OSError:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
+            pause_accepting(loop, listener, accept)
+
     loop.remove_reader(listener)
-    loop.call_later(CAPACITY_PAUSE, _resume_accepting, loop, listener, accept)
-
-
-def _resume_accepting(
-    loop: "asyncio.AbstractEventLoop", listener: socket.socket, accept: Callable[[socket.socket], object]
-) -> None:
-    if listener.fileno() < 0:  # closed meanwhile
-        return
-    try:
-        loop.add_reader(listener, accept, listener)
-    except OSError:  # epoll_ctl(2): ENOMEM, or ENOSPC at fs.epoll.max_user_watches
-        pause_accepting(loop, listener, accept)
+    loop.call_later(CAPACITY_PAUSE, resume)

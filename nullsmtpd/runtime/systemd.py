@@ -28,7 +28,8 @@ def inherited_listeners(environment: MutableMapping[str, str], *, unix: bool = F
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()):
         if count:
-            log("listen-fds-ignored", listen_pid=pid, pid=os.getpid(), reason="passed to another process, see exec(1)")
+            reason = "passed to another process: start nullsmtpd without a wrapper that forks"
+            log("listen-fds-ignored", listen_pid=pid, pid=os.getpid(), reason=reason)
         return []
     if not re.fullmatch("[0-9]{1,9}", count):
         raise ListenError(errno.EINVAL, f"{count[:20]!a} is not a number of sockets", "LISTEN_FDS")
@@ -36,21 +37,21 @@ def inherited_listeners(environment: MutableMapping[str, str], *, unix: bool = F
 
 
 def _adopt(descriptor: int, *, unix: bool) -> socket.socket:
-    kind, stream = ("TCP or Unix", "a port or a path") if unix else ("TCP", "a port")
+    families = {socket.AF_INET, socket.AF_INET6, *([socket.AF_UNIX] if unix else [])}
+    kind = "TCP or Unix" if unix else "TCP"
     reason: str | None = f"not a listening {kind} socket"
     try:
         listener = socket.socket(fileno=descriptor)
-        is_tcp = listener.family in {socket.AF_INET, socket.AF_INET6}
-        is_valid = (is_tcp or (unix and listener.family == socket.AF_UNIX)) and listener.type == socket.SOCK_STREAM
-        if is_valid and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        is_stream = listener.family in families and listener.type == socket.SOCK_STREAM
+        if is_stream and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             listener.set_inheritable(False)
             listener.setblocking(False)
-            if is_tcp:
+            if listener.family != socket.AF_UNIX:
                 reset_options(listener)
             return listener
     except OSError as error:
         reason = error.strerror
-    hint = f"pass listening {kind} sockets, ListenStream= with {stream}"
+    hint = f"pass listening {kind} sockets, with ListenStream="
     raise ListenError(errno.EINVAL, f"descriptor {descriptor}: {reason}; {hint}", "LISTEN_FDS")
 
 

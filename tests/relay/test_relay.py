@@ -453,7 +453,7 @@ def test_the_socket_of_a_running_process_is_taken(start: Start, dns_server: Name
     assert result.returncode == 1
     assert result.stderr == (
         f"nullsmtpd relay: --listen unix:{path}: taken: another process answers there; "
-        "stop the program that uses it, or choose another path\n"
+        "stop the program that uses it, or choose another address\n"
     )
     with unix_socket(path) as client:
         assert ask(client, "null.example") == [REFUSAL]

@@ -241,18 +241,15 @@ def test_a_listener_that_another_holder_shuts_down_ends_the_process(tmp_path: Pa
 
 
 def test_sockets_passed_through_a_wrapper_that_forks_are_explained() -> None:
-    """LISTEN_PID names the wrapper: the port is taken, by the very socket that was passed."""
+    """LISTEN_PID names the wrapper: the port is taken, by the very socket that was passed, and the log tells why."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = "{}:{}".format(*listener.getsockname())
         env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
         run = run_cli("--listen", address, env=env)
     ignored, message = run.stderr.splitlines()
     assert run.returncode == 1
-    assert re.search(rf" listen-fds-ignored listen_pid={os.getpid()} pid=\d+ ", ignored)
-    assert message.startswith(f"nullsmtpd: --listen {address}: Address already in use; sockets were passed in, but to ")
-    assert f"process {os.getpid()} (LISTEN_PID)" in message
-    assert "wrapper that forks" in message
-    assert "stop the program" not in message
+    assert re.search(rf" listen-fds-ignored listen_pid={os.getpid()} pid=\d+ .* without a wrapper that forks", ignored)
+    assert message.startswith(f"nullsmtpd: --listen {address}: Address already in use; ")
 
 
 def test_a_shell_that_forks_is_such_a_wrapper() -> None:
@@ -265,7 +262,7 @@ def test_a_shell_that_forks_is_such_a_wrapper() -> None:
             command, pass_fds=[listener.fileno()], capture_output=True, text=True, check=False, timeout=PATIENCE
         )
     assert run.returncode == 1
-    assert "start nullsmtpd without a wrapper that forks" in run.stderr.splitlines()[-1]
+    assert "start nullsmtpd without a wrapper that forks" in run.stderr.splitlines()[0]
 
 
 def test_a_wrapper_that_executes_is_none(tmp_path: Path) -> None:

@@ -57,16 +57,16 @@ def test_a_host_without_ipv6_is_no_error_for_all_addresses(monkeypatch: pytest.M
 
 def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel chose for IPv4 may be taken in IPv6; the next choice is tried, and nothing stays bound."""
-    real_listen = sockets._listen
+    real = socket.create_server
     refusals: list[int] = []
 
-    def taken_once(family: int, sockaddr: tuple[Any, ...], *given: object, **named: object) -> socket.socket:
+    def taken_once(sockaddr: tuple[Any, ...], *, family: int, **named: Any) -> socket.socket:  # noqa: ANN401
         if family == socket.AF_INET6 and not refusals:
             refusals.append(sockaddr[1])
             raise OSError(errno.EADDRINUSE, "Address already in use")
-        return real_listen(family, sockaddr, *given, **named)  # type: ignore[arg-type]
+        return real(sockaddr, family=family, **named)
 
-    monkeypatch.setattr(sockets, "_listen", taken_once)
+    monkeypatch.setattr(socket, "create_server", taken_once)
     assert len(closed(bind(Address(None, 0), 16))) == 2
     assert len(refusals) == 1
     closed(bind(Address(None, refusals[0]), 16))
@@ -75,7 +75,7 @@ def test_a_port_taken_in_the_second_family_makes_port_0_try_another(monkeypatch:
 def test_without_a_port_that_is_free_in_both_families_the_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is that of the last try."""
     in_use = OSError(errno.EADDRINUSE, "Address already in use")
-    monkeypatch.setattr(sockets, "_listen", Mock(side_effect=in_use))
+    monkeypatch.setattr(socket, "create_server", Mock(side_effect=in_use))
     assert refusal(Address(None, 0)).errno == errno.EADDRINUSE
 
 
