@@ -51,12 +51,7 @@ go to, and report what the sender of a message experiences.
 exit status:
   0  all good: mail is refused at once, and nothing published contradicts that
   1  not good, or the check cannot run
-  2  invalid options or environment
-
-Nagios and Icinga take 1 for WARNING and 2 for CRITICAL. A command_line that
-makes a bad host CRITICAL, with "negate" of the monitoring plugins:
-  negate -w CRITICAL /usr/bin/nullsmtpd check $HOSTADDRESS$
-The output has no vertical bar, where performance data would begin."""
+  2  invalid options or environment"""
 
 
 def _port(text: str) -> int:

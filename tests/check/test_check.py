@@ -395,11 +395,12 @@ def test_help_version_and_the_forms_of_a_host(text: str) -> None:
     assert run_cli("check", "--version").stdout == f"nullsmtpd {nullsmtpd.__version__}\n"
 
 
-def test_nagios_takes_a_bad_host_for_critical_with_the_command_of_the_help(server: Server) -> None:
+def test_nagios_takes_a_bad_host_for_critical_with_the_command_of_the_man_page(server: Server) -> None:
     """And nothing of what a server sends is performance data to it: no output has a vertical bar."""
     negate = Path("/usr/lib/nagios/plugins/negate")
     require(negate.exists(), "monitoring-plugins-basic")
-    command = re.search(r"^  negate (.*) /usr/bin/nullsmtpd check ", run_cli("check", "--help").stdout, re.MULTILINE)
+    page = Path(__file__).parents[2] / "deploy/man/nullsmtpd-check.1"
+    command = re.search(r"^\.Dl negate (.*) nullsmtpd check ", page.read_text(), re.MULTILINE)
     assert command
     server.deeds = [b"521 a|b=1\r\n", FIN]
     for options, status in (([], 0), (["--json"], 0), (["--mode", "mail"], 2)):
