@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 from collections import OrderedDict
@@ -23,6 +24,10 @@ REQUEST_TIMEOUT = 10.0
 #: Seconds without a request. Postfix closes a connection after 10 seconds. Sendmail keeps it as long as its own client
 #: stays, which may be silent for an hour (Timeout.command), and defers the next recipient if it is closed.
 IDLE_TIMEOUT = 3600.0
+
+#: Seconds between two searches for clients past their deadlines. Timers for each request would take a third of its CPU
+#: time.
+CHECK_INTERVAL = 5.0
 
 #: The last reply to a client that sent no netstring, and the seconds and octets of input for which its connection stays
 #: open. Closing it earlier, with unread input, would reset it, and the client would lose the message.
@@ -80,6 +85,7 @@ class Client:
     def __init__(self, clients: "Clients", connection: socket.socket) -> None:
         self.has_asked = False  # it has sent a complete request
         self.is_busy = False  # a reply is being made, or waits for the client to read
+        self.deadline = math.inf  # on the event loop's clock
         self._clients = clients
         self._connection = connection
         self._received = bytearray()
@@ -90,31 +96,29 @@ class Client:
         self.task.add_done_callback(self._close)  # not in the task, which may be cancelled before it begins
 
     async def _serve(self) -> None:
-        counters = self._clients.counters
         try:
             while not self._clients.is_shutting_down and (request := await self._next_request()) is not None:
                 self.is_busy = True
                 self._clients.touch(self)
+                self._set_deadline(math.inf)  # DNS queries have their own timeout
                 await self._send(await self._clients.answers.reply(request))
                 self.is_busy = False
         except NetstringError:
-            counters.malformed += 1
+            self._clients.counters.malformed += 1
             await self._reject()
-        except TimeoutError:
-            counters.evicted += 1
         except OSError:  # the client has gone
             pass
         except Exception as error:  # noqa: BLE001 - a client must not stay without a reply
             log("internal-error", exception=repr(error))
 
     async def _next_request(self) -> bytes | None:
-        """Return the next request; None when there will be no more. Raises `NetstringError` and `TimeoutError`."""
-        async with asyncio.timeout(REQUEST_TIMEOUT if self._received else IDLE_TIMEOUT) as timeout:
-            while (request := take_netstring(self._received)) is None and not self._has_ended:
-                is_first = not self._received
-                await self._read()
-                if is_first:
-                    timeout.reschedule(self._loop.time() + REQUEST_TIMEOUT)
+        """Return the next request; None when there will be no more. Raises `NetstringError` and `OSError`."""
+        self._set_deadline(REQUEST_TIMEOUT if self._received else IDLE_TIMEOUT)
+        while (request := take_netstring(self._received)) is None and not self._has_ended:
+            is_first = not self._received
+            await self._read()
+            if is_first:
+                self._set_deadline(REQUEST_TIMEOUT)
         return request
 
     async def _read(self) -> None:
@@ -141,20 +145,23 @@ class Client:
         self._input.set()
 
     async def _send(self, reply: bytes) -> None:
-        async with asyncio.timeout(REQUEST_TIMEOUT):
-            await self._loop.sock_sendall(self._connection, netstring(reply))
+        self._set_deadline(REQUEST_TIMEOUT)
+        await self._loop.sock_sendall(self._connection, netstring(reply))
 
     async def _reject(self) -> None:
         """Reply to malformed input, half-close, and discard what the client sends until it has read that."""
         discarded = 0
-        with contextlib.suppress(OSError):  # includes TimeoutError
+        with contextlib.suppress(OSError):
             await self._send(MALFORMED)
             self._connection.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(DRAIN_TIMEOUT):
-                while not self._has_ended and discarded <= MAX_DRAIN_OCTETS:
-                    self._received.clear()
-                    await self._read()
-                    discarded += len(self._received)
+            self._set_deadline(DRAIN_TIMEOUT)
+            while not self._has_ended and discarded <= MAX_DRAIN_OCTETS:
+                self._received.clear()
+                await self._read()
+                discarded += len(self._received)
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.deadline = self._loop.time() + seconds
 
     def _close(self, _: asyncio.Task[None]) -> None:
         self._loop.remove_reader(self._connection)
@@ -179,6 +186,7 @@ class Clients:
         self.is_shutting_down = False
         self._limit = limit
         self._members: OrderedDict[Client, None] = OrderedDict()  # by their last request, or when they connected
+        self._evict_overdue()
 
     def __len__(self) -> int:
         """Return how many clients are connected."""
@@ -193,9 +201,7 @@ class Clients:
                 self.counters.refused += 1
                 connection.close()
                 return
-            self.counters.evicted += 1
-            evicted.task.cancel()
-            self.remove(evicted)
+            self._evict(evicted)
         self.counters.sessions += 1
         self._members[Client(self, connection)] = None
 
@@ -207,6 +213,19 @@ class Clients:
     def remove(self, client: Client) -> None:
         """Remove a client that is in it or not."""
         self._members.pop(client, None)
+
+    def _evict_overdue(self) -> None:
+        """Evict clients past their deadlines, now and from now on."""
+        loop = asyncio.get_running_loop()
+        for client in tuple(self._members):
+            if client.deadline <= loop.time():
+                self._evict(client)
+        loop.call_later(CHECK_INTERVAL, self._evict_overdue)
+
+    def _evict(self, client: Client) -> None:
+        self.counters.evicted += 1
+        client.task.cancel()
+        self.remove(client)
 
     async def shut_down(self) -> None:
         """Close all connections after the reply to the request under way; those after it are not answered."""
