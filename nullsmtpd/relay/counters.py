@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from nullsmtpd.runtime.metrics import Family, build_info
+from nullsmtpd.runtime.metrics import build_info, metric
 
 __all__ = ["Counters", "Result", "families"]
 
@@ -55,11 +55,14 @@ _METRICS = {
 }
 
 
-def families(stats: Mapping[str, int]) -> list[Family]:
+def families(stats: Mapping[str, int]) -> list[str]:
     """Return the metrics of the relay's side."""
     by_result = [({"result": str(result)}, stats[result]) for result in Result]
-    metrics = [Family("nullsmtpd_relay_requests_total", "counter", "Requests by result.", by_result)]
-    for name, text in _METRICS.items():
-        kind = "counter" if name.endswith("_total") else "gauge"
-        metrics.append(Family(f"nullsmtpd_relay_{name}", kind, text, [({}, stats[name.removesuffix("_total")])]))
-    return [*metrics, build_info()]
+    return [
+        metric("nullsmtpd_relay_requests_total", "Requests by result.", by_result),
+        *(
+            metric(f"nullsmtpd_relay_{name}", text, stats[name.removesuffix("_total")])
+            for name, text in _METRICS.items()
+        ),
+        build_info(),
+    ]

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Mapping
 
-from nullsmtpd.runtime.metrics import Family, build_info
+from nullsmtpd.runtime.metrics import build_info, metric
 
 __all__ = ["families"]
 
@@ -25,13 +25,13 @@ _GAUGES = {
 _EXPECTED_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-def families(stats: Mapping[str, int], accept_errors: Mapping[int, int], mode: str) -> list[Family]:
+def families(stats: Mapping[str, int], accept_errors: Mapping[int, int], mode: str) -> list[str]:
     """Return the responder's own metrics; no label tells an address."""
     errors = dict.fromkeys(_EXPECTED_ERRNOS, 0) | dict(accept_errors)
     by_errno = [({"errno": errno.errorcode.get(number, str(number))}, count) for number, count in errors.items()]
     return [
-        *(Family(f"nullsmtpd_{name}_total", "counter", text, [({}, stats[name])]) for name, text in _TOTALS.items()),
-        Family("nullsmtpd_accept_errors_total", "counter", "Failed accepts by errno.", by_errno),
-        *(Family(f"nullsmtpd_{name}", "gauge", text, [({}, stats[name])]) for name, text in _GAUGES.items()),
+        *(metric(f"nullsmtpd_{name}_total", text, stats[name]) for name, text in _TOTALS.items()),
+        metric("nullsmtpd_accept_errors_total", "Failed accepts by errno.", by_errno),
+        *(metric(f"nullsmtpd_{name}", text, stats[name]) for name, text in _GAUGES.items()),
         build_info(mode=mode),
     ]

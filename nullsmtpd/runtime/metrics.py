@@ -6,20 +6,20 @@ as much of them as a scrape takes: GET and HEAD of one resource, one request per
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 from nullsmtpd import __version__
 from nullsmtpd.runtime.log import log
 from nullsmtpd.runtime.sockets import Address, bind, local_address, pause_accepting
 
-__all__ = ["Family", "build_info", "serve_metrics"]
+__all__ = ["build_info", "metric", "serve_metrics"]
 
 #: Readers at once, with one descriptor each: a pair of Prometheus servers, and an operator's curl beside them.
 MAX_READERS = 4
@@ -35,75 +35,61 @@ MAX_REQUEST_OCTETS = 8192
 SEND_BUFFER_OCTETS = 1 << 16
 
 _END_OF_HEAD = b"\r\n\r\n"
-# RFC 9112 §3.2.1 and §3.2.2: a path and a query, in absolute-form after a scheme and a host.
-_REQUEST_LINE = re.compile(rb"([^ ]+) (?:(?i:http)://[^/? ]*)?([^? ]*)(?:\?[^ ]*)? HTTP/1\.[0-9]")
+# RFC 9112 §2.2: after an empty line; §3.2.1 and §3.2.2: a path and a query, in absolute-form after a scheme and a host.
+_REQUEST_LINE = re.compile(
+    rb"(?:\r\n)?([^ \r\n]+) (?:(?i:http)://[^/? \r\n]*)?([^? \r\n]*)(?:\?[^ \r\n]*)? HTTP/1\.[0-9]\r\n"
+)
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Family(NamedTuple):
-    """One metric: its whole ``name``, its ``kind`` (``counter`` or ``gauge``), and its samples: labels and value.
+def metric(name: str, text: str, value: float | Sequence[tuple[Mapping[str, str], float]]) -> str:
+    """Return one metric in the text format: a counter if its ``name`` ends in ``_total``, or else a gauge.
 
-    Labels are the program's own words, without a quotation mark, a backslash or a line break.
+    ``text``: what it is. ``value``: a number, or one for each set of labels, which are the program's own words, without
+    a quotation mark, a backslash or a line break.
     """
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}"]
+    for labels, number in [({}, value)] if isinstance(value, (int, float)) else value:
+        pairs = ",".join(f'{key}="{label}"' for key, label in labels.items())
+        lines.append(f"{name}{{{pairs}}} {number}" if pairs else f"{name} {number}")
+    return "\n".join(lines) + "\n"
 
-    name: str
-    kind: str
-    help: str
-    samples: Sequence[tuple[dict[str, str], float]]
 
-
-def build_info(**labels: str) -> Family:
+def build_info(**labels: str) -> str:
     """Return the metric that has the versions as labels, beside ``labels``."""
     from uvloop._version import __version__ as uvloop_version
 
     python = ".".join(map(str, sys.version_info[:3]))
     labels = {"version": __version__, **labels, "python": python, "uvloop": uvloop_version}
-    return Family("nullsmtpd_build_info", "gauge", "Versions, as labels; the value is 1.", [(labels, 1)])
+    return metric("nullsmtpd_build_info", "Versions, as labels; the value is 1.", [(labels, 1)])
 
 
-def _exposition(families: Iterable[Family]) -> str:
-    lines = []
-    for name, kind, text, samples in families:
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for labels, value in samples:
-            pairs = ",".join(f'{key}="{label}"' for key, label in labels.items())
-            lines.append(f"{name}{{{pairs}}} {value}" if pairs else f"{name} {value}")
-    return "\n".join(lines) + "\n"
+def _process_metrics() -> list[str]:
+    """Return the usual ``process_`` metrics, proc(5). Raises `OSError` without /proc, or without a file descriptor."""
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 - as octets: there is no codec left to load
+        stat = file.read().rpartition(b")")[2].split()  # from the third field, ``state``, on
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ticks = os.sysconf("SC_CLK_TCK")
+    cpu = (int(stat[11]) + int(stat[12])) / ticks
+    files = len(os.listdir("/proc/self/fd")) - 1  # without the directory itself
+    resident = int(stat[21]) * resource.getpagesize()
+    metrics = [
+        ("cpu_seconds_total", "Total user and system CPU time spent in seconds.", cpu),
+        ("open_fds", "Number of open file descriptors.", files),
+        ("max_fds", "Maximum number of open file descriptors.", soft),
+        ("virtual_memory_bytes", "Virtual memory size in bytes.", int(stat[20])),
+        ("resident_memory_bytes", "Resident memory size in bytes.", resident),
+        ("start_time_seconds", "Start time in seconds since the epoch.", _boot_time() + int(stat[19]) / ticks),
+    ]
+    return [metric(f"process_{name}", text, value) for name, text, value in metrics]
 
 
-class _ProcessMetrics:
-    """The usual ``process_`` metrics, proc(5)."""
-
-    def __init__(self) -> None:
-        self._ticks = os.sysconf("SC_CLK_TCK")
-        started = float(_stat()[19]) / self._ticks
-        self._start_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
-
-    def families(self) -> list[Family]:
-        stat = _stat()
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        cpu = (int(stat[11]) + int(stat[12])) / self._ticks
-        files = len(os.listdir("/proc/self/fd")) - 1  # without the directory itself
-        limit = float("inf") if soft == resource.RLIM_INFINITY else soft
-        resident = int(stat[21]) * resource.getpagesize()
-        metrics = [
-            ("cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", cpu),
-            ("open_fds", "gauge", "Number of open file descriptors.", files),
-            ("max_fds", "gauge", "Maximum number of open file descriptors.", limit),
-            ("virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", int(stat[20])),
-            ("resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident),
-            ("start_time_seconds", "gauge", "Start time in seconds since the epoch.", self._start_time),
-        ]
-        return [Family(f"process_{name}", kind, text, [({}, value)]) for name, kind, text, value in metrics]
+@functools.cache  # a start time that changed with the clock would stand for a restart
+def _boot_time() -> float:
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _stat() -> list[str]:
-    """Return the fields of /proc/self/stat from the third, ``state``, on."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:  # noqa: PTH123
-        return stat.read().rpartition(")")[2].split()
-
-
-def serve_metrics(loop: asyncio.AbstractEventLoop, address: Address, collect: Callable[[], list[Family]]) -> None:
+def serve_metrics(loop: asyncio.AbstractEventLoop, address: Address, collect: Callable[[], list[str]]) -> None:
     """Serve what ``collect`` returns, and the ``process_`` metrics, at ``/metrics``, until the process ends.
 
     Raises `ListenError`.
@@ -122,13 +108,9 @@ class _Server:
     the connection closed at once: the send buffer has room for all of it, so a slow reader keeps no descriptor.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, collect: Callable[[], list[Family]]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, collect: Callable[[], list[str]]) -> None:
         self._loop = loop
         self._collect = collect
-        self._process: _ProcessMetrics | None = None
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # a chroot(2) without /proc
-                self._process = _ProcessMetrics()
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}  # of the readers, by age
 
     # Not create_server(): without file descriptors libuv would close connections unanswered, or be busy failing.
@@ -165,8 +147,7 @@ class _Server:
         connection.close()
 
     def _response(self, request: bytes) -> bytes:
-        line = request.removeprefix(b"\r\n").partition(b"\r\n")[0]  # RFC 9112 §2.2: an empty line may precede
-        parsed = _REQUEST_LINE.fullmatch(line)
+        parsed = _REQUEST_LINE.match(request)
         method, path = parsed.groups() if parsed else (b"", b"")
         if _END_OF_HEAD not in request:
             status = "431 Request Header Fields Too Large"
@@ -187,8 +168,7 @@ class _Server:
         return "\r\n".join(lines).encode("ascii")
 
     def _metrics(self) -> str:
-        families = self._collect()
-        if self._process is not None:
-            with contextlib.suppress(OSError):  # no file descriptor left to read /proc with
-                families += self._process.families()
-        return _exposition(families)
+        metrics = self._collect()
+        with contextlib.suppress(OSError):  # the other metrics are there without these
+            metrics += _process_metrics()
+        return "".join(metrics)
