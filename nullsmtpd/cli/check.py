@@ -15,8 +15,6 @@ from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.probe import MAX_PORT, NO_FAMILY, TIMEOUT, Probe, probe, run_all, tasks_for
 from nullsmtpd.cli.arguments import Option, UsageError, boolean, option_lines, positive_seconds, read_options
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
-from nullsmtpd.nullmx import MissingExtraError, domain_of, load_extra, resolver_address
-from nullsmtpd.runtime.event_loop import import_without_openssl
 from nullsmtpd.runtime.sockets import parse_address, parse_target
 
 if TYPE_CHECKING:
@@ -67,6 +65,23 @@ def _hosts_of(entry: str) -> tuple[tuple[str, int], ...]:
     return tuple((name, port) for name in (_LOOPBACK.values() if host is None else [_LOOPBACK.get(host, host)]))
 
 
+# The modules of a domain check would make a health check a fifth slower.
+def _domain(text: str) -> str:
+    from nullsmtpd.nullmx import MissingExtraError, domain_of, load_extra
+
+    try:
+        load_extra()
+        return domain_of(text)
+    except MissingExtraError as error:
+        raise UsageError(str(error)) from None
+
+
+def _resolver(text: str) -> tuple[str, int]:
+    from nullsmtpd.nullmx import resolver_address
+
+    return resolver_address(text)
+
+
 _TIMEOUT_HELP = f"for one address, and for one DNS query (default: {TIMEOUT:g}; as a health check {BUDGET:g} in all)"
 
 TABLE = {
@@ -74,12 +89,12 @@ TABLE = {
     "early": Option("", "no", "send EHLO and MAIL before the greeting; the same reply is due", boolean),
     "mode": Option("MODE", "", "how HOST refuses: close (the default), session or mail", known_mode),
     "json": Option("", "no", "print one line of JSON", boolean),
-    "domain": Option("NAME...", "", "check these domains; needs the extra [relay]", domain_of, lists=True),
+    "domain": Option("NAME...", "", "check these domains; needs the extra [relay]", _domain, lists=True),
     "sends": Option("", "no", "the domains send mail, even if no SPF record says so", boolean),
     "strict": Option("", "no", "advice about a domain makes it bad, too", boolean),
     "allow-private": Option("", "no", "treat addresses that are not on the public Internet like all others", boolean),
     "port": Option("PORT", "", f"for --domain and each HOST without a port (default: {_SMTP_PORT})", _port),
-    "resolver": Option("ADDR[:PORT]", "", "the name server for --domain (default: /etc/resolv.conf)", resolver_address),
+    "resolver": Option("ADDR[:PORT]", "", "the name server for --domain (default: /etc/resolv.conf)", _resolver),
 }
 
 #: What a health check takes from the environment, by `read_options`.
@@ -127,12 +142,7 @@ def _report(results: "Iterable[Probe | DomainReport]", *, as_json: bool) -> int:
 
 def _read_options(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options, and each HOST as text in "". Raises `UsageError`, also for an option without any effect."""
-    try:
-        options = read_options(TABLE | {"": Option("HOST", "", "", lists=True)}, arguments, {})
-        if options["domain"]:
-            load_extra()
-    except MissingExtraError as error:
-        raise UsageError(str(error)) from None
+    options = read_options(TABLE | {"": Option("HOST", "", "", lists=True)}, arguments, {})
     hosts, domains = options[""], options["domain"]
     for names, needed, is_given in (
         (("resolver", "sends", "strict", "allow_private"), "--domain", domains),
@@ -158,6 +168,8 @@ def _results(options: Mapping[str, Any], environment: Mapping[str, str]) -> "Ite
     yield from run_all(tasks_for(hosts, partial(probe, mode=mode or "close", early=early, timeout=timeout)))
     if not options["domain"]:
         return
+    from nullsmtpd.runtime.event_loop import import_without_openssl
+
     import_without_openssl("asyncio")
     import asyncio
 
