@@ -29,11 +29,10 @@ IDLE_TIMEOUT = 3600.0
 #: time.
 CHECK_INTERVAL = 5.0
 
-#: The last reply to a client that sent no netstring, and the seconds and octets of input for which its connection stays
-#: open. Closing it earlier, with unread input, would reset it, and the client would lose the message.
+#: The last reply to a client that sent no netstring, and the seconds for which its input is discarded after that. With
+#: unread input a close would reset the connection, and the client would lose the message.
 MALFORMED = b"PERM malformed netstring"
 DRAIN_TIMEOUT = 5.0
-MAX_DRAIN_OCTETS = 1 << 20
 
 #: Seconds at shutdown in which requests that were sent before are still read, and seconds for clients that wait for
 #: DNS, or do not read. Container engines kill a process after 10 seconds.
@@ -41,6 +40,7 @@ SHUTDOWN_GRACE = 0.1
 SHUTDOWN_TIMEOUT = 5.0
 
 _READ_OCTETS = 4096
+_DISCARD_OCTETS = 1 << 20
 
 # https://cr.yp.to/proto/netstrings.txt: no leading zeros. It may be incomplete.
 _LENGTH = re.compile(rb"(0|[1-9][0-9]{0,3})(:|\Z)|\Z")
@@ -79,15 +79,20 @@ class Client:
     """One client: its requests are answered one after the other, and input beyond them waits in the kernel.
 
     So a client has one DNS query under way and some kilobytes of memory, however much it sends or leaves unread. To
-    cancel its ``task`` is to disconnect it.
+    cancel its ``task`` is to disconnect it. ``members``: the clients, to whose end each request moves it.
     """
 
-    def __init__(self, clients: "Clients", connection: socket.socket) -> None:
+    def __init__(
+        self, connection: socket.socket, answers: Answers, counters: Counters, members: OrderedDict["Client", None]
+    ) -> None:
         self.has_asked = False  # it has sent a complete request
         self.is_busy = False  # a reply is being made, or waits for the client to read
+        self.is_finishing = False  # no further request is answered
         self.deadline = math.inf  # on the event loop's clock
-        self._clients = clients
         self._connection = connection
+        self._answers = answers
+        self._counters = counters
+        self._members = members
         self._received = bytearray()
         self._has_ended = False  # there will be no more input
         self._input = asyncio.Event()
@@ -97,14 +102,14 @@ class Client:
 
     async def _serve(self) -> None:
         try:
-            while not self._clients.is_shutting_down and (request := await self._next_request()) is not None:
-                self.is_busy = True
-                self._clients.touch(self)
+            while not self.is_finishing and (request := await self._next_request()) is not None:
+                self.is_busy = self.has_asked = True
+                self._members.move_to_end(self)
                 self._set_deadline(math.inf)  # DNS queries have their own timeout
-                await self._send(await self._clients.answers.reply(request))
+                await self._send(await self._answers.reply(request))
                 self.is_busy = False
         except NetstringError:
-            self._clients.counters.malformed += 1
+            self._counters.malformed += 1
             await self._reject()
         except OSError:  # the client has gone
             pass
@@ -150,26 +155,24 @@ class Client:
 
     async def _reject(self) -> None:
         """Reply to malformed input, half-close, and discard what the client sends until it has read that."""
-        discarded = 0
         with contextlib.suppress(OSError):
             await self._send(MALFORMED)
             self._connection.shutdown(socket.SHUT_WR)
             self._set_deadline(DRAIN_TIMEOUT)
-            while not self._has_ended and discarded <= MAX_DRAIN_OCTETS:
+            while not self._has_ended:
                 self._received.clear()
                 await self._read()
-                discarded += len(self._received)
 
     def _set_deadline(self, seconds: float) -> None:
         self.deadline = self._loop.time() + seconds
 
     def _close(self, _: asyncio.Task[None]) -> None:
         self._loop.remove_reader(self._connection)
-        if self._clients.is_shutting_down:  # with unread input the connection would be reset, and the last reply lost
+        if self.is_finishing:  # input that was not read must not make this a reset
             with contextlib.suppress(OSError):
-                self._connection.recv(MAX_DRAIN_OCTETS)
+                self._connection.recv(_DISCARD_OCTETS)
         self._connection.close()
-        self._clients.remove(self)
+        self._members.pop(self, None)
 
 
 class Clients:
@@ -181,9 +184,8 @@ class Clients:
     """
 
     def __init__(self, answers: Answers, counters: Counters, limit: int) -> None:
-        self.answers = answers
-        self.counters = counters
-        self.is_shutting_down = False
+        self._answers = answers
+        self._counters = counters
         self._limit = limit
         self._members: OrderedDict[Client, None] = OrderedDict()  # by their last request, or when they connected
         self._evict_overdue()
@@ -198,21 +200,12 @@ class Clients:
             idle = (client for client in self._members if not client.is_busy)
             evicted = min(idle, key=lambda client: client.has_asked, default=None)
             if evicted is None:
-                self.counters.refused += 1
+                self._counters.refused += 1
                 connection.close()
                 return
             self._evict(evicted)
-        self.counters.sessions += 1
-        self._members[Client(self, connection)] = None
-
-    def touch(self, client: Client) -> None:
-        """Note that a client has sent a complete request."""
-        client.has_asked = True
-        self._members.move_to_end(client)
-
-    def remove(self, client: Client) -> None:
-        """Remove a client that is in it or not."""
-        self._members.pop(client, None)
+        self._counters.sessions += 1
+        self._members[Client(connection, self._answers, self._counters, self._members)] = None
 
     def _evict_overdue(self) -> None:
         """Evict clients past their deadlines, now and from now on."""
@@ -223,17 +216,17 @@ class Clients:
         loop.call_later(CHECK_INTERVAL, self._evict_overdue)
 
     def _evict(self, client: Client) -> None:
-        self.counters.evicted += 1
+        self._counters.evicted += 1
         client.task.cancel()
-        self.remove(client)
+        del self._members[client]
 
     async def shut_down(self) -> None:
         """Close all connections after the reply to the request under way; those after it are not answered."""
         if not self._members:
             return
         await asyncio.sleep(SHUTDOWN_GRACE)
-        self.is_shutting_down = True
         for client in self._members:
+            client.is_finishing = True
             if not client.is_busy:
                 client.task.cancel()
         with contextlib.suppress(TimeoutError):
