@@ -14,13 +14,12 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from pathlib import Path
 from socket import SocketType
 from typing import NamedTuple
 
+from bench.measure import percentiles
 from bench.outcomes import ANSWERED, GREETING, Ending, Outcome, Script, classify, is_whole
-from bench.stats import percentiles
 
 #: linux/in.h: connect() chooses the port, by the whole 4-tuple.
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -52,7 +51,6 @@ class Plan(NamedTuple):
     """What the generator does."""
 
     targets: tuple[tuple[str, int], ...]  # literal addresses of one family, taken in turn
-    family: int = int(socket.AF_INET)
     clients: int = 0  # closed loop: each opens its next connection when the last has ended; 0: open loop
     rate: float = 0.0  # open loop: connections a second, evenly spaced
     connections: int = 1_000_000  # the most to start
@@ -62,21 +60,51 @@ class Plan(NamedTuple):
     max_open: int = 1000  # open connections, so that an overloaded server does not fill the generator's memory
 
 
-@dataclass
-class Tally:
-    """What the clients saw. Times in seconds."""
+def run(plan: Plan, report: Callable[[Counter[Outcome]], object] = lambda _: None) -> "Run":
+    """Carry out the plan and return what came of it; Ctrl-C ends it early.
 
-    started: int = 0
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)  # why connect() failed at once, by errno name
-    connect: list[float] = field(default_factory=list)  # until the handshake was complete
-    first: list[float] = field(default_factory=list)  # until the first octet of the reply
-    fin: list[float] = field(default_factory=list)  # until the FIN, of whole answers alone
-    late: list[float] = field(default_factory=list)  # open loop: from the scheduled time to connect()
-    window: float = 0.0  # from the first start until the last answer or, without one, until the end
-    cpu_share: float = 0.0  # CPU time / wall time of the window
-    gave_up: bool = False  # nothing but failures for a second
-    interrupted: bool = False
+    ``report`` is called with the outcomes so far, some times a second.
+    """
+    gc.collect()
+    gc.disable()  # nothing here forms cycles
+    with contextlib.suppress(OSError):  # proc(5): by default a timer may be 50 µs late, a quarter of what is measured
+        Path("/proc/self/timerslack_ns").write_text("1")
+    whole = Run(plan, report)
+    try:
+        whole.run()
+    except KeyboardInterrupt:
+        whole.interrupted = True
+    finally:
+        whole.close()
+        gc.enable()
+    return whole
+
+
+class Run:
+    """The clients of one run, and what they saw. Times in seconds."""
+
+    def __init__(self, plan: Plan, report: Callable[[Counter[Outcome]], object]) -> None:
+        self.started = 0
+        self.outcomes: Counter[Outcome] = Counter()
+        self.errors: Counter[str] = Counter()  # why connect() failed at once, by errno name
+        self.connect: list[float] = []  # until the handshake was complete
+        self.first: list[float] = []  # until the first octet of the reply
+        self.fin: list[float] = []  # until the FIN, of whole answers alone
+        self.late: list[float] = []  # open loop: from the scheduled time to connect()
+        self.window = 0.0  # from the first start until the last answer or, without one, until the end
+        self.cpu_share = 0.0  # CPU time / wall time of the window
+        self.gave_up = False  # nothing but failures for a second
+        self.interrupted = False
+        self._plan = plan
+        self._report = report
+        self._open: dict[int, tuple[float, _Client]] = {}  # with their starts, in that order
+        self._family = socket.AF_INET6 if ":" in plan.targets[0][0] else socket.AF_INET
+        many = plan.targets[0][0].startswith("127.")
+        self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(SOURCES)] if many else []
+        self._cpu, self._begin, self._last_answer = time.process_time(), time.perf_counter(), 0.0
+        wanted = min(plan.connections, max(1, round(plan.rate * plan.seconds))) if plan.rate else plan.connections
+        self._schedule = (self._begin + (number / plan.rate if plan.rate else 0) for number in range(wanted))
+        self._due = next(self._schedule)  # when to start the next connection; in a closed loop, as soon as it may be
 
     @property
     def answered(self) -> int:
@@ -93,47 +121,13 @@ class Tally:
         """By how much one in a hundred connections of an open loop started late, or by more."""
         return percentiles(self.late, 99)[0] or 0.0
 
-
-def run(plan: Plan, report: Callable[[Counter[Outcome]], object] = lambda _: None) -> Tally:
-    """Carry out the plan and return what came of it; Ctrl-C ends it early.
-
-    ``report`` is called with the outcomes so far, some times a second.
-    """
-    gc.collect()
-    gc.disable()  # nothing here forms cycles
-    with contextlib.suppress(OSError):  # proc(5): by default a timer may be 50 µs late, a quarter of what is measured
-        Path("/proc/self/timerslack_ns").write_text("1")
-    generator = _Generator(plan, report)
-    try:
-        generator.run()
-    except KeyboardInterrupt:
-        generator.tally.interrupted = True
-    finally:
-        generator.close()
-        gc.enable()
-    return generator.tally
-
-
-class _Generator:
-    def __init__(self, plan: Plan, report: Callable[[Counter[Outcome]], object]) -> None:
-        self.tally = Tally()
-        self._plan = plan
-        self._report = report
-        self._open: dict[int, tuple[float, _Client]] = {}  # with their starts, in that order
-        many = plan.targets[0][0].startswith("127.")
-        self._sources = [(f"127.0.0.{1 + n}", 0) for n in range(SOURCES)] if many else []
-        self._cpu, self._begin, self._last_answer = time.process_time(), time.perf_counter(), 0.0
-        wanted = min(plan.connections, max(1, round(plan.rate * plan.seconds))) if plan.rate else plan.connections
-        self._schedule = (self._begin + (number / plan.rate if plan.rate else 0) for number in range(wanted))
-        self._due = next(self._schedule)  # when to start the next connection; in a closed loop, as soon as it may be
-
     def run(self) -> None:
         """Start what is to be started, and serve the sockets until the last has ended or nothing is answered."""
         # An open loop also starts what was due during a stall of the generator, or the times would not show the stall;
         # what is late by more than the time limit is left out: there the generator cannot keep up at all.
         last_start = self._begin + self._plan.seconds + (self._plan.timeout if self._plan.rate else 0)
         next_tick = self._begin
-        while (self._open or self._due < _NEVER) and not self.tally.gave_up:
+        while (self._open or self._due < _NEVER) and not self.gave_up:
             now = time.perf_counter()
             if now >= last_start:
                 self._due = _NEVER
@@ -145,8 +139,8 @@ class _Generator:
 
     def close(self) -> None:
         """Leave what is open unfinished."""
-        self.tally.window = (self._last_answer or time.perf_counter()) - self._begin
-        self.tally.cpu_share = (time.process_time() - self._cpu) / self.tally.window
+        self.window = (self._last_answer or time.perf_counter()) - self._begin
+        self.cpu_share = (time.process_time() - self._cpu) / self.window
         for _, client in self._open.values():
             client.close()
 
@@ -157,9 +151,9 @@ class _Generator:
             with contextlib.suppress(StopIteration):
                 client.throw(TimeoutError)
             del self._open[descriptor]
-        self._report(self.tally.outcomes)
-        if now > self._begin + _ALL_FAIL and self.tally.outcomes and not self.tally.answered:
-            self.tally.gave_up = True
+        self._report(self.outcomes)
+        if now > self._begin + _ALL_FAIL and self.outcomes and not self.answered:
+            self.gave_up = True
 
     def _serve(self, now: float) -> None:
         """Wait until a socket or the schedule needs something, and serve the sockets."""
@@ -187,23 +181,23 @@ class _Generator:
 
     def _start(self) -> None:
         started = time.perf_counter()
-        self.tally.started += 1
+        self.started += 1
         try:
-            connection = self._connect(self.tally.started)
+            connection = self._connect(self.started)
         except OSError as error:  # out of open files or of ports, too
             refused = isinstance(error, ConnectionRefusedError)
-            self.tally.outcomes[Outcome.REFUSED if refused else Outcome.FAILED] += 1
-            self.tally.errors[errno.errorcode.get(error.errno or 0, str(error.errno))] += 1
+            self.outcomes[Outcome.REFUSED if refused else Outcome.FAILED] += 1
+            self.errors[errno.errorcode.get(error.errno or 0, str(error.errno))] += 1
             return
         if self._plan.rate:
-            self.tally.late.append(started - self._due)
+            self.late.append(started - self._due)
         client = self._client(connection, self._due if self._plan.rate else started)
         descriptor = next(client)
         self._open[descriptor] = started, client
         _EPOLL.register(descriptor, _EVENTS)
 
     def _connect(self, number: int) -> SocketType:
-        connection = SocketType(self._plan.family, _STREAM, 0)
+        connection = SocketType(self._family, _STREAM, 0)
         if self._sources:
             connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             connection.bind(self._sources[number % SOURCES])
@@ -215,13 +209,13 @@ class _Generator:
 
     def _client(self, connection: SocketType, since: float) -> _Client:
         """Be the client of one connection until its outcome is counted; ``since``: what its times count from."""
-        script, tally = self._plan.script, self.tally
+        script = self._plan.script
         replies: tuple[bytes, ...] = ()  # the whole ones that were due
         data, ending = b"", Ending.FIN
         try:
             mask, now = yield connection.fileno()
             if not mask & select.EPOLLERR:
-                tally.connect.append(now - since)
+                self.connect.append(now - since)
             while len(data) <= _MAX_REPLY:
                 part = _receive(connection, mask)
                 if part is None:
@@ -230,7 +224,7 @@ class _Generator:
                 if not part:
                     break
                 if not data and not replies:
-                    tally.first.append(now - since)
+                    self.first.append(now - since)
                 data += part
                 if len(replies) < len(script) and is_whole(data):
                     replies, data = (*replies, data), b""
@@ -242,10 +236,10 @@ class _Generator:
         finally:
             connection.close()
         outcome = classify(replies, data, ending, script)
-        tally.outcomes[outcome] += 1
+        self.outcomes[outcome] += 1
         if outcome is Outcome.ANSWERED:
             self._last_answer = now
-            tally.fin.append(now - since)
+            self.fin.append(now - since)
 
 
 def _receive(connection: SocketType, mask: int) -> bytes | None:

@@ -23,13 +23,6 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: No number here needs to be higher, and none then overflows.
 HIGHEST = 1_000_000
 
-_LOAD_EXAMPLES = """examples:
-  python -m bench load 127.0.0.1:25                                   64 clients for 10 s, each after its last
-  python -m bench load 127.0.0.1:25 --rate 2000                       2,000 a second, whatever the server does
-  python -m bench load 127.0.0.1:25 --clients 4000 --connections 4000 a burst: all connect before any is read
-  python -m bench load 127.0.0.1:25 --dialogue                        EHLO, MAIL and QUIT, for --mode mail
-"""
-
 _Number = TypeVar("_Number", int, float)
 _T = TypeVar("_T")
 _Add = Callable[..., argparse.Action]  # add_argument() of a parser
@@ -40,8 +33,8 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(_complain(f"{message}; see --help", 2))
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults that are values, and examples as they are written."""
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that are values."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return super()._get_help_string(action) if type(action.default) in {int, float, str} else action.help
@@ -76,13 +69,13 @@ def parser() -> argparse.ArgumentParser:
     whole = _Parser(prog="python -m bench", description="Load and cost harness of nullsmtpd. Linux.")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(run: Callable[[argparse.Namespace], Report], text: str, epilog: str = "") -> _Add:
-        command = commands.add_parser(run.__name__, help=text, description=text, epilog=epilog, formatter_class=_Help)
+    def add(run: Callable[[argparse.Namespace], Report], text: str) -> _Add:
+        command = commands.add_parser(run.__name__, help=text, description=text, formatter_class=_Help)
         command.set_defaults(run=run)
         command.add_argument("--json", type=_file, metavar="FILE", help="write everything there too, unrounded")
         return command.add_argument
 
-    option = add(load.load, "Open connections to a server and report how it answers.", _LOAD_EXAMPLES)
+    option = add(load.load, "Open connections to a server and report how it answers.")
     option("target", metavar="HOST:PORT", help="loopback, unless --yes-i-run-this-server")
     option("--clients", type=_COUNT, metavar="N", help="closed loop of N clients (the default, with 64)")
     option("--rate", type=_POSITIVE, metavar="R", help="open loop: R connections a second")

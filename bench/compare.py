@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import client, load, measure, report, servers, system
-from bench.measure import Round
+from bench.measure import Round, percentiles
 from bench.report import Report
 from bench.servers import ROOM, Arm, Server
-from bench.stats import percentiles
 
 #: The rate that stands for a closed loop: every client opens its next connection when the last has ended.
 CLOSED = 0.0

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import report
-from bench.stats import Spread
+from bench.measure import Spread, number, with_spread
 
 _BENCH = Path(__file__).parent
 # The least figure of a chart: a server that has stopped takes no CPU time, and a logarithmic scale has no 0.
@@ -70,8 +69,8 @@ def figures(compared: Mapping[str, Any], footprint: Mapping[str, Any]) -> dict[s
     for rate in dict.fromkeys(rate for rate, _ in cost):
         pair = own, _ = cost[rate, "nullsmtpd"], cost[rate, "nginx"]
         name = f"closed loop: {own['per_second']['median']:,.0f}" if own is closed else rate
-        cpu_us, p50_ms = ([report.number(one[what]["median"]) for one in pair] for what in ("cpu_us", "p50_ms"))
-        rows.append([name, *cpu_us, report.with_spread(Spread(**own["ratio"]), 2), *p50_ms])
+        cpu_us, p50_ms = ([number(one[what]["median"]) for one in pair] for what in ("cpu_us", "p50_ms"))
+        rows.append([name, *cpu_us, with_spread(Spread(**own["ratio"]), 2), *p50_ms])
     idle = {one["what"]: one["value"]["median"] for one in footprint["results"] if one["server"] == "nullsmtpd"}
     return {
         **compared["machine"],
@@ -137,8 +136,8 @@ def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -
     for rate in rates:
         name = f"{rate:,g}/s" if rate else "closed loop"
         parts.append(f'<text x="{x(rate):.1f}" y="{height - bottom + 22}" text-anchor="middle">{name}</text>')
-    for number, (name, points) in enumerate(series.items()):
-        colour, legend = _COLOURS[number % len(_COLOURS)], left + number * (width - left) / len(series)
+    for index, (name, points) in enumerate(series.items()):
+        colour, legend = _COLOURS[index % len(_COLOURS)], left + index * (width - left) / len(series)
         path = " ".join(f"{x(rate):.1f},{y(points[rate].median):.1f}" for rate in paced if rate in points)
         parts.append(f'<g stroke="{colour}" stroke-width="2" fill="{colour}">')
         parts.append(f'<polyline points="{path}" fill="none"/><circle cx="{legend:.0f}" cy="45" r="4"/>')

@@ -4,9 +4,8 @@ import argparse
 import socket
 import time
 
-from bench import measure, report, servers, system
+from bench import measure, servers, system
 from bench.report import Report
-from bench.stats import ratio, spread
 
 
 def footprint(options: argparse.Namespace) -> Report:
@@ -23,7 +22,7 @@ def footprint(options: argparse.Namespace) -> Report:
                 with socket.create_connection(server.targets[0]) as client:
                     client.recv(512)
             time.sleep(measure.SETTLE_SECONDS)
-            rss, private = system.memory({server.processes[0].pid, *server.pids})
+            rss, private = system.memory(server.pids)
             return rss / 1024, private / 1024, server.ready_ms
 
     there = [arm for arm in arms if arm.name not in missing]
@@ -33,8 +32,8 @@ def footprint(options: argparse.Namespace) -> Report:
         base = [one[index] for one in found.get(servers.EMPTY, [])]
         for arm, starts in found.items():
             values = [one[index] for one in starts]
-            value, to_empty = spread(values), ratio(values, base)
-            rows.append([what, arm.name, report.with_spread(value), report.with_spread(to_empty, 2)])
+            value, to_empty = measure.spread(values), measure.ratio(values, base)
+            rows.append([what, arm.name, measure.with_spread(value), measure.with_spread(to_empty, 2)])
             results.append({"what": what, "server": arm.name, "value": value, "ratio": to_empty})
     return Report(
         head=["what", "server", "median (quartiles)", "ratio to empty"],

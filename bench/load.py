@@ -8,10 +8,10 @@ import time
 from collections import Counter
 
 from bench import client, report, system
-from bench.client import Plan, Tally
+from bench.client import Plan, Run
+from bench.measure import number, percentiles
 from bench.outcomes import DIALOGUE, GREETING, Outcome
 from bench.report import Report
-from bench.stats import percentiles
 from nullsmtpd.cli.arguments import shown
 from nullsmtpd.runtime.sockets import parse_address
 
@@ -25,8 +25,8 @@ _PERCENTILES = {f"p{percent:g}": percent for percent in (50, 90, 99, 99.9)} | {"
 _MOST_OPEN = 16384  # open loop: an overloaded server must not fill the memory
 
 
-def resolve(text: str, *, allow_any: bool) -> tuple[str, int, int]:
-    """Return literal address, port and family of ``HOST:PORT`` or ``[v6]:PORT``, the first one of a name.
+def resolve(text: str, *, allow_any: bool) -> tuple[str, int]:
+    """Return the literal address and the port of ``HOST:PORT`` or ``[v6]:PORT``, the first address of a name.
 
     Raises `ValueError` for another notation, a name without an address, and, unless ``allow_any``, for an address that
     is not this host's loopback.
@@ -37,27 +37,25 @@ def resolve(text: str, *, allow_any: bool) -> tuple[str, int, int]:
     if host is None or not port:
         raise ValueError(f"{shown(text)}: give HOST:PORT or [IPv6]:PORT, with a port from 1 to 65535")
     try:
-        family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
     except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a label of more than 63 octets
         raise ValueError(f"{shown(host)}: {getattr(error, 'strerror', 'not a host name')}") from None
-    address = str(sockaddr[0])
     if not allow_any and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         raise ValueError(
             f"{text} is {address}, not this host's loopback; add --yes-i-run-this-server if it is yours to load"
         )
-    return address, port, int(family)
+    return address, port
 
 
 def load(options: argparse.Namespace) -> Report:
     """Open connections to a server and report how it answers."""
     if options.clients and options.rate:
         raise ValueError("--clients is a closed loop, --rate an open one: give one of them")
-    host, port, family = resolve(options.target, allow_any=options.yes_i_run_this_server)
+    target = resolve(options.target, allow_any=options.yes_i_run_this_server)
     clients = 0 if options.rate else (options.clients or 64)
     limit = system.need_files(clients or 1, "--clients" if clients else "--rate")
     plan = Plan(
-        targets=((host, port),),
-        family=family,
+        targets=(target,),
         clients=clients,
         rate=options.rate or 0.0,
         connections=options.connections,
@@ -79,7 +77,7 @@ def load(options: argparse.Namespace) -> Report:
     return _report(plan, tally, kernel, options.target)
 
 
-def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Report:
+def _report(plan: Plan, tally: Run, kernel: dict[str, int], target: str) -> Report:
     seconds = tally.window
     kind = f"{plan.clients} clients in a closed loop" if plan.clients else f"{plan.rate:,g} connections a second"
     what = "EHLO, MAIL and QUIT" if plan.script == DIALOGUE else "greeting only"
@@ -113,7 +111,7 @@ def _report(plan: Plan, tally: Tally, kernel: dict[str, int], target: str) -> Re
             "",
         ],
         head=["ms", *columns],
-        rows=[[name, f"{count:,}", *map(report.number, row)] for name, (count, *row) in ms.items()],
+        rows=[[name, f"{count:,}", *map(number, row)] for name, (count, *row) in ms.items()],
         notes=[
             f"The generator used {tally.cpu_share:.0%} of a CPU" + (f": {'; '.join(limits)}." if limits else "."),
             "This host's kernel: " + ", ".join(f"{name} {count}" for name, count in kernel.items()) + ".",

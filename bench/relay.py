@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from bench import measure, report, servers, system
 from bench.report import Report
 from bench.servers import Arm
-from bench.stats import percentiles
 
 #: Domains that are looked up again and again; a tenth of what the cache holds by default.
 KNOWN = 1000
@@ -112,7 +111,7 @@ def relay(options: argparse.Namespace) -> Report:
 
 def _measure(arm: Lookups, count: int) -> measure.Round:
     before, begun = system.cpu_ns(arm.server.pids), time.perf_counter()
-    p50, p99 = percentiles(exchange(arm, count), 50, 99)
+    p50, p99 = measure.percentiles(exchange(arm, count), 50, 99)
     per_second = count / (time.perf_counter() - begun)
     cpu_us = (system.cpu_ns(arm.server.pids) - before) / count / 1000
     return measure.Round(cpu_us, p50, p99, per_second, generator_cpu=0.0, late_ms=0.0, started=count, lost=0)

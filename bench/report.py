@@ -1,12 +1,10 @@
-"""What a person sees: tables, numbers, and a line of progress."""
+"""What a person sees: a table with notes, and a line of progress."""
 
 import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-
-from bench.stats import Spread
 
 #: Columns of a terminal that tables and notes fit.
 WIDTH = 80
@@ -35,21 +33,6 @@ class Report(NamedTuple):
 
         table = [line(self.head), "  ".join("-" * width for width in widths), *map(line, self.rows), ""]
         return "\n".join([*self.before, *table, *(textwrap.fill(note, WIDTH) for note in self.notes)])
-
-
-def number(value: float | None, most: int = 9) -> str:
-    """Write a number with three significant digits, but at most ``most`` after the point; a dash for None."""
-    if value is None:
-        return "-"
-    digits = 2 - int(f"{value:.2e}".partition("e")[2]) if value > 0 else 0  # of the rounded value: 9.996 is 10.0
-    return f"{value:,.{min(max(digits, 0), most)}f}"
-
-
-def with_spread(value: Spread | None, most: int = 9) -> str:
-    """Write a median with its quartiles, each as `number` does: ``31.4 (30.9-32.0)``."""
-    if value is None:
-        return "-"
-    return f"{number(value.median, most)} ({number(value.low, most)}-{number(value.high, most)})"
 
 
 def progress(text: str) -> None:

@@ -47,7 +47,6 @@ class Arm(NamedTuple):
     command: tuple[str, ...]
     config: str = ""
     needs: tuple[tuple[str, str], ...] = ()  # programs or files, each with its Debian package
-    in_child: bool = False  # whether a child of the process that is started does the work (nginx)
     script: Script = GREETING
     addresses: int = 1
     idle: int = 0  # clients that stay connected to it while others are measured
@@ -65,12 +64,12 @@ class Server:
 
     @property
     def pids(self) -> list[int]:
-        """The processes whose work is the server's answer. Raises `RuntimeError` if one has ended."""
+        """The processes that were started, and their children. Raises `RuntimeError` if one has ended."""
         for process in self.processes:
             if (status := process.poll()) is not None:
                 raise RuntimeError(f"{self.arm.name} ended by itself, with status {status}")
         started = [process.pid for process in self.processes]
-        return [child for pid in started for child in system.children(pid)] if self.arm.in_child else started
+        return started + [child for pid in started for child in system.children(pid)]
 
 
 def missing(arms: Sequence[Arm]) -> dict[str, str]:
@@ -114,7 +113,6 @@ stream {{{{
 }}}}
 """,
     (("nginx", "nginx"), (_NGINX_STREAM, "libnginx-mod-stream")),
-    in_child=True,
 )
 _BUILD_AND_RUN = 'cc -O2 -Wall -o "$0/control" "$1" && exec "$0/control" "$2" "$3"'
 _C_LOOP = Arm(
@@ -189,11 +187,9 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
 
 def _wait_until_ready(server: Server, log_path: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT
-    # nginx listens before it forks. Of several instances, one that answers does not show that the others listen.
-    while not (
-        all(map(_answers, server.targets))
-        and server.pids
-        and (server.arm.instances == 1 or log_path.read_text().count(" listening ") == server.arm.instances)
+    # Of several instances, one that answers does not show that the others listen.
+    while not all(map(_answers, server.targets)) or (
+        server.arm.instances > 1 and log_path.read_text().count(" listening ") < server.arm.instances
     ):
         if any(process.poll() is not None for process in server.processes) or time.monotonic() > deadline:
             words = log_path.read_text(errors="replace").strip()

@@ -9,9 +9,9 @@ from benching import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import documents, report, soak
+from bench import documents, measure, soak
+from bench.measure import Spread, percentiles, ratio, spread
 from bench.report import Report
-from bench.stats import Spread, percentiles, ratio, spread
 
 BENCH = ROOT / "bench"
 
@@ -42,7 +42,7 @@ def test_a_percentile_is_the_smallest_value_that_is_enough(values: list[float], 
 def test_nothing_measured_has_no_figures() -> None:
     """Without values there is no median, no ratio and no percentile; a table has a dash."""
     assert [spread([]), ratio([], [1.0]), ratio([1.0], [0.0]), *percentiles([], 50, 99)] == [None] * 5
-    assert report.number(None) == report.with_spread(None) == "-"
+    assert measure.number(None) == measure.with_spread(None) == "-"
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_nothing_measured_has_no_figures() -> None:
 )
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     """What a table shows is as precise as what was measured."""
-    assert report.number(value) == text
-    assert report.with_spread(Spread(value, value, value, 3)) == f"{text} ({text}-{text})"
-    assert report.number(value, 1) == f"{value:,.{min(1, len(text.partition('.')[2]))}f}"
+    assert measure.number(value) == text
+    assert measure.with_spread(Spread(value, value, value, 3)) == f"{text} ({text}-{text})"
+    assert measure.number(value, 1) == f"{value:,.{min(1, len(text.partition('.')[2]))}f}"
 
 
 def test_growth_of_memory_is_seen() -> None:
