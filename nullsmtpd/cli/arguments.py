@@ -3,9 +3,9 @@
 Not argparse: it costs 0.9 MB for the life of the process, and does not read the environment.
 """
 
-import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from nullsmtpd.runtime.sockets import Address, parse_address
@@ -20,7 +20,6 @@ _PREFIX = "NULLSMTPD_"
 _SERVICE_HOST = "_SERVICE_HOST"
 _SERVICE_VARIABLES = (f"{_SERVICE_HOST}_", "_SERVICE_PORT_", "_PORT_")
 
-_MAX_SECONDS = 3600.0
 _MAX_INT = 2**31 - 1  # listen(2) takes an int
 _MAX_SHOWN = 80  # characters of a wrong value that a message repeats
 _HELP_INDENT = 24  # columns
@@ -119,20 +118,17 @@ def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _
     return variables
 
 
-def seconds(text: str) -> float:
-    """Parse a number of seconds from 0 to an hour. Raises `ValueError`."""
+def seconds(text: str, *, may_be_zero: bool = True, maximum: float = 3600) -> float:
+    """Parse a number of seconds, up to an hour if not less. Raises `ValueError`."""
     # No float() alone: it also takes "nan", "inf", "1_0" and digits of other scripts.
-    if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15}", text) or not 0 <= float(text) <= _MAX_SECONDS:
-        raise ValueError(f"is not a number of seconds from 0 to {_MAX_SECONDS:.0f}")
+    is_number = re.fullmatch(r"[0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15}", text)
+    if not is_number or float(text) > maximum or not (may_be_zero or float(text)):
+        raise ValueError(f"is not a number of seconds {'from 0' if may_be_zero else 'above 0 and up'} to {maximum:g}")
     return float(text)
 
 
-def positive_seconds(text: str) -> float:
-    """Parse a number of seconds above 0 and up to an hour. Raises `ValueError`."""
-    with contextlib.suppress(ValueError):
-        if value := seconds(text):
-            return value
-    raise ValueError(f"is not a number of seconds above 0 and up to {_MAX_SECONDS:.0f}")
+#: Parses a number of seconds above 0.
+positive_seconds = partial(seconds, may_be_zero=False)
 
 
 def positive_int(text: str) -> int:

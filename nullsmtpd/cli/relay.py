@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from nullsmtpd.cli.arguments import (
     COMMON_OPTIONS,
@@ -31,10 +32,8 @@ def _listen_address(text: str) -> Address | str:
     if not text.startswith(_UNIX):
         return parse_address(text)
     path = text.removeprefix(_UNIX)
-    if not path.startswith("/") or not path.isprintable():
-        raise ValueError("has no plain absolute path; give unix:/PATH, such as unix:/run/nullsmtpd/relay")
-    if len(os.fsencode(path)) > MAX_PATH_OCTETS:
-        raise ValueError(f"has a path of more than {MAX_PATH_OCTETS} octets, which no Unix socket can have")
+    if not path.startswith("/") or not path.isprintable() or len(os.fsencode(path)) > MAX_PATH_OCTETS:
+        raise ValueError(f"has no plain absolute path of at most {MAX_PATH_OCTETS} octets, as in unix:/run/relay")
     return path
 
 
@@ -43,12 +42,6 @@ def _exception(text: str) -> str:
         raise ValueError("is an address; give its domain")
     dot = "." if text.startswith(".") else ""
     return dot + domain_of(text.removeprefix("."))
-
-
-def _timeout(text: str) -> float:
-    if (value := positive_seconds(text)) > MAX_TIMEOUT:
-        raise ValueError(f"is more than {MAX_TIMEOUT:.0f}: the mail server would give up first, and defer the mail")
-    return value
 
 
 _HELP = """\
@@ -92,7 +85,7 @@ TABLE = {
         f"{TIMEOUT:g}",
         f"limit for a DNS query; NOTFOUND then, so that mail is not refused. At most {MAX_TIMEOUT:.0f}; of the recipes "
         "in deploy/relay only those for Sendmail (30) and Postfix's tables (100) wait for more than 10",
-        _timeout,
+        partial(positive_seconds, maximum=MAX_TIMEOUT),
     ),
     "cache": Option("N", "10000", "number of domains to keep, each for the TTL that DNS gives", positive_int),
     "max-sessions": Option(

@@ -130,10 +130,8 @@ class _Server:
         try:
             octets = connection.recv(1 << 16)
             request += octets
-            # What is beyond the limit does not count: the pieces that a request comes in must not change the response.
-            head = bytes(request[: MAX_REQUEST_OCTETS + len(_END_OF_HEAD)])
-            is_too_large = len(head.rstrip(b"\r\n")) > MAX_REQUEST_OCTETS or len(request) > len(head)
-            if _END_OF_HEAD in head or is_too_large:
+            head = bytes(request[:MAX_REQUEST_OCTETS])  # all that counts, whatever pieces the request comes in
+            if _END_OF_HEAD in head or len(head) == MAX_REQUEST_OCTETS:
                 connection.send(self._response(head))
             elif octets:
                 return  # the rest of the request is still to come

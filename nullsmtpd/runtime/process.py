@@ -22,13 +22,11 @@ _TERMINATION = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 def files_left(spare: int, needed: int) -> int:
     """Return how many more files may be opened beside ``spare`` ones. Raises `OSError` if fewer than ``needed``."""
-    directory = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
     try:
-        reserved = spare + len(os.listdir(directory)) - 1  # without the directory itself
+        reserved = spare + len(os.listdir("/dev/fd")) - 1  # without the directory itself
     except OSError:
         reserved = spare + 16  # a process with an event loop and some listeners
-    _require_files(reserved + needed)
-    return _max_files() - reserved
+    return _max_files(reserved + needed) - reserved
 
 
 def lower_option(option: str, wanted: int, limit: int) -> int:
@@ -38,14 +36,13 @@ def lower_option(option: str, wanted: int, limit: int) -> int:
     return min(wanted, limit)
 
 
-def _require_files(count: int) -> None:
-    if _max_files() < count:
-        raise OSError(errno.EMFILE, f"the limit of open files is {_max_files()}; at least {count} are needed")
-
-
-def _max_files() -> int:
+def _max_files(needed: int = 0) -> int:
+    """Return the limit of open files. Raises `OSError` if it is below ``needed``."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    limit = sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    if limit < needed:
+        raise OSError(errno.EMFILE, f"the limit of open files is {limit}; at least {needed} are needed")
+    return limit
 
 
 def warn_if_root(user: str | None) -> None:
@@ -65,7 +62,7 @@ def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS: a hard limit that may not be used
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _require_files(_MIN_FILES)
+    _max_files(needed=_MIN_FILES)
     loop: asyncio.AbstractEventLoop = new_event_loop()
     loop.set_exception_handler(_on_internal_error)
     served = serve(loop)

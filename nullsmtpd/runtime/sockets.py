@@ -68,24 +68,19 @@ def parse_target(text: str, default_port: int) -> Address:
 def parse_address(text: str) -> Address:
     """Parse ``HOST:PORT``, ``[v6]:PORT`` or ``:PORT``; with port 0 the kernel chooses.
 
-    Raises `ValueError` with what is wrong, to be read after the text.
+    Raises `ValueError` with what would be valid, to be read after the text.
     """
     host, colon, port = text.rpartition(":")
-    if not colon:
-        raise ValueError("has no port; give HOST:PORT, [v6]:PORT or :PORT")
-    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > _MAX_PORT:
-        raise ValueError(f"has the port {port!a}; give a number from 0 to {_MAX_PORT}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         literal, percent, scope = host.partition("%")
-        if not _is_literal(socket.AF_INET6, literal) or (percent and not _SCOPE.fullmatch(scope)):
-            raise ValueError(f"has {host!a} in brackets, which is not an IPv6 address")
-    elif ":" in host:
-        raise ValueError("has more than one colon; give an IPv6 address in brackets, [v6]:PORT")
-    elif host and not _HOST_NAME.fullmatch(host):
-        raise ValueError(f"has the host {host!a}; give a host name, an IPv4 address or an IPv6 address in brackets")
-    elif host.rstrip(".").rpartition(".")[2].isdigit() and not _is_literal(socket.AF_INET, host):
-        raise ValueError(f"has the host {host!a}, which is not an IPv4 address")
+        is_host = _is_literal(socket.AF_INET6, literal) and (not percent or _SCOPE.fullmatch(scope))
+    elif host.rstrip(".").rpartition(".")[2].isdigit():
+        is_host = _is_literal(socket.AF_INET, host)
+    else:
+        is_host = not host or _HOST_NAME.fullmatch(host)
+    if not is_host or not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > _MAX_PORT:
+        raise ValueError(f"is not an address; give HOST:PORT, [v6]:PORT or :PORT, with a port from 0 to {_MAX_PORT}")
     return Address(host or None, int(port))
 
 

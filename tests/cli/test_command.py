@@ -39,7 +39,7 @@ def test_the_installed_command_is_the_same_as_the_module() -> None:
 @pytest.mark.parametrize(
     ("arguments", "env", "named"),
     [
-        (["--listen", "127.0.0.1:99999"], {}, "'99999'"),
+        (["--listen", "127.0.0.1:99999"], {}, "'127.0.0.1:99999' is not an address"),
         ([], {"NULLSMTPD_LISTEN": "127.0.0.1:1,"}, "NULLSMTPD_LISTEN: ''"),
         ([], {"NULLSMTPD_TEXT": "naïve"}, "NULLSMTPD_TEXT: "),
         (["serve"], {}, "'serve'"),

@@ -22,7 +22,7 @@ def test_host_and_port_are_read_and_written_alike(host: str, port: int) -> None:
 def test_ipv6_addresses_are_read_in_brackets_only(address: object, port: int) -> None:
     """Invariant: [v6]:PORT is read and written alike, and v6:PORT is refused with a hint at the brackets."""
     assert str(parse_address(f"[{address}]:{port}")) == f"[{address}]:{port}"
-    with pytest.raises(ValueError, match="brackets"):
+    with pytest.raises(ValueError, match=re.escape("[v6]:PORT")):
         parse_address(f"{address}:{port}")
 
 
@@ -32,48 +32,48 @@ def test_any_text_is_an_address_or_a_clear_refusal(text: str) -> None:
     try:
         address = parse_address(text)
     except ValueError as error:
-        assert re.search("give|not an IPv", str(error))
+        assert "give HOST:PORT, [v6]:PORT or :PORT" in str(error)
     else:
         assert 0 <= address.port <= 65535
         assert parse_address(str(address)) == address
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"),
+    "text",
     [
-        ("", "no port"),
-        ("2525", "no port"),
-        ("localhost", "no port"),
-        ("127.0.0.1:", "the port ''"),
-        ("127.0.0.1:65536", "0 to 65535"),
-        ("127.0.0.1:-1", "0 to 65535"),
-        ("127.0.0.1:٢٥", "0 to 65535"),
-        ("127.0.0.1:0025000", "0 to 65535"),
-        ("127.0.0.1:smtp", "0 to 65535"),
-        ("::1:25", "more than one colon"),
-        ("[::1:25", "more than one colon"),
-        ("::1]:25", "more than one colon"),
-        ("[::1]", "the port"),
-        ("[::g]:25", "not an IPv6 address"),
-        ("[fe80::1%]:25", "not an IPv6 address"),
-        ("[fe80::1%ü]:25", "not an IPv6 address"),
-        ("[fe80::1%a\nb]:25", "not an IPv6 address"),
-        ("[127.0.0.1]:25", "not an IPv6 address"),
-        ("[]:25", "not an IPv6 address"),
-        ("[::\0]:25", "not an IPv6 address"),
-        ("256.0.0.1:25", "not an IPv4 address"),
-        ("127.1:25", "not an IPv4 address"),
-        ("1.2.3:25", "not an IPv4 address"),
-        ("exa mple:25", "the host"),
-        ("bücher.example:25", "the host"),
-        ("-a:25", "the host"),
-        ("a..b:25", "the host"),
-        (" 127.0.0.1:25", "the host"),
+        "",
+        "2525",
+        "localhost",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:٢٥",
+        "127.0.0.1:0025000",
+        "127.0.0.1:smtp",
+        "::1:25",
+        "[::1:25",
+        "::1]:25",
+        "[::1]",
+        "[::g]:25",
+        "[fe80::1%]:25",
+        "[fe80::1%ü]:25",
+        "[fe80::1%a\nb]:25",
+        "[127.0.0.1]:25",
+        "[]:25",
+        "[::\0]:25",
+        "256.0.0.1:25",
+        "127.1:25",
+        "1.2.3:25",
+        "exa mple:25",
+        "bücher.example:25",
+        "-a:25",
+        "a..b:25",
+        " 127.0.0.1:25",
     ],
 )
-def test_mistakes_in_an_address_are_named(text: str, hint: str) -> None:
-    """Each kind of mistake has a message of its own."""
-    with pytest.raises(ValueError, match=re.escape(hint)):
+def test_what_is_no_address_is_refused_with_what_would_be_valid(text: str) -> None:
+    """Without a port, with another number, or with a host that is neither a name nor an address."""
+    with pytest.raises(ValueError, match=r"^is not an address; give HOST:PORT, \[v6\]:PORT or :PORT, .* 0 to 65535$"):
         parse_address(text)
 
 
