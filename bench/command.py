@@ -173,7 +173,6 @@ _NATURAL = _number(0, HIGHEST)
 _FEW = _number(1, 64)
 _POSITIVE = _number(0.001, HIGHEST)
 
-
 # What nullsmtpd may have more of than usual: clients that stay connected, addresses, processes on one port.
 _VARIED = {"idle": _NATURAL, "addresses": _FEW, "instances": _FEW}
 

@@ -49,7 +49,7 @@ def documents() -> dict[Path, str]:
     blocks = {("bench/README.md", name): table_and_notes(**one["report"]) for name, one in found.items()}
     numbers = figures(compared, found["footprint.json"])
     blocks |= {place: text.format(**numbers) for place, text in BLOCKS.items()}
-    texts = {_BENCH / "compare.svg": cpu_chart(compared)}
+    texts = {_BENCH / "compare.svg": chart(compared)}
     for (page, name), block in blocks.items():
         path = _BENCH.parent / page
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
@@ -91,30 +91,26 @@ def table_and_notes(head: Sequence[str], rows: Sequence[Sequence[str]], notes: S
     return f"{table(head, rows, left)}\n{textwrap.fill(' '.join(notes), 120)}\n"
 
 
-def cpu_chart(compared: Mapping[str, Any]) -> str:
-    """Return the chart of what ``compare`` has measured."""
-    series: dict[str, dict[float, Spread]] = {}
-    for one in compared["results"]:
-        rate = 0.0 if one["rate"] == "closed" else float(one["rate"].replace(",", ""))
-        series.setdefault(one["server"], {})[rate] = Spread(**one["cpu_us"])
-    note = "nullsmtpd {commit}, {kernel}, {cpu}, Python {python}".format(**compared["machine"])
-    return chart("CPU time to answer one connection, µs, by rate", note, series)
+def chart(compared: Mapping[str, Any]) -> str:
+    """Return an SVG line chart of what ``compare`` has measured: the CPU time of each server by rate.
 
-
-def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -> str:
-    """Return an SVG line chart, both scales logarithmic, so that equal ratios are equal distances.
-
-    ``series`` has the figures of each server by rate. The rate 0 is a closed loop, which stands apart at the right.
+    Both scales are logarithmic, so that equal ratios are equal distances. The closed loop stands apart at the right.
     Vertical lines are quartiles.
     """
+    title = "CPU time to answer one connection, µs, by rate"
+    note = "nullsmtpd {commit}, {kernel}, {cpu}, Python {python}".format(**compared["machine"])
+    series: dict[str, dict[float, Spread]] = {}
+    for one in compared["results"]:
+        rate = math.inf if one["rate"] == "closed" else float(one["rate"].replace(",", ""))
+        series.setdefault(one["server"], {})[rate] = Spread(**one["cpu_us"])
     width, height, left, right, top, bottom = 760, 430, 50, 20, 70, 60
     values = [edge for points in series.values() for one in points.values() for edge in (one.low, one.high)]
     low, high = math.log10(max(min(values), _LEAST) / 1.1), math.log10(max(*values, _LEAST) * 1.1)
-    rates = sorted({rate for points in series.values() for rate in points}, key=lambda rate: rate or math.inf)
-    paced = [rate for rate in rates if rate]
+    rates = sorted({rate for points in series.values() for rate in points})
+    paced = [rate for rate in rates if rate < math.inf]
     places = {rate: math.log10(rate / paced[0]) for rate in paced}
-    places[0.0] = max(places.values(), default=0.0) + 0.6
-    span = max(places[rate] for rate in rates) or 1.0
+    places[math.inf] = max(places.values(), default=0.0) + 0.6
+    span = places[rates[-1]] or 1.0
 
     def x(rate: float) -> float:
         return left + 25 + (width - left - right - 60) * places[rate] / span
@@ -124,9 +120,9 @@ def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
+        f"<title>{title}</title><style>{_STYLE}</style>",
         f'<rect class="page" width="{width}" height="{height}"/>',
-        f'<text x="{left}" y="24" style="font-size: 16px">{html.escape(title)}</text>',
+        f'<text x="{left}" y="24" style="font-size: 16px">{title}</text>',
         f'<text x="{left}" y="{height - 10}" style="font-size: 11px">{html.escape(note)}</text>',
     ]
     for tick in (factor * 10**power for power in range(-1, 6) for factor in (1, 2, 5)):
@@ -134,7 +130,7 @@ def chart(title: str, note: str, series: Mapping[str, Mapping[float, Spread]]) -
             parts.append(f'<path class="grid" d="M{left} {y(tick):.1f}H{width - right}"/>')
             parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for rate in rates:
-        name = f"{rate:,g}/s" if rate else "closed loop"
+        name = f"{rate:,g}/s" if rate < math.inf else "closed loop"
         parts.append(f'<text x="{x(rate):.1f}" y="{height - bottom + 22}" text-anchor="middle">{name}</text>')
     for index, (name, points) in enumerate(series.items()):
         colour, legend = _COLOURS[index % len(_COLOURS)], left + index * (width - left) / len(series)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from bench import measure, report, servers, system
 from bench.behaviours import BEHAVIOURS, LEFT, WHOLE, one_client
+from bench.outcomes import GREETING
 from bench.report import Report
 
 #: Memory may move this much between the second quarter of the run and the last, in KiB or as a share, whichever is
@@ -52,8 +53,10 @@ def growth(memory: Sequence[int]) -> int | None:
 def soak(options: argparse.Namespace) -> Report:
     """Start a server, send it clients of all behaviours at a steady rate, and judge it.
 
-    Raises `RuntimeError` if it does not come up, or ends by itself.
+    Raises `ValueError` for a server that takes a dialogue, `RuntimeError` if it does not come up, or ends by itself.
     """
+    if options.arm.script != GREETING:
+        raise ValueError(f"--arm: {options.arm.name} takes a dialogue; give a server that sends one line")
     found = _Soak(lost={name: Counter() for name in BEHAVIOURS})
     most_open = min(_MOST_OPEN, system.need_files(1, "soak"))
     with servers.running(options.arm) as server:

@@ -206,6 +206,7 @@ def test_a_lookup_with_a_wrong_reply_is_an_error(reply: bytes) -> None:
         (("soak", "--duration", "0"), "--duration: '0' is not a number from 0.001 to 1000000"),
         (("soak", "--rate", "0"), "--rate: '0' is not a number from 0.001 to 1000000"),
         (("soak", "--arm", "postfix"), "--arm: unknown 'postfix'; there are nullsmtpd, nginx"),
+        (("soak", "--arm", "mode-mail"), "--arm: mode-mail takes a dialogue"),
         (("relay", "--rounds", "0"), "--rounds: '0' is not a whole number"),
         (("relay", "--each", "0"), "--each: '0' is not a whole number"),
         (("relay", "--clients", "65"), "--clients: '65' is not a whole number from 1 to 64"),

@@ -28,7 +28,7 @@ def test_compare_measures_every_arm_at_every_rate(tmp_path: Path) -> None:
     assert "commit" in found["machine"]
     assert max(map(len, text.splitlines())) <= 80
     assert documents.table_and_notes(**found["report"]).startswith("| rate | server | CPU µs |")
-    words = {element.text for element in ET.fromstring(documents.cpu_chart(found)).iter()}  # noqa: S314 - our own
+    words = {element.text for element in ET.fromstring(documents.chart(found)).iter()}  # noqa: S314 - our own
     assert {"nullsmtpd", "c-loop", "uvloop", "50/s", "200/s", "closed loop"} <= words
 
 

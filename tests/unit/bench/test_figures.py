@@ -90,12 +90,18 @@ def test_the_columns_of_a_table_are_aligned(head: list[str], rows: list[list[str
 )
 def test_every_figure_is_in_the_chart(figures: dict[str, dict[float, float]]) -> None:
     """Invariant: the chart is well-formed, within its borders, and has a point for each figure; the same each time."""
-    series = {
-        name: {rate: Spread(value, value, value, 1) for rate, value in points.items()}
+    results = [
+        {
+            "rate": f"{rate:,.7g}" if rate else "closed",
+            "server": name,
+            "cpu_us": vars(Spread(value, value, value, 1)),
+        }
         for name, points in figures.items()
-    }
-    chart = documents.chart("a < b", "note", series)
-    assert chart == documents.chart("a < b", "note", series)
+        for rate, value in points.items()
+    ]
+    machine = dict.fromkeys(("commit", "kernel", "cpu", "python"), "a < b")
+    chart = documents.chart({"results": results, "machine": machine})
+    assert chart == documents.chart({"results": results, "machine": machine})
     points = [element for element in ET.fromstring(chart).iter() if element.get("r") == "3"]  # noqa: S314 - our own
     assert len(points) == sum(map(len, figures.values()))
     assert all(0 < float(point.attrib["cx"]) < 760 and 0 < float(point.attrib["cy"]) < 430 for point in points)
