@@ -59,13 +59,13 @@ def read_options(table: Table, arguments: Sequence[str], environment: Mapping[st
     `None` stands for an option without any; a tuple without duplicates for one that ``lists``. Raises `UsageError` for
     an unknown name, a missing value and an invalid one.
     """
-    given = {name: [("the default", option.default)] if option.default else [] for name, option in table.items()}
-    given |= _read_variables(table, environment)
-    given |= _read_flags(table, arguments)
-    return {name.replace("-", "_"): _converted(table[name], values) for name, values in given.items()}
+    given = _read_variables(table, environment) | _read_flags(table, arguments)
+    return {name.replace("-", "_"): _converted(option, given.get(name, [])) for name, option in table.items()}
 
 
 def _converted(option: Option, given: _Given) -> object:
+    if not given and option.default:
+        given = [("the default", option.default)]
     values = []
     for source, text in given if option.lists else given[-1:]:
         try:
@@ -89,32 +89,28 @@ def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, _Given]:
         name = flag.removeprefix("--")
         if name == flag or name not in table:
             raise UsageError(f"unknown argument {shown(flag)}; --help lists the options")
-        if not table[name].metavar:
-            if equals:
-                raise UsageError(f"{flag} takes no value; leave out {shown(value)}")
-            value = "yes"
-        elif not equals:
-            try:
-                value = next(rest)
-            except StopIteration:
-                raise UsageError(f"{flag} needs a value: {flag} {table[name].metavar}") from None
-        flags.setdefault(name, []).append((flag, value))
-        taker = name if table[name].metavar.endswith("...") else ""
+        metavar = table[name].metavar
+        if equals and not metavar:
+            raise UsageError(f"{flag} takes no value; leave out {shown(value)}")
+        given = value if equals else next(rest, None) if metavar else "yes"
+        if given is None:
+            raise UsageError(f"{flag} needs a value: {flag} {metavar}")
+        flags.setdefault(name, []).append((flag, given))
+        taker = name if metavar.endswith("...") else ""
     return flags
 
 
 def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _Given]:
-    names = {variable(name): name for name in table}
+    options = {variable(name): (name, option) for name, option in table.items()}
     services = [key.removesuffix(_SERVICE_HOST) for key in environment if key.endswith(_SERVICE_HOST)]
     ignored = tuple(service + words for service in services for words in _SERVICE_VARIABLES)
     variables: dict[str, _Given] = {}
     for key, value in environment.items():
-        if not key.startswith(_PREFIX) or f"{key}_".startswith(ignored):
-            continue
-        if key not in names:
+        if key in options:
+            name, option = options[key]
+            variables[name] = [(key, item) for item in (value.split(",") if option.lists else [value])]
+        elif key.startswith(_PREFIX) and not f"{key}_".startswith(ignored):
             raise UsageError(f"unknown variable {shown(key)} in the environment; --help lists the options")
-        values = value.split(",") if table[names[key]].lists else [value]
-        variables[names[key]] = [(key, item) for item in values]
     return variables
 
 

@@ -46,12 +46,8 @@ def import_without_openssl(module_name: str) -> None:
     the real ones, which load OpenSSL then.
     """
     names = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
-    hashlib = _StandIn("hashlib", **{name: partial(_hash, name) for name in names})
+    hashlib = _StandIn("hashlib", **{name: partial(_call_real, "hashlib", name) for name in names})
     _import(module_name, {"ssl": None, "hashlib": hashlib, "hmac": _StandIn("hmac")})
-
-
-def _hash(name: str, octets: bytes = b"") -> object:
-    return getattr(_real("hashlib"), name)(octets)
 
 
 def _import(module_name: str, stand_ins: Mapping[str, ModuleType | None]) -> None:
@@ -87,17 +83,18 @@ def _real(name: str) -> Any:  # noqa: ANN401 - a module, of which type checkers 
     return __import__(name)
 
 
+def _call_real(module_name: str, name: str, *args: object, **kwargs: object) -> object:
+    return getattr(_real(module_name), name)(*args, **kwargs)
+
+
 def _stand_ins() -> dict[str, ModuleType]:
     """Return the stand-ins by name, with what uvloop 0.22 and 0.23 read of each; asyncio reads less."""
     errors = ("SSLError", "SSLWantReadError", "SSLSyscallError", "SSLZeroReturnError", "CertificateError")
     codes = {"SSL_ERROR_WANT_READ": 2, "SSL_ERROR_WANT_WRITE": 3, "SSL_ERROR_SYSCALL": 5}  # <openssl/ssl.h>
-    ssl = _StandIn(
-        "ssl",
-        create_default_context=lambda *args, **kwargs: _real("ssl").create_default_context(*args, **kwargs),
-        **{name: type(name, (), {}) for name in ("SSLContext", "MemoryBIO")},
-        **{name: type(name, (OSError,), {}) for name in errors},
-        **codes,
-    )
+    classes = {name: type(name, (), {}) for name in ("SSLContext", "MemoryBIO")}
+    classes |= {name: type(name, (OSError,), {}) for name in errors}
+    create_context = partial(_call_real, "ssl", "create_default_context")
+    ssl = _StandIn("ssl", create_default_context=create_context, **classes, **codes)
     inspect = _StandIn(
         "inspect",
         isgenerator=lambda value: isinstance(value, GeneratorType),

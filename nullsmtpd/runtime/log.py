@@ -25,7 +25,7 @@ def log(event: str, **values: object) -> bool:
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
     fields = "".join(f" {key}={_quoted(str(value))}" for key, value in values.items())
-    # pipe(7): POLLOUT on a pipe promises room for PIPE_BUF octets, and up to that many are written in one piece.
+    # pipe(7): a pipe that is ready has room for PIPE_BUF octets, and up to that many are written in one piece.
     line = f"{stamp}.{int(now % 1 * 1000):03d}Z {event}{fields}".encode("ascii")[: select.PIPE_BUF - 2] + b"\n"
     return _write(line)
 
@@ -49,10 +49,8 @@ def _write(line: bytes) -> bool:
     global _line_is_torn  # noqa: PLW0603 - there is one stderr
     if _line_is_torn:
         line = b"\n" + line
-    writable = select.poll()
-    writable.register(_STDERR, select.POLLOUT)
     try:
-        if not writable.poll(0):
+        if not select.select((), (_STDERR,), (), 0)[1]:
             return False
         written = os.write(_STDERR, line)
     except OSError:

@@ -71,7 +71,7 @@ class Notifier:
                 self._socket.setblocking(False)
         # sd_watchdog_enabled(3): microseconds, and the process that is meant.
         timeout, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
-        has_watchdog = re.fullmatch("0*[1-9][0-9]{0,14}", timeout) and pid in {"", str(os.getpid())}
+        has_watchdog = re.fullmatch("[0-9]{1,15}", timeout) and pid in {"", str(os.getpid())}
         self._watchdog_interval = int(timeout) / 2_000_000 if has_watchdog else 0.0
 
     def notify(self, *states: str) -> None:
