@@ -54,7 +54,8 @@ MAIL from such a domain. Needs the extra: pip install 'nullsmtpd-521[relay]'
 {}
 
 Each option can also be set in the environment: --max-sessions as
-NULLSMTPD_MAX_SESSIONS. Precedence: flag, environment variable, default.
+NULLSMTPD_MAX_SESSIONS, and what is repeatable separated by commas.
+Precedence: flag, environment variable, default.
 Sockets that a service manager passes in (LISTEN_FDS) replace --listen.
 SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.
 Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options, or the
@@ -64,16 +65,14 @@ TABLE = {
     "listen": Option(
         "ADDR",
         "127.0.0.1:5560",
-        "listen on unix:/PATH, HOST:PORT, [v6]:PORT, or :PORT for all addresses, where everyone who reaches them may "
-        "ask; repeatable",
+        "listen on unix:/PATH, HOST:PORT, [v6]:PORT or :PORT; repeatable",
         _listen_address,
         lists=True,
     ),
     "except": Option(
         "DOMAIN",
         "",
-        "never refuse mail to or from this domain, whatever DNS says, as this host delivers to it; .DOMAIN for all "
-        "domains below it; repeatable",
+        "never refuse mail to or from this domain; .DOMAIN for all below it; repeatable",
         _exception,
         lists=True,
     ),
@@ -88,12 +87,7 @@ TABLE = {
         partial(positive_seconds, maximum=MAX_TIMEOUT),
     ),
     "cache": Option("N", "10000", "number of domains to keep, each for the TTL that DNS gives", positive_int),
-    "max-sessions": Option(
-        "N",
-        "1000",
-        "number of clients at once; past that the one that has been idle for longest is evicted",
-        positive_int,
-    ),
+    "max-sessions": Option("N", "1000", "number of clients at once; beyond it an idle one is evicted", positive_int),
     **COMMON_OPTIONS,
 }
 

@@ -18,7 +18,7 @@ from nullsmtpd.cli.arguments import (
 )
 from nullsmtpd.cli.command import run_server
 from nullsmtpd.responder.options import Options
-from nullsmtpd.responder.replies import DEFAULT_TEXT, MAX_REPLY_OCTETS, MODES, reply_line
+from nullsmtpd.responder.replies import DEFAULT_TEXT, MODES, reply_line
 from nullsmtpd.runtime.sockets import parse_address
 
 __all__ = ["TABLE", "help_text", "parse_options", "run"]
@@ -56,7 +56,8 @@ mail (RFC 7504), and close it. check and relay have a --help of their own.
 {}
 
 Each option can also be set in the environment: --max-lingering as
-NULLSMTPD_MAX_LINGERING. Precedence: flag, environment variable, default.
+NULLSMTPD_MAX_LINGERING, and what is repeatable separated by commas.
+Precedence: flag, environment variable, default.
 SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.
 Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options."""
 
@@ -64,8 +65,7 @@ TABLE = {
     "listen": Option(
         "ADDR",
         ":25",
-        "listen on HOST:PORT, [v6]:PORT, or :PORT for all addresses of both families; port 0 picks a free one; "
-        "repeatable, and comma-separated in the environment",
+        "listen on HOST:PORT, [v6]:PORT, or :PORT for all addresses; repeatable",
         parse_address,
         lists=True,
     ),
@@ -76,47 +76,21 @@ TABLE = {
         "220 and reply 521 to MAIL; Postfix, OpenSMTPD and qmail bounce that at once, while they defer a 521 greeting",
         _mode,
     ),
-    "text": Option(
-        "TEXT",
-        DEFAULT_TEXT,
-        f"the text after the code 521: one line of printable ASCII; the whole reply has at most {MAX_REPLY_OCTETS} "
-        "octets",
-        _text,
-    ),
+    "text": Option("TEXT", DEFAULT_TEXT, "the text after the code 521: one line of printable ASCII", _text),
     "hostname": Option(
         "NAME", "", "the domain name in the replies of the modes session and mail (default: hostname)", _domain
     ),
     "linger": Option(
-        "SECONDS",
-        "2",
-        "time for an answered client to read the line and close; with 0 the connection is closed at once, and a client "
-        "that speaks first may lose the line",
-        seconds,
+        "SECONDS", "2", "time for an answered client to close; with 0 an early talker may lose the line", seconds
     ),
     "max-lingering": Option(
-        "N",
-        "4096",
-        "number of answered clients that are kept open; when it is reached, those that have closed are removed first, "
-        "then the oldest; lowered to what the limit of open files allows",
-        positive_int,
+        "N", "4096", "answered clients that are kept open; beyond it the oldest is closed", positive_int
     ),
-    "max-sessions": Option(
-        "N",
-        "1000",
-        "number of clients with a session (modes session and mail); beyond it a client gets mode close",
-        positive_int,
-    ),
+    "max-sessions": Option("N", "1000", "clients with a session; beyond it a client gets mode close", positive_int),
     "timeout": Option("SECONDS", "300", "time that a client with a session may be silent", positive_seconds),
     "backlog": Option("N", "4096", "length of the accept queue, limited by net.core.somaxconn", positive_int),
-    "reuse-port": Option(
-        "",
-        "no",
-        "let other instances of the same user listen on the same port; the kernel spreads connections over them",
-        boolean,
-    ),
-    "access-log": Option(
-        "", "no", "log one line per connection: both addresses, the mode, early talkers; rate-limited", boolean
-    ),
+    "reuse-port": Option("", "no", "let other instances of the same user listen on the same port", boolean),
+    "access-log": Option("", "no", "log one line per connection; rate-limited", boolean),
     **COMMON_OPTIONS,
 }
 
