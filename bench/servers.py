@@ -25,7 +25,6 @@ BACKLOG = 4096
 #: Open files of a server beside those of its idle clients: those of the clients that are measured, and its own.
 ROOM = 2048
 
-_HOST = "127.0.0.1"
 _PORTS = range(20000, 32000)  # below the kernel's default range for clients, net.ipv4.ip_local_port_range
 _START_TIMEOUT = 20.0
 _STOP_TIMEOUT = 5.0  # from SIGTERM to SIGKILL
@@ -39,8 +38,8 @@ _PATH = os.pathsep.join(
 class Arm(NamedTuple):
     """One kind of server.
 
-    In ``command`` and ``config`` stand ``{port}``, or ``{ports[0]}`` and so on, ``{backlog}``, and ``{directory}``,
-    which is for its files. ``config`` is written to ``{directory}/config``.
+    In ``command`` and ``config`` stand ``{port}``, ``{backlog}``, and ``{directory}``, which is for its files.
+    ``config`` is written to ``{directory}/config``.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Arm(NamedTuple):
     config: str = ""
     needs: tuple[tuple[str, str], ...] = ()  # programs or files, each with its Debian package
     script: Script = GREETING
-    addresses: int = 1
+    addresses: int = 1  # from 127.0.0.1 on, with one port
     idle: int = 0  # clients that stay connected to it while others are measured
     instances: int = 1  # processes that share the port
 
@@ -87,7 +86,7 @@ def nullsmtpd(*arguments: str, name: str = "nullsmtpd", addresses: int = 1, idle
     shared = ["--reuse-port"] if instances > 1 else []
     # Idle clients linger for an hour, with room for those that are measured: all must be there until the last round.
     kept = ["--linger=3600", f"--max-lingering={idle + ROOM}"] if idle else []
-    listen = [f"--listen={_HOST}:{{ports[{number}]}}" for number in range(addresses)]
+    listen = [f"--listen=127.0.0.{1 + number}:{{port}}" for number in range(addresses)]
     command = (sys.executable, "-m", "nullsmtpd", *arguments, *shared, *kept, *listen)
     return Arm(name, command, addresses=addresses, idle=idle, instances=instances)
 
@@ -149,20 +148,20 @@ EMPTY = python("empty")
 
 @contextlib.contextmanager
 def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
-    """Start a server on ports of 127.0.0.1, on ``cpus`` or the CPUs for servers, and end it afterwards.
+    """Start a server on a free port, on ``cpus`` or the CPUs for servers, and end it afterwards.
 
     Raises `RuntimeError` if it is missing, and with the server's own words if it does not come up.
     """
     if why := missing([arm]):
         raise RuntimeError(why[arm.name])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
-    environment["PATH"] = _PATH
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
+    environment = inherited | {"PATH": _PATH}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        directory, ports = Path(name), _free_ports(arm.addresses)
-        filled = {"port": ports[0], "ports": ports, "directory": directory, "backlog": BACKLOG}
+        directory, port = Path(name), _free_port()
+        filled = {"port": port, "directory": directory, "backlog": BACKLOG}
         command, log_path = [part.format(**filled) for part in arm.command], directory / "log"
         (directory / "config").write_text(arm.config.format(**filled))
-        server = Server(arm, tuple((_HOST, port) for port in ports))
+        server = Server(arm, tuple((f"127.0.0.{1 + number}", port) for number in range(arm.addresses)))
 
         def start(log: IO[bytes]) -> None:
             # A session of its own: Ctrl-C is for this process, which then ends the server.
@@ -216,13 +215,10 @@ def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
             process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
-    ports: list[int] = []
+def _free_port() -> int:
     for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((_HOST, port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise RuntimeError(f"not {count} free ports in {_PORTS}")
+            probe.bind(("", port))
+            return port
+    raise RuntimeError(f"no free port in {_PORTS}")
