@@ -15,17 +15,14 @@ __all__ = ["print_line", "run_server"]
 
 STDOUT, STDERR = 1, 2
 
-# What to do about an error of a listening socket; the last four are those of Unix sockets.
+# What to do about an error of a listening socket; the last two are those of Unix sockets.
 _HINTS = {
     errno.EADDRINUSE: "stop the program that uses it, or choose another address",
     errno.EACCES: "choose a port above 1023, grant CAP_NET_BIND_SERVICE, or use socket activation",
     errno.EADDRNOTAVAIL: "this host does not have that address; give one of its own, or :PORT for all of them",
-    errno.EAFNOSUPPORT: "this host does not have that address family; give an address of another, or :PORT",
     errno.EINVAL: "give a link-local address with its interface, [fe80::1%eth0]:PORT, and an IPv4 address as HOST:PORT",
     errno.EMFILE: "raise the limit of open files of this process",
-    errno.EEXIST: "remove that file, or choose another path",
     errno.ENOENT: "create its directory first",
-    errno.ENOTDIR: "choose a path whose directories are directories",
     errno.EROFS: "choose a directory that this user may write to",
 }
 _NAME_HINT = "give a name that resolves, or an address; after % in it an interface of this host"
