@@ -3,15 +3,12 @@
 Not argparse: it costs 0.9 MB for the life of the process, and does not read the environment.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-from nullsmtpd.runtime.sockets import Address, parse_address
+from nullsmtpd.cli.values import metrics_address, user_or_group
 
-__all__ = ["COMMON_OPTIONS", "Option", "UsageError", "boolean", "option_lines", "positive_int", "positive_seconds"]
-__all__ += ["read_options", "seconds", "shown", "user_or_group", "variable"]
+__all__ = ["COMMON_OPTIONS", "Option", "UsageError", "option_lines", "read_options", "shown"]
 
 _PREFIX = "NULLSMTPD_"
 
@@ -20,11 +17,8 @@ _PREFIX = "NULLSMTPD_"
 _SERVICE_HOST = "_SERVICE_HOST"
 _SERVICE_VARIABLES = (f"{_SERVICE_HOST}_", "_SERVICE_PORT_", "_PORT_")
 
-_MAX_INT = 2**31 - 1  # listen(2) takes an int
 _MAX_SHOWN = 80  # characters of a wrong value that a message repeats
 _HELP_INDENT = 24  # columns
-
-_YES, _NO = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
 
 # Where a value comes from, for the message about it, and the value; the last one counts.
 _Given = list[tuple[str, str]]
@@ -101,7 +95,7 @@ def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, _Given]:
 
 
 def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _Given]:
-    options = {variable(name): (name, option) for name, option in table.items()}
+    options = {_PREFIX + name.upper().replace("-", "_"): (name, option) for name, option in table.items()}
     services = [key.removesuffix(_SERVICE_HOST) for key in environment if key.endswith(_SERVICE_HOST)]
     ignored = tuple(service + words for service in services for words in _SERVICE_VARIABLES)
     variables: dict[str, _Given] = {}
@@ -114,57 +108,10 @@ def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _
     return variables
 
 
-def seconds(text: str, *, may_be_zero: bool = True, maximum: float = 3600) -> float:
-    """Parse a number of seconds, up to an hour if not less. Raises `ValueError`."""
-    # No float() alone: it also takes "nan", "inf", "1_0" and digits of other scripts.
-    is_number = re.fullmatch(r"[0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15}", text)
-    if not is_number or float(text) > maximum or not (may_be_zero or float(text)):
-        raise ValueError(f"is not a number of seconds {'from 0' if may_be_zero else 'above 0 and up'} to {maximum:g}")
-    return float(text)
-
-
-#: Parses a number of seconds above 0.
-positive_seconds = partial(seconds, may_be_zero=False)
-
-
-def positive_int(text: str) -> int:
-    """Parse a whole number from 1 to what a C int holds. Raises `ValueError`."""
-    if not re.fullmatch(r"[0-9]{1,10}", text) or not 1 <= int(text) <= _MAX_INT:
-        raise ValueError(f"is not a whole number from 1 to {_MAX_INT}")
-    return int(text)
-
-
-def user_or_group(text: str) -> str:
-    """Validate the form of a user or a group, by name or by number. Raises `ValueError`."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", text):
-        raise ValueError("is neither a name nor a number; give one as in /etc/passwd or /etc/group")
-    return text
-
-
-def boolean(text: str) -> bool:
-    """Parse a yes or no. Raises `ValueError`."""
-    if text.lower() not in _YES + _NO:
-        raise ValueError("is neither yes nor no; give 1 or 0")
-    return text.lower() in _YES
-
-
-def metrics_address(text: str) -> Address:
-    """Parse ``HOST:PORT``; metrics are never served on all addresses by mistake. Raises `ValueError`."""
-    address = parse_address(text)
-    if address.host is None:
-        raise ValueError("has no host; give HOST:PORT or [v6]:PORT, such as 127.0.0.1:9521")
-    return address
-
-
 def shown(text: str) -> str:
     """Return an invalid value as messages repeat it: escaped, and shortened."""
     escaped = ascii(text)
     return escaped if len(escaped) <= _MAX_SHOWN else f"{escaped[:_MAX_SHOWN]}..."
-
-
-def variable(name: str) -> str:
-    """Return the name of an option's environment variable."""
-    return _PREFIX + name.upper().replace("-", "_")
 
 
 #: Options that every server has.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from nullsmtpd import __version__
 from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.probe import MAX_PORT, NO_FAMILY, TIMEOUT, Probe, probe, run_all, tasks_for
-from nullsmtpd.cli.arguments import Option, UsageError, boolean, option_lines, positive_seconds, read_options
+from nullsmtpd.cli.arguments import Option, UsageError, option_lines, read_options
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
+from nullsmtpd.cli.values import boolean, positive_seconds
 from nullsmtpd.runtime.sockets import parse_address, parse_target
 
 if TYPE_CHECKING:

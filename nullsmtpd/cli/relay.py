@@ -4,16 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from nullsmtpd.cli.arguments import (
-    COMMON_OPTIONS,
-    Option,
-    UsageError,
-    option_lines,
-    positive_int,
-    positive_seconds,
-    read_options,
-)
+from nullsmtpd.cli.arguments import COMMON_OPTIONS, Option, UsageError, option_lines, read_options
 from nullsmtpd.cli.command import run_server
+from nullsmtpd.cli.values import positive_int, positive_seconds
 from nullsmtpd.nullmx import TIMEOUT, MissingExtraError, domain_of, load_extra, resolver_address
 from nullsmtpd.relay.options import Options
 from nullsmtpd.relay.unix import MAX_PATH_OCTETS

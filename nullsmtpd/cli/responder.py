@@ -4,19 +4,9 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 
-from nullsmtpd.cli.arguments import (
-    COMMON_OPTIONS,
-    Option,
-    UsageError,
-    boolean,
-    option_lines,
-    positive_int,
-    positive_seconds,
-    read_options,
-    seconds,
-    shown,
-)
+from nullsmtpd.cli.arguments import COMMON_OPTIONS, Option, UsageError, option_lines, read_options, shown
 from nullsmtpd.cli.command import run_server
+from nullsmtpd.cli.values import boolean, matching, positive_int, positive_seconds, seconds
 from nullsmtpd.responder.options import Options
 from nullsmtpd.responder.replies import DEFAULT_TEXT, MODES, reply_line
 from nullsmtpd.runtime.sockets import parse_address
@@ -28,20 +18,8 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = rf"(?=.{{1,255}}\Z){_LABEL}(\.{_LABEL})*"
 
 
-def _mode(text: str) -> str:
-    if text not in MODES:
-        raise ValueError(f"is not a mode; give {', '.join(MODES[:-1])} or {MODES[-1]}")
-    return text
-
-
 def _text(text: str) -> str:
     reply_line(text)  # raises ValueError
-    return text
-
-
-def _domain(text: str) -> str:
-    if not re.fullmatch(_DOMAIN, text):
-        raise ValueError("is not a domain name; give labels of letters, digits and hyphens, separated by dots")
     return text
 
 
@@ -74,11 +52,14 @@ TABLE = {
         "close",
         "close: send 521 and close the connection. session: reply 521 to every command until QUIT. mail: greet with "
         "220 and reply 521 to MAIL; Postfix, OpenSMTPD and qmail bounce that at once, while they defer a 521 greeting",
-        _mode,
+        matching("|".join(MODES), "is not a mode; give close, session or mail"),
     ),
     "text": Option("TEXT", DEFAULT_TEXT, "the text after the code 521: one line of printable ASCII", _text),
     "hostname": Option(
-        "NAME", "", "the domain name in the replies of the modes session and mail (default: hostname)", _domain
+        "NAME",
+        "",
+        "the domain name in the replies of the modes session and mail (default: hostname)",
+        matching(_DOMAIN, "is not a domain name; give labels of letters, digits and hyphens, separated by dots"),
     ),
     "linger": Option(
         "SECONDS", "2", "time for an answered client to close; with 0 an early talker may lose the line", seconds

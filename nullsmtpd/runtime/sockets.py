@@ -85,11 +85,9 @@ def parse_address(text: str) -> Address:
 
 
 def _is_literal(family: socket.AddressFamily, host: str) -> bool:
-    try:
-        socket.inet_pton(family, host)
-    except (OSError, ValueError):  # ValueError: a NUL, or a character beyond ASCII
-        return False
-    return True
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL, or a character beyond ASCII
+        return bool(socket.inet_pton(family, host))
+    return False
 
 
 def _format(host: str, port: int) -> str:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullsmtpd.cli.arguments import Option, UsageError, boolean, read_options
+from nullsmtpd.cli.arguments import Option, UsageError, read_options
 from nullsmtpd.cli.responder import help_text, parse_options
+from nullsmtpd.cli.values import boolean
 from nullsmtpd.responder.options import Options
 from nullsmtpd.runtime.sockets import Address
 
