@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from nullsmtpd.cli.values import metrics_address, user_or_group
 
-__all__ = ["COMMON_OPTIONS", "Option", "UsageError", "option_lines", "read_options", "shown"]
+__all__ = ["COMMON_HELP", "COMMON_OPTIONS", "Option", "UsageError", "format_help", "read_options", "shown"]
 
 _PREFIX = "NULLSMTPD_"
 
@@ -122,8 +122,18 @@ COMMON_OPTIONS = {
 }
 
 
-def option_lines(table: Table) -> list[str]:
-    """Return the lines of ``--help`` that list the options, in 80 columns."""
+#: The end of ``--help`` of every server.
+COMMON_HELP = """
+Each option can also be set in the environment: --max-sessions as
+NULLSMTPD_MAX_SESSIONS, and what is repeatable separated by commas.
+Precedence: flag, environment variable, default.
+Sockets that a service manager passes in (LISTEN_FDS) replace --listen.
+SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.
+Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options."""
+
+
+def format_help(template: str, table: Table) -> str:
+    """Return ``template`` with the lines that list the options, in 80 columns, in place of its ``{}``."""
     import textwrap  # for --help alone
 
     rows = [("-h, --help", "print this help and exit"), ("--version", "print the version and exit")]
@@ -137,4 +147,4 @@ def option_lines(table: Table) -> list[str]:
             lines.append(first.rstrip())
             first = " " * _HELP_INDENT
         lines += textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=" " * _HELP_INDENT)
-    return lines
+    return template.format("\n".join(lines))

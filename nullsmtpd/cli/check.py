@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nullsmtpd import __version__
 from nullsmtpd.check.dialogue import known_mode
 from nullsmtpd.check.probe import MAX_PORT, NO_FAMILY, TIMEOUT, Probe, probe, run_all, tasks_for
-from nullsmtpd.cli.arguments import Option, UsageError, option_lines, read_options
+from nullsmtpd.cli.arguments import Option, UsageError, format_help, read_options
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
 from nullsmtpd.cli.values import boolean, positive_seconds
 from nullsmtpd.runtime.sockets import parse_address, parse_target
@@ -109,7 +109,7 @@ _HEALTH = {
 def run(arguments: list[str], environment: Mapping[str, str]) -> int:
     """Check, report on stdout, and return the exit status, see --help."""
     if {"-h", "--help"} & set(arguments):
-        return _print(_HELP.format("\n".join(option_lines(TABLE))), _GOOD)
+        return _print(format_help(_HELP, TABLE), _GOOD)
     if "--version" in arguments:
         return _print(f"nullsmtpd {__version__}", _GOOD)
     try:

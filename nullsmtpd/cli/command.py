@@ -30,11 +30,11 @@ _NAME_HINT = "give a name that resolves, or an address; after % in it an interfa
 
 def run_server(  # noqa: PLR0913, PLR0917 - what the commands differ in
     name: str,
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
     help_text: Callable[[], str],
     parse: Callable[[Sequence[str], Mapping[str, str]], object],
     module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
 ) -> int:
     """Print what ``--help`` or ``--version`` asks for, or else serve with the parsed options; return the exit status.
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from nullsmtpd.cli.arguments import COMMON_OPTIONS, Option, UsageError, option_lines, read_options
+from nullsmtpd.cli.arguments import COMMON_HELP, COMMON_OPTIONS, Option, UsageError, format_help, read_options
 from nullsmtpd.cli.command import run_server
 from nullsmtpd.cli.values import positive_int, positive_seconds
 from nullsmtpd.nullmx import TIMEOUT, MissingExtraError, domain_of, load_extra, resolver_address
@@ -45,14 +45,7 @@ Tell mail servers, over the socketmap protocol, which domains accept no mail
 MAIL from such a domain. Needs the extra: pip install 'nullsmtpd-521[relay]'
 
 {}
-
-Each option can also be set in the environment: --max-sessions as
-NULLSMTPD_MAX_SESSIONS, and what is repeatable separated by commas.
-Precedence: flag, environment variable, default.
-Sockets that a service manager passes in (LISTEN_FDS) replace --listen.
-SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.
-Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options, or the
-extra is missing."""
+"""
 
 TABLE = {
     "listen": Option(
@@ -85,11 +78,6 @@ TABLE = {
 }
 
 
-def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the command with the arguments after ``relay``; return its exit status, see --help."""
-    return run_server("nullsmtpd relay", arguments, environment, help_text, parse_options, "nullsmtpd.relay.server")
-
-
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """Return the validated options, and load the extra, before privileges are dropped. Raises `UsageError`."""
     try:
@@ -100,6 +88,8 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     return Options(exceptions=frozenset(values.pop("except")), **values)
 
 
-def help_text() -> str:
-    """Return what ``--help`` prints."""
-    return _HELP.format("\n".join(option_lines(TABLE)))
+#: Returns what ``--help`` prints.
+help_text = partial(format_help, _HELP + COMMON_HELP, TABLE)
+
+#: Runs the command with the arguments after its name, and the environment; returns its exit status, see ``--help``.
+run = partial(run_server, "nullsmtpd relay", help_text, parse_options, "nullsmtpd.relay.server")

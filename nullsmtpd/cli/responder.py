@@ -3,8 +3,9 @@
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from nullsmtpd.cli.arguments import COMMON_OPTIONS, Option, UsageError, option_lines, read_options, shown
+from nullsmtpd.cli.arguments import COMMON_HELP, COMMON_OPTIONS, Option, UsageError, format_help, read_options, shown
 from nullsmtpd.cli.command import run_server
 from nullsmtpd.cli.values import boolean, matching, positive_int, positive_seconds, seconds
 from nullsmtpd.responder.options import Options
@@ -32,12 +33,7 @@ Answer every connection with one line that says that this host does not accept
 mail (RFC 7504), and close it. check and relay have a --help of their own.
 
 {}
-
-Each option can also be set in the environment: --max-lingering as
-NULLSMTPD_MAX_LINGERING, and what is repeatable separated by commas.
-Precedence: flag, environment variable, default.
-SIGTERM and SIGINT shut it down gracefully, SIGUSR1 logs its counters.
-Exit status: 0 shut down by a signal, 1 cannot run, 2 invalid options."""
+"""
 
 TABLE = {
     "listen": Option(
@@ -76,11 +72,6 @@ TABLE = {
 }
 
 
-def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the command; return its exit status, see ``--help``."""
-    return run_server("nullsmtpd", arguments, environment, help_text, parse_options, "nullsmtpd.responder.server")
-
-
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """Return the validated options. Precedence: flag, environment variable, default.
 
@@ -106,6 +97,8 @@ def _default_hostname() -> str:
     return name if re.fullmatch(_DOMAIN, name) else "localhost"
 
 
-def help_text() -> str:
-    """Return what ``--help`` prints."""
-    return _HELP.format("\n".join(option_lines(TABLE)))
+#: Returns what ``--help`` prints.
+help_text = partial(format_help, _HELP + COMMON_HELP, TABLE)
+
+#: Runs the command with the arguments after its name, and the environment; returns its exit status, see ``--help``.
+run = partial(run_server, "nullsmtpd", help_text, parse_options, "nullsmtpd.responder.server")

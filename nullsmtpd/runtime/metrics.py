@@ -70,18 +70,17 @@ def _process_metrics() -> list[str]:
         stat = file.read().rpartition(b")")[2].split()  # from the third field, ``state``, on
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     ticks = os.sysconf("SC_CLK_TCK")
-    cpu = (int(stat[11]) + int(stat[12])) / ticks
+    cpu, started = (int(stat[11]) + int(stat[12])) / ticks, _boot_time() + int(stat[19]) / ticks
     files = len(os.listdir("/proc/self/fd")) - 1  # without the directory itself
     resident = int(stat[21]) * resource.getpagesize()
-    metrics = [
-        ("cpu_seconds_total", "Total user and system CPU time spent in seconds.", cpu),
-        ("open_fds", "Number of open file descriptors.", files),
-        ("max_fds", "Maximum number of open file descriptors.", soft),
-        ("virtual_memory_bytes", "Virtual memory size in bytes.", int(stat[20])),
-        ("resident_memory_bytes", "Resident memory size in bytes.", resident),
-        ("start_time_seconds", "Start time in seconds since the epoch.", _boot_time() + int(stat[19]) / ticks),
+    return [
+        metric("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.", cpu),
+        metric("process_open_fds", "Number of open file descriptors.", files),
+        metric("process_max_fds", "Maximum number of open file descriptors.", soft),
+        metric("process_virtual_memory_bytes", "Virtual memory size in bytes.", int(stat[20])),
+        metric("process_resident_memory_bytes", "Resident memory size in bytes.", resident),
+        metric("process_start_time_seconds", "Start time in seconds since the epoch.", started),
     ]
-    return [metric(f"process_{name}", text, value) for name, text, value in metrics]
 
 
 @functools.cache  # a start time that changed with the clock would stand for a restart

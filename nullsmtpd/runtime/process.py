@@ -65,11 +65,8 @@ def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]])
     _max_files(needed=_MIN_FILES)
     loop: asyncio.AbstractEventLoop = new_event_loop()
     loop.set_exception_handler(_on_internal_error)
-    served = serve(loop)
-    try:
+    with contextlib.closing(serve(loop)) as served:
         loop.run_until_complete(served)
-    finally:
-        served.close()
     # The loop stays open: closing it would restore the signals' default actions. And no signal may change the exit
     # status any more: the interpreter resets handlers at its end, but not SIG_IGN.
     for number in (*_TERMINATION, signal.SIGHUP, signal.SIGUSR1):
