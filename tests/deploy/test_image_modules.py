@@ -58,7 +58,7 @@ def test_modules_imported_by_computed_names_are_needed(tmp_path: Path) -> None:
     assert {"dns.rdtypes.ANY.MX", "colorsys"} <= needed(tmp_path, main="")
 
 
-@pytest.mark.parametrize("name", ["encodings.idna", "encodings.ascii", "inspect", "runpy", "subprocess"])
+@pytest.mark.parametrize("name", ["encodings.idna", "encodings.ascii", "inspect", "subprocess", "tokenize"])
 def test_modules_that_no_import_statement_names_are_needed(name: str, tmp_path: Path) -> None:
     """The interpreter looks codecs up by name, and functions of the standard library import some modules."""
     assert name in needed(tmp_path, main="")
