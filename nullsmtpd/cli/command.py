@@ -4,11 +4,12 @@ import contextlib
 import errno
 import importlib
 import os
+import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from nullsmtpd import __version__
-from nullsmtpd.cli.arguments import UsageError, shown
+from nullsmtpd.cli.arguments import UsageError
 from nullsmtpd.runtime.sockets import ListenError
 
 __all__ = ["print_line", "run_server"]
@@ -55,36 +56,31 @@ def run_server(  # noqa: PLR0913, PLR0917 - what the commands differ in
         importlib.import_module(module).serve(options)
     except UsageError as error:
         message, status = str(error), 2
-    except LookupError as error:
-        from nullsmtpd.runtime.privileges import AccountError
-
-        if not isinstance(error, AccountError):
-            raise
-        kind, value, reason = error.args
-        message, status = f"--{kind}: {shown(value)} {reason}", 2
     except OSError as error:
-        message, status = _explain(error, options), 1
+        message, status = _explain(error, options)
     else:
         return 0
     return print_line(STDERR, f"{name}: {message}", status)
 
 
-def _explain(error: OSError, options: object) -> str:
-    """Return why the server cannot run, and the remedy."""
-    from nullsmtpd.runtime.privileges import PrivilegeError
+def _explain(error: OSError, options: object) -> tuple[str, int]:
+    """Return why the server cannot run, with the remedy, and the exit status."""
+    from nullsmtpd.runtime.privileges import AccountError, PrivilegeError
 
+    if isinstance(error, AccountError):
+        return f"--{error}", 2
     if isinstance(error, ListenError):
-        return _explain_listen_error(error, options)
+        return _explain_listen_error(error, options), 1
     if isinstance(error, PrivilegeError):
         names = " ".join(f"--{key} {value}" for key in ("user", "group") if (value := getattr(options, key)))
         remedy = "start as root to change to another account"
         if not os.geteuid():
             remedy = "grant CAP_SETUID and CAP_SETGID, and in a user namespace setgroups(2), user_namespaces(7)"
-        return f"{names}: {error.strerror}; {remedy}, or leave the options out"
+        return f"{names}: {error.strerror}; {remedy}, or leave the options out", 1
     if error.filename and error.errno in {errno.EACCES, errno.ENOENT}:  # a part of the installation, or /dev/null
-        return f"cannot run: {error.filename}: {error.strerror}"
+        return f"cannot run: {error.filename}: {error.strerror}", 1
     # No file descriptor or memory left for the event loop itself.
-    return f"cannot run: {error.strerror}; raise the limits of this process"
+    return f"cannot run: {error.strerror}; raise the limits of this process", 1
 
 
 def _explain_listen_error(error: ListenError, options: object) -> str:
@@ -126,12 +122,7 @@ def print_line(descriptor: int, text: str, status: int) -> int:
     octets = f"{text}\n".encode("ascii", "backslashreplace")
     with contextlib.suppress(OSError):
         while octets:
-            try:
-                octets = octets[os.write(descriptor, octets) :]
-            except BlockingIOError:  # another process has made a pipe non-blocking; no message is worth waiting for
-                if descriptor == STDERR:
-                    raise
-                import select
-
-                select.select((), (descriptor,), ())
+            if descriptor == STDOUT:  # it may be a pipe that another process has made non-blocking
+                select.select((), (STDOUT,), ())
+            octets = octets[os.write(descriptor, octets) :]
     return status

@@ -20,7 +20,7 @@ MAX_TIMEOUT = 60.0
 _UNIX = "unix:"
 
 
-def _listen_address(text: str) -> Address | str:
+def _address(text: str) -> Address | str:
     """Parse ``unix:PATH`` to the path, or an address."""
     if not text.startswith(_UNIX):
         return parse_address(text)
@@ -49,18 +49,10 @@ MAIL from such a domain. Needs the extra: pip install 'nullsmtpd-521[relay]'
 
 TABLE = {
     "listen": Option(
-        "ADDR",
-        "127.0.0.1:5560",
-        "listen on unix:/PATH, HOST:PORT, [v6]:PORT or :PORT; repeatable",
-        _listen_address,
-        lists=True,
+        "ADDR", "127.0.0.1:5560", "listen on unix:/PATH, HOST:PORT, [v6]:PORT, :PORT; repeatable", _address, lists=True
     ),
     "except": Option(
-        "DOMAIN",
-        "",
-        "never refuse mail to or from this domain; .DOMAIN for all below it; repeatable",
-        _exception,
-        lists=True,
+        "DOMAIN", "", "never refuse mail to or from this domain, or below .DOMAIN; repeatable", _exception, lists=True
     ),
     "resolver": Option(
         "ADDR[:PORT]", "", "the recursive name server to query (default: those of /etc/resolv.conf)", resolver_address

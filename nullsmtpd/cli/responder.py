@@ -39,7 +39,7 @@ TABLE = {
     "listen": Option(
         "ADDR",
         ":25",
-        "listen on HOST:PORT, [v6]:PORT, or :PORT for all addresses; repeatable",
+        "listen on HOST:PORT, [v6]:PORT or :PORT for all addresses; repeatable",
         parse_address,
         lists=True,
     ),
@@ -60,9 +60,7 @@ TABLE = {
     "linger": Option(
         "SECONDS", "2", "time for an answered client to close; with 0 an early talker may lose the line", seconds
     ),
-    "max-lingering": Option(
-        "N", "4096", "answered clients that are kept open; beyond it the oldest is closed", positive_int
-    ),
+    "max-lingering": Option("N", "4096", "answered clients kept open; beyond it the oldest is closed", positive_int),
     "max-sessions": Option("N", "1000", "clients with a session; beyond it a client gets mode close", positive_int),
     "timeout": Option("SECONDS", "300", "time that a client with a session may be silent", positive_seconds),
     "backlog": Option("N", "4096", "length of the accept queue, limited by net.core.somaxconn", positive_int),

@@ -18,8 +18,8 @@ class Account(NamedTuple):
     gid: int | None
 
 
-class AccountError(LookupError):
-    """There is no such account; the arguments are ``user`` or ``group``, its name, and the reason."""
+class AccountError(OSError):
+    """There is no such account; the message is the reason, after ``user: 'NAME'`` or ``group: 'NAME'``."""
 
 
 class PrivilegeError(OSError):
@@ -40,7 +40,7 @@ def find_account(user: str | None, group: str | None) -> Account:
         try:
             gid = (pwd.getpwuid(uid) if user.isdigit() else pwd.getpwnam(user)).pw_gid
         except KeyError:
-            raise AccountError("user", user, "has no entry in the user database; give --group too") from None
+            raise AccountError(f"user: {user!a} has no entry in the user database; give --group too") from None
     return Account(uid, gid)
 
 
@@ -48,10 +48,10 @@ def _number(kind: str, name: str, find: Callable[[str], Sequence[Any]]) -> int:
     try:
         number = int(name if name.isdigit() else find(name)[2])
     except KeyError:
-        raise AccountError(kind, name, "does not exist; give a name or a number") from None
+        raise AccountError(f"{kind}: {name!a} does not exist; give a name or a number") from None
     # 2**32 - 1 is -1, which means "unchanged" to the system calls.
     if number >= 2**32 - 1:
-        raise AccountError(kind, name, "is beyond the range of account numbers; give one below 4294967295")
+        raise AccountError(f"{kind}: {name!a} is beyond the range of account numbers; give one below {2**32 - 1}")
     return number
 
 
