@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from bench import compare, footprint, load, relay, report, servers, soak, system
+from bench.outcomes import DIALOGUE
 from bench.report import Report
 from nullsmtpd.cli.arguments import shown
 from nullsmtpd.cli.command import STDERR, print_line
@@ -69,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
     whole = _Parser(prog="python -m bench", description="Load and cost harness of nullsmtpd. Linux.")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(run: Callable[[argparse.Namespace], Report], text: str) -> _Add:
-        command = commands.add_parser(run.__name__, help=text, description=text, formatter_class=_Help)
+    def add(run: Callable[[argparse.Namespace], Report], text: str, name: str = "") -> _Add:
+        command = commands.add_parser(name or run.__name__, help=text, description=text, formatter_class=_Help)
         command.set_defaults(run=run)
         command.add_argument("--json", type=_file, metavar="FILE", help="write everything there too, unrounded")
         return command.add_argument
@@ -85,14 +86,21 @@ def parser() -> argparse.ArgumentParser:
     option("--timeout", type=_POSITIVE, default=10.0, metavar="S", help="seconds for one connection")
     option("--yes-i-run-this-server", action="store_true", help="allow a target other than loopback")
 
-    option = add(compare.compare, "Measure what a connection costs nullsmtpd and other servers.")
     arms = f"of {', '.join(servers.ARMS)}, and of nullsmtpd with {', '.join(f'{name}=N' for name in _VARIED)}"
-    option("--arms", type=_several(_arm), default="nullsmtpd,nginx,c-loop,uvloop", metavar="A,B", help=arms)
     rates = "50,200,1000,4000,closed"  # from what a host sees in a quiet hour to a flood
-    option("--rates", type=_several(_rate), default=rates, metavar="R,R", help="connections a second, or `closed`")
-    option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
-    option("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
-    option("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
+    usual = ("compare", "nullsmtpd,nginx,c-loop,uvloop", rates, "nullsmtpd and other servers")
+    shared = ("sweep", "instances=1,instances=2", "500,1000,2000,4000,8000,16000", "instances of nullsmtpd on one port")
+    for name, default_arms, default_rates, what in (usual, shared):
+        option = add(compare.compare, f"Measure what a connection costs {what}.", name)
+        option("--arms", type=_several(_arm), default=default_arms, metavar="A,B", help=arms)
+        option("--rates", type=_several(_rate), default=default_rates, metavar="R,R", help="a second, or `closed`")
+        option("--rounds", type=_COUNT, default=10, metavar="N", help="interleaved rounds")
+        option("--seconds", type=_POSITIVE, default=3.0, metavar="S", help="of each measurement")
+        option("--clients", type=_COUNT, default=64, metavar="N", help="of the closed loop")
+        if name == "compare":
+            dialogues = [arm for arm in servers.ARMS.values() if arm.script is DIALOGUE]
+            text = f"measure {', '.join(arm.name for arm in dialogues)}"
+            option("--dialogue", dest="arms", action="store_const", const=dialogues, help=text)
 
     option = add(footprint.footprint, "Measure memory and start beside an empty uvloop server.")
     option("--starts", type=_COUNT, default=10, metavar="N", help="of each server, interleaved")

@@ -57,11 +57,17 @@ def test_idle_clients_that_a_server_does_not_keep_are_an_error(monkeypatch: pyte
         assert command.run(arguments) == 1
 
 
+def test_sweep_measures_instances_on_one_port(tmp_path: Path) -> None:
+    """It is `compare` with other servers and rates."""
+    _, found = bench("sweep", "--rates", "200", *TINY, json_path=tmp_path / "s.json")
+    assert [one["server"] for one in found["results"]] == ["instances=1", "instances=2"]
+    assert {one["lost"] for one in found["results"]} == {0}
+
+
 def test_compare_measures_a_whole_dialogue(tmp_path: Path) -> None:
     """The modes with a dialogue are compared beside smtp-sink."""
     require_tools("smtp-sink")
-    arms = ("--arms", "mode-mail,mode-session,smtp-sink", "--rates", "200,closed")
-    _, found = bench("compare", *arms, *TINY, json_path=tmp_path / "c.json")
+    _, found = bench("compare", "--dialogue", "--rates", "200,closed", *TINY, json_path=tmp_path / "c.json")
     assert {one["server"] for one in found["results"]} == {"mode-session", "mode-mail", "smtp-sink"}
     assert {one["rate"] for one in found["results"]} == {"200", "closed"}
     assert {one["lost"] for one in found["results"]} == {0}
