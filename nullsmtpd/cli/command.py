@@ -26,7 +26,6 @@ _HINTS = {
     errno.ENOENT: "create its directory first",
     errno.EROFS: "choose a directory that this user may write to",
 }
-_NAME_HINT = "give a name that resolves, or an address; after % in it an interface of this host"
 
 
 def run_server(  # noqa: PLR0913, PLR0917 - what the commands differ in
@@ -89,7 +88,7 @@ def _explain_listen_error(error: ListenError, options: object) -> str:
         return f"{address}: {error.strerror}"
     hint = _HINTS.get(number, "")
     if isinstance(error.__cause__, socket.gaierror):
-        hint = _NAME_HINT
+        hint = "give a name that resolves, or an address; after % in it an interface of this host"
     elif number == errno.EINVAL and error.__cause__ is None:  # not of bind(2), but of a socket that was passed in
         hint = "restart the program that passes it in"
     elif number == errno.EACCES and address.startswith("unix:"):

@@ -82,17 +82,12 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         from nullsmtpd.responder.dialogues import mail_dialogue, session_dialogue
 
         make = session_dialogue if values["mode"] == "session" else mail_dialogue
+        own_name = socket.gethostname()  # without asking DNS
         try:
-            dialogue = make(text, hostname or _default_hostname())
+            dialogue = make(text, hostname or (own_name if re.fullmatch(_DOMAIN, own_name) else "localhost"))
         except ValueError as error:  # too long with the enhanced code before it
             raise UsageError(f"--text: {shown(text)} {error}") from None
     return Options(reply=reply_line(text), dialogue=dialogue, **values)
-
-
-def _default_hostname() -> str:
-    """Return the host's name, without asking DNS; ``localhost`` where that is no domain name."""
-    name = socket.gethostname()
-    return name if re.fullmatch(_DOMAIN, name) else "localhost"
 
 
 #: Returns what ``--help`` prints.

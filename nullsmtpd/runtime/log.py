@@ -1,5 +1,6 @@
 """Log lines on stderr: ``2026-11-23T20:00:00.000Z event key=value …``."""
 
+import contextlib
 import os
 import select
 import time
@@ -22,12 +23,19 @@ def log(event: str, **values: object) -> bool:
     A value with anything except plain characters is quoted and escaped, so one event is always one line. When stderr
     is closed, is a full disk or a pipe that nobody reads, the line is lost and the daemon continues.
     """
+    global _line_is_torn  # noqa: PLW0603 - there is one stderr
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
     fields = "".join(f" {key}={_quoted(str(value))}" for key, value in values.items())
     # pipe(7): a pipe that is ready has room for PIPE_BUF octets, and up to that many are written in one piece.
     line = f"{stamp}.{int(now % 1 * 1000):03d}Z {event}{fields}".encode("ascii")[: select.PIPE_BUF - 2] + b"\n"
-    return _write(line)
+    if _line_is_torn:
+        line = b"\n" + line
+    with contextlib.suppress(OSError):
+        if select.select((), (_STDERR,), (), 0)[1]:
+            _line_is_torn = os.write(_STDERR, line) < len(line)
+            return not _line_is_torn
+    return False
 
 
 class RateLimitedLog:
@@ -43,20 +51,6 @@ class RateLimitedLog:
         if now >= self._next.get((event, key), now):
             self._next[event, key] = now + LOG_INTERVAL
             log(event, **values)
-
-
-def _write(line: bytes) -> bool:
-    global _line_is_torn  # noqa: PLW0603 - there is one stderr
-    if _line_is_torn:
-        line = b"\n" + line
-    try:
-        if not select.select((), (_STDERR,), (), 0)[1]:
-            return False
-        written = os.write(_STDERR, line)
-    except OSError:
-        return False
-    _line_is_torn = written < len(line)
-    return not _line_is_torn
 
 
 def _quoted(value: str) -> str:

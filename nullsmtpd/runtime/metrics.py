@@ -156,16 +156,15 @@ class _Server:
             status = "404 Not Found"
         else:
             status = "200 OK"
-        body = self._metrics() if status == "200 OK" else f"{status}; metrics are at /metrics.\n"
+        body = f"{status}; metrics are at /metrics.\n"
+        if status == "200 OK":
+            metrics = self._collect()
+            with contextlib.suppress(OSError):  # the other metrics are there without these
+                metrics += _process_metrics()
+            body = "".join(metrics)
         date = time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime())  # RFC 9110 §6.6.1
         lines = [f"HTTP/1.1 {status}", date, f"Content-Type: {_CONTENT_TYPE}", f"Content-Length: {len(body)}"]
         if status.startswith("405"):
             lines.append("Allow: GET, HEAD")
         lines += ["Connection: close", "", "" if method == b"HEAD" else body]  # RFC 9110 §9.3.2
         return "\r\n".join(lines).encode("ascii")
-
-    def _metrics(self) -> str:
-        metrics = self._collect()
-        with contextlib.suppress(OSError):  # the other metrics are there without these
-            metrics += _process_metrics()
-        return "".join(metrics)

@@ -22,10 +22,9 @@ _TERMINATION = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 def files_left(spare: int, needed: int) -> int:
     """Return how many more files may be opened beside ``spare`` ones. Raises `OSError` if fewer than ``needed``."""
-    try:
+    reserved = spare + 16  # a process with an event loop and some listeners
+    with contextlib.suppress(OSError):
         reserved = spare + len(os.listdir("/dev/fd")) - 1  # without the directory itself
-    except OSError:
-        reserved = spare + 16  # a process with an event loop and some listeners
     return _max_files(reserved + needed) - reserved
 
 
@@ -64,17 +63,15 @@ def run(serve: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, None]])
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _max_files(needed=_MIN_FILES)
     loop: asyncio.AbstractEventLoop = new_event_loop()
-    loop.set_exception_handler(_on_internal_error)
+    loop.set_exception_handler(
+        lambda _, context: log("internal-error", message=context["message"], exception=repr(context.get("exception")))
+    )
     with contextlib.closing(serve(loop)) as served:
         loop.run_until_complete(served)
     # The loop stays open: closing it would restore the signals' default actions. And no signal may change the exit
     # status any more: the interpreter resets handlers at its end, but not SIG_IGN.
     for number in (*_TERMINATION, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _on_internal_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    log("internal-error", message=context.get("message"), exception=repr(context.get("exception")))
 
 
 def install_signal_handlers(loop: asyncio.AbstractEventLoop, log_stats: Callable[[], None]) -> asyncio.Event:

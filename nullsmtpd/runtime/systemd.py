@@ -51,8 +51,8 @@ def _adopt(descriptor: int, *, unix: bool) -> socket.socket:
             return listener
     except OSError as error:
         reason = error.strerror
-    hint = f"pass listening {kind} sockets, with ListenStream="
-    raise ListenError(errno.EINVAL, f"descriptor {descriptor}: {reason}; {hint}", "LISTEN_FDS")
+    message = f"descriptor {descriptor}: {reason}; pass listening {kind} sockets"
+    raise ListenError(errno.EINVAL, message, "LISTEN_FDS")
 
 
 class Notifier:
