@@ -11,12 +11,6 @@ from nullsmtpd.cli.values import metrics_address, user_or_group
 __all__ = ["COMMON_HELP", "COMMON_OPTIONS", "Option", "UsageError", "format_help", "read_options", "shown"]
 
 _PREFIX = "NULLSMTPD_"
-
-# What follows the name of a Kubernetes Service, such as "nullsmtpd" or "nullsmtpd-metrics", in the variables that every
-# pod of its namespace has; more words may follow.
-_SERVICE_HOST = "_SERVICE_HOST"
-_SERVICE_VARIABLES = (f"{_SERVICE_HOST}_", "_SERVICE_PORT_", "_PORT_")
-
 _MAX_SHOWN = 80  # characters of a wrong value that a message repeats
 _HELP_INDENT = 24  # columns
 
@@ -96,8 +90,9 @@ def _read_flags(table: Table, arguments: Sequence[str]) -> dict[str, _Given]:
 
 def _read_variables(table: Table, environment: Mapping[str, str]) -> dict[str, _Given]:
     options = {_PREFIX + name.upper().replace("-", "_"): (name, option) for name, option in table.items()}
-    services = [key.removesuffix(_SERVICE_HOST) for key in environment if key.endswith(_SERVICE_HOST)]
-    ignored = tuple(service + words for service in services for words in _SERVICE_VARIABLES)
+    # In Kubernetes a pod has variables of each Service in its namespace, such as "nullsmtpd" or "nullsmtpd-metrics".
+    services = [key.removesuffix("SERVICE_HOST") for key in environment if key.endswith("_SERVICE_HOST")]
+    ignored = tuple(name + words for name in services for words in ("SERVICE_HOST_", "SERVICE_PORT_", "PORT_"))
     variables: dict[str, _Given] = {}
     for key, value in environment.items():
         if key in options:

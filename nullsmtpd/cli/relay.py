@@ -17,14 +17,12 @@ __all__ = ["MAX_TIMEOUT", "TABLE", "help_text", "parse_options", "run"]
 #: Seconds. Postfix gives up on a socketmap after 100 (dict_sockmap.c), and then defers the mail.
 MAX_TIMEOUT = 60.0
 
-_UNIX = "unix:"
-
 
 def _address(text: str) -> Address | str:
     """Parse ``unix:PATH`` to the path, or an address."""
-    if not text.startswith(_UNIX):
+    path = text.removeprefix("unix:")
+    if path == text:
         return parse_address(text)
-    path = text.removeprefix(_UNIX)
     if not path.startswith("/") or not path.isprintable() or len(os.fsencode(path)) > MAX_PATH_OCTETS:
         raise ValueError(f"has no plain absolute path of at most {MAX_PATH_OCTETS} octets, as in unix:/run/relay")
     return path

@@ -32,9 +32,6 @@ CAPACITY_PAUSE = 0.1
 # RFC 1123 §2.1 host names; the underscore is common in container networks.
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 
-# RFC 4007 §11: an interface, by number or by name; Linux has names of up to 15 octets.
-_SCOPE = re.compile(r"[A-Za-z0-9_.:-]{1,15}")
-
 _MAX_PORT = 65535
 
 #: Attempts to find a port that is free in both address families, for ``:0``.
@@ -74,11 +71,13 @@ def parse_address(text: str) -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         literal, percent, scope = host.partition("%")
-        is_host = _is_literal(socket.AF_INET6, literal) and (not percent or _SCOPE.fullmatch(scope))
+        # RFC 4007 §11: an interface, by number or by name; Linux has names of up to 15 octets.
+        has_valid_scope = bool(re.fullmatch("(%[A-Za-z0-9_.:-]{1,15})?", percent + scope))
+        is_host = has_valid_scope and _is_literal(socket.AF_INET6, literal)
     elif host.rstrip(".").rpartition(".")[2].isdigit():
         is_host = _is_literal(socket.AF_INET, host)
     else:
-        is_host = not host or _HOST_NAME.fullmatch(host)
+        is_host = not host or bool(_HOST_NAME.fullmatch(host))
     if not is_host or not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > _MAX_PORT:
         raise ValueError(f"is not an address; give HOST:PORT, [v6]:PORT or :PORT, with a port from 0 to {_MAX_PORT}")
     return Address(host or None, int(port))
