@@ -112,18 +112,18 @@ def _load(names: Iterable[str], site: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _late_imports(name: str, path: Path) -> Iterator[str]:
-    """Yield the names of the modules, and of what may be modules, that functions of a module import or name."""
+    """Yield the names of the modules, and of what may be modules, that functions of a module import, or it names."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for function in ast.walk(ast.parse(path.read_bytes())):
-        for node in ast.walk(function) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) else ():
+    for part in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(part, ast.Constant) and re.fullmatch(r"nullsmtpd(\.\w+)+", str(part.value)):
+            yield str(part.value)  # for importlib
+        for node in ast.walk(part) if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) else ():
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 yield base
                 yield from (f"{base}.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.Constant) and re.fullmatch(r"nullsmtpd(\.\w+)+", str(node.value)):
-                yield str(node.value)  # for importlib
 
 
 def _add_module(source: Path, site: Path, root: Path) -> None:

@@ -38,13 +38,10 @@ def test_imports_inside_functions_count(tmp_path: Path) -> None:
     assert found.isdisjoint({"nullsmtpd.third", "wave"})
 
 
-def test_modules_imported_by_their_names_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("main", ["def later():\n    serve('nullsmtpd.second')\n", "later = 'nullsmtpd.second'\n"])
+def test_modules_imported_by_their_names_count(tmp_path: Path, main: str) -> None:
     """A command imports its server by name, with importlib."""
-    found = needed(
-        tmp_path,
-        main="def later():\n    serve('nullsmtpd.second')\n",
-        second="import colorsys\n",
-    )
+    found = needed(tmp_path, main=main, second="import colorsys\n")
     assert {"nullsmtpd.second", "colorsys"} <= found
 
 
