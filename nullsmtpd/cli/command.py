@@ -64,12 +64,12 @@ def run_server(  # noqa: PLR0913, PLR0917 - what the commands differ in
 
 def _explain(error: OSError, options: object) -> tuple[str, int]:
     """Return why the server cannot run, with the remedy, and the exit status."""
+    if isinstance(error, ListenError):
+        return _explain_listen_error(error, options), 1
     from nullsmtpd.runtime.privileges import AccountError, PrivilegeError
 
     if isinstance(error, AccountError):
         return f"--{error}", 2
-    if isinstance(error, ListenError):
-        return _explain_listen_error(error, options), 1
     if isinstance(error, PrivilegeError):
         names = " ".join(f"--{key} {value}" for key in ("user", "group") if (value := getattr(options, key)))
         remedy = "start as root to change to another account"

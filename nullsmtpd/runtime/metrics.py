@@ -126,7 +126,7 @@ class _Server:
         self._timers[connection] = self._loop.call_later(READER_TIMEOUT, self._close, connection)
 
     def _on_readable(self, connection: socket.socket, request: bytearray) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the reader has gone
             octets = connection.recv(1 << 16)
             request += octets
             head = bytes(request[:MAX_REQUEST_OCTETS])  # all that counts, whatever pieces the request comes in
@@ -134,8 +134,6 @@ class _Server:
                 connection.send(self._response(head))
             elif octets:
                 return  # the rest of the request is still to come
-        except OSError:  # the reader has gone
-            pass
         self._close(connection)
 
     def _close(self, connection: socket.socket) -> None:
