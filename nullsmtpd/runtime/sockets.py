@@ -46,7 +46,8 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         """Write it the way `parse_address` reads it."""
-        return _format(self.host or "", self.port)
+        host = self.host or ""
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 class ListenError(OSError):
@@ -89,10 +90,6 @@ def _is_literal(family: socket.AddressFamily, host: str) -> bool:
     return False
 
 
-def _format(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def local_address(connection: SocketType) -> str:
     """Return the socket's own address, the way `parse_address` reads it."""
     return format_sockaddr(connection.getsockname())
@@ -107,7 +104,7 @@ def format_sockaddr(sockaddr: tuple[Any, ...]) -> str:
         with contextlib.suppress(OSError):  # an interface removed meanwhile, or no file descriptor left to ask with
             scope = socket.if_indextoname(scope)
         host = f"{host}%{scope}"
-    return _format(host, port)
+    return str(Address(host, port))
 
 
 def bind(address: Address, backlog: int, *, reuse_port: bool = False) -> list[socket.socket]:
