@@ -16,14 +16,17 @@ __all__ = ["print_line", "run_server"]
 
 STDOUT, STDERR = 1, 2
 
-# What to do about an error of a listening socket; the last two are those of Unix sockets.
+# What to do about an error of a listening socket; the last four are those of Unix sockets.
 _HINTS = {
     errno.EADDRINUSE: "stop the program that uses it, or choose another address",
     errno.EACCES: "choose a port above 1023, grant CAP_NET_BIND_SERVICE, or use socket activation",
+    errno.EAFNOSUPPORT: "this host does not have that address family; give an address of another, or :PORT",
     errno.EADDRNOTAVAIL: "this host does not have that address; give one of its own, or :PORT for all of them",
     errno.EINVAL: "give a link-local address with its interface, [fe80::1%eth0]:PORT, and an IPv4 address as HOST:PORT",
     errno.EMFILE: "raise the limit of open files of this process",
     errno.ENOENT: "create its directory first",
+    errno.ENOTDIR: "choose a path whose directories are directories",
+    errno.EEXIST: "remove that file, or choose another path",
     errno.EROFS: "choose a directory that this user may write to",
 }
 
@@ -45,7 +48,7 @@ def run_server(  # noqa: PLR0913, PLR0917 - what the commands differ in
         return print_line(STDOUT, help_text(), 0)
     if "--version" in arguments:
         return print_line(STDOUT, f"nullsmtpd {__version__}", 0)
-    options = None
+    options, was_passed = None, "LISTEN_FDS" in environment  # read before it is removed
     try:
         _open_standard_descriptors()
         options = parse(arguments, environment)
@@ -56,16 +59,16 @@ def run_server(  # noqa: PLR0913, PLR0917 - what the commands differ in
     except UsageError as error:
         message, status = str(error), 2
     except OSError as error:
-        message, status = _explain(error, options)
+        message, status = _explain(error, options, was_passed=was_passed)
     else:
         return 0
     return print_line(STDERR, f"{name}: {message}", status)
 
 
-def _explain(error: OSError, options: object) -> tuple[str, int]:
+def _explain(error: OSError, options: object, *, was_passed: bool) -> tuple[str, int]:
     """Return why the server cannot run, with the remedy, and the exit status."""
     if isinstance(error, ListenError):
-        return _explain_listen_error(error, options), 1
+        return _explain_listen_error(error, options, was_passed=was_passed), 1
     from nullsmtpd.runtime.privileges import AccountError, PrivilegeError
 
     if isinstance(error, AccountError):
@@ -82,13 +85,15 @@ def _explain(error: OSError, options: object) -> tuple[str, int]:
     return f"cannot run: {error.strerror}; raise the limits of this process", 1
 
 
-def _explain_listen_error(error: ListenError, options: object) -> str:
+def _explain_listen_error(error: ListenError, options: object, *, was_passed: bool) -> str:
     address, number = str(error.filename), error.errno or 0
     if address == "LISTEN_FDS":
         return f"{address}: {error.strerror}"
     hint = _HINTS.get(number, "")
     if isinstance(error.__cause__, socket.gaierror):
         hint = "give a name that resolves, or an address; after % in it an interface of this host"
+    elif number == errno.EADDRINUSE and was_passed:  # to a wrapper that forks; it holds the port
+        hint = "start nullsmtpd without the wrapper that the sockets were passed to, see listen-fds-ignored above"
     elif number == errno.EINVAL and error.__cause__ is None:  # not of bind(2), but of a socket that was passed in
         hint = "restart the program that passes it in"
     elif number == errno.EACCES and address.startswith("unix:"):

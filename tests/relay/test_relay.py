@@ -467,7 +467,7 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path.write_text("mine")
     result = run_cli("relay", "--listen", f"unix:{path}")
     assert result.returncode == 1
-    assert "a file that is no socket is there" in result.stderr
+    assert "a file that is no socket is there; remove that file" in result.stderr
     assert path.read_text() == "mine"
 
 

@@ -249,7 +249,9 @@ def test_sockets_passed_through_a_wrapper_that_forks_are_explained() -> None:
     ignored, message = run.stderr.splitlines()
     assert run.returncode == 1
     assert re.search(rf" listen-fds-ignored listen_pid={os.getpid()} pid=\d+ .* without a wrapper that forks", ignored)
-    assert message.startswith(f"nullsmtpd: --listen {address}: Address already in use; ")
+    assert message.startswith(
+        f"nullsmtpd: --listen {address}: Address already in use; start nullsmtpd without the wrapper"
+    )
 
 
 def test_a_shell_that_forks_is_such_a_wrapper() -> None:
