@@ -483,7 +483,7 @@ def read_only(path: Path) -> list[str]:
     ("prefix", "path", "message"),
     [
         (None, "none/relay", "No such file or directory; create its directory first\n"),
-        (None, "file/relay", "Not a directory\n"),
+        (None, "file/relay", "Not a directory; choose a path whose directories are directories\n"),
         (read_only, "relay", "Read-only file system; choose a directory that this user may write to\n"),
     ],
 )
