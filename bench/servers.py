@@ -154,7 +154,9 @@ def running(arm: Arm, cpus: set[int] | None = None) -> Iterator[Server]:
     """
     if why := missing([arm]):
         raise RuntimeError(why[arm.name])
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("NULLSMTPD_")}
+    # Python compiles what it may not keep at each start, which is no part of what an installed server takes.
+    unwanted = ("NULLSMTPD_", "PYTHONDONTWRITEBYTECODE")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     environment = inherited | {"PATH": _PATH}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory, port = Path(name), _free_port()
