@@ -10,9 +10,9 @@ from typing import Any
 
 from nullsmtpd.check import dialogue
 from nullsmtpd.check.dialogue import ANY, Reply, Script, parse_replies, quoted
-from nullsmtpd.runtime.sockets import Address
+from nullsmtpd.runtime.sockets import MAX_PORT, Address
 
-__all__ = ["MAX_OCTETS", "MAX_PORT", "TIMEOUT", "Probe", "check_host", "probe", "run_all", "tasks_for"]
+__all__ = ["MAX_OCTETS", "TIMEOUT", "Probe", "check_host", "probe", "run_all", "tasks_for"]
 __all__ += ["FIN", "LEFT", "NO_FAMILY", "REFUSED", "RESET", "SILENCE", "UNREACHABLE"]
 
 #: Seconds for everything, from the first SYN to the FIN. Longer than a lost SYN or two (1 s and 2 s, tcp(7)), and no
@@ -32,7 +32,6 @@ NO_FAMILY = "no such family"  # this host has no such address family, or no rout
 #: kind (RFC 5321 §4.5.3.1.5) are more than any needs.
 MAX_OCTETS = 8 * 512
 
-MAX_PORT = 65535
 _NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 _MAX_THREADS = 32  # each waits for one server; further addresses are queued
 

@@ -3,20 +3,20 @@
 The health check runs every few seconds: it imports no event loop, and nothing else that takes long.
 """
 
+import contextlib
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nullsmtpd import __version__
 from nullsmtpd.check.dialogue import known_mode
-from nullsmtpd.check.probe import MAX_PORT, NO_FAMILY, TIMEOUT, Probe, probe, run_all, tasks_for
+from nullsmtpd.check.probe import NO_FAMILY, TIMEOUT, Probe, probe, run_all, tasks_for
 from nullsmtpd.cli.arguments import Option, UsageError, format_help, read_options
 from nullsmtpd.cli.command import STDERR, STDOUT, print_line
 from nullsmtpd.cli.values import boolean, positive_seconds
-from nullsmtpd.runtime.sockets import parse_address, parse_target
+from nullsmtpd.runtime.sockets import MAX_PORT, parse_address, parse_target
 
 if TYPE_CHECKING:
     from nullsmtpd.check.domain import DomainReport
@@ -54,9 +54,10 @@ exit status:
 
 
 def _port(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) <= MAX_PORT:
-        raise ValueError(f"is not a port; give a number from 1 to {MAX_PORT}")
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if port := parse_address(f":{text}").port:
+            return port
+    raise ValueError(f"is not a port; give a number from 1 to {MAX_PORT}")
 
 
 def _hosts_of(entry: str) -> tuple[tuple[str, int], ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["CAPACITY_PAUSE", "CONNECTION_ERRNOS", "Address", "ListenError", "bind", "format_sockaddr"]
+__all__ = ["CAPACITY_PAUSE", "CONNECTION_ERRNOS", "MAX_PORT", "Address", "ListenError", "bind", "format_sockaddr"]
 __all__ += ["local_address", "parse_address", "parse_target", "pause_accepting"]
 
 # Errors of a host without an address family, or with it disabled.
@@ -32,7 +32,7 @@ CAPACITY_PAUSE = 0.1
 # RFC 1123 §2.1 host names; the underscore is common in container networks.
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 
-_MAX_PORT = 65535
+MAX_PORT = 65535
 
 #: Attempts to find a port that is free in both address families, for ``:0``.
 _PORT_TRIES = 20
@@ -79,8 +79,8 @@ def parse_address(text: str) -> Address:
         is_host = _is_literal(socket.AF_INET, host)
     else:
         is_host = not host or bool(_HOST_NAME.fullmatch(host))
-    if not is_host or not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > _MAX_PORT:
-        raise ValueError(f"is not an address; give HOST:PORT, [v6]:PORT or :PORT, with a port from 0 to {_MAX_PORT}")
+    if not is_host or not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > MAX_PORT:
+        raise ValueError(f"is not an address; give HOST:PORT, [v6]:PORT or :PORT, with a port from 0 to {MAX_PORT}")
     return Address(host or None, int(port))
 
 
