@@ -126,6 +126,12 @@ def test_every_table_of_figures_has_a_file() -> None:
     assert all(json.loads((ROOT / "bench" / name).read_text())["machine"]["commit"] for name in names)
 
 
+def test_a_block_with_one_commit_has_the_figures_of_one() -> None:
+    """The blocks of README.md and deploy/README.md are made from two files, and name one commit."""
+    files = (json.loads((ROOT / "bench" / name).read_text()) for name in ("compare.json", "footprint.json"))
+    assert len({one["machine"]["commit"] for one in files}) == 1
+
+
 def test_a_page_without_its_block_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that has lost its marks is reported, and nothing is appended somewhere."""
     monkeypatch.setitem(documents.BLOCKS, ("CONTRIBUTING.md", "headline"), "figures")
