@@ -32,6 +32,18 @@ def test_instances_that_share_a_port_all_listen_when_the_first_connection_comes(
         assert len(accept_queues(server.targets[0][1])) == 3
 
 
+def test_what_would_falsify_a_measurement_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of another server, and that compiled modules are not kept: the start would be that of the compiler."""
+    monkeypatch.setenv("NULLSMTPD_LINGER", "0")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    with servers.running(servers.ARMS["nullsmtpd"]) as server:
+        (pid,) = server.pids
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"NULLSMTPD_LINGER" not in environment
+    assert b"PYTHONDONTWRITEBYTECODE" not in environment
+
+
 def test_footprint_compares_with_an_empty_uvloop_server(tmp_path: Path) -> None:
     """`footprint` has memory and start of each server that is here, in relation to an empty one."""
     text, found = bench(*("footprint", "--starts", "2", "--connections", "3"), json_path=tmp_path / "footprint.json")

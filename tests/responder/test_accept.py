@@ -4,12 +4,13 @@ import asyncio
 import errno
 import select
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import pytest
 from fakes import FakeLoop, FaultyListener
-from support import LINE, PATIENCE, connect, read_all
+from support import LINE, PATIENCE, connect, read_all, require
 
 from nullsmtpd.responder import shutdown
 from nullsmtpd.responder.accept import BURST_RATE, Acceptor
@@ -380,6 +381,25 @@ def test_a_handshake_that_completes_at_the_last_moment_is_answered(monkeypatch: 
         monkeypatch.setattr(shutdown, "_handshakes", none_left)
         asyncio.run(shutdown.close_port(bench.acceptor))
         assert is_answered(clients[0])
+
+
+class Unprivileged(socket.socket):
+    """A socket of a user who may not attach a filter."""
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:  # noqa: ANN401 - passed on
+        if option == shutdown._SO_ATTACH_FILTER:
+            raise PermissionError(errno.EPERM, "injected")
+        super().setsockopt(level, option, *value)
+
+
+def test_syns_are_refused_where_they_cannot_be_dropped() -> None:
+    """SYN cookies or not: no new connection gets into the queue after the last look at it."""
+    require(sys.platform == "linux", "SO_BINDTOIFINDEX")
+    with Unprivileged() as listener, socket.socket() as client:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        shutdown._drop_syns(listener)
+        assert client.connect_ex(listener.getsockname()) == errno.ECONNREFUSED
 
 
 def test_later_handshakes_with_others_on_the_port_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
