@@ -203,6 +203,18 @@ def test_a_host_whose_kernel_has_no_ipv6_is_answered_on_ipv4(start: Start, tmp_p
         assert read_all(client) == LINE
 
 
+def test_an_address_of_a_family_that_the_kernel_lacks_has_a_remedy(tmp_path: Path) -> None:
+    """One line that says what would be valid; exit status 1."""
+    command = [sys.executable, "-m", "nullsmtpd", "--listen", "[::1]:0"]
+    prefix = injecting(tmp_path / "trace", "socket:error=EAFNOSUPPORT")
+    run = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert run.returncode == 1
+    assert run.stderr == (
+        "nullsmtpd: --listen [::1]:0: Address family not supported by protocol; "
+        "this host does not have that address family; give an address of another, or :PORT\n"
+    )
+
+
 NO_IPV6 = "echo 1 | tee /proc/sys/net/ipv6/conf/*/disable_ipv6 >/dev/null"
 
 
